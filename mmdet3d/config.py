@@ -1,0 +1,233 @@
+"""Configs: torchpack's YAML inheritance, `--a.b.c value` overrides, and `${...}` expressions over a whitelist."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmdet3d.registry import nearest
+
+__all__ = ["CONFIG_ROOT", "Config", "load_config", "parse_overrides"]
+
+CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
+
+_BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv}
+
+
+class Config(dict):
+    """A dict whose keys are attributes too; a missing one is an error that names the nearest."""
+
+    def __getattr__(self, key: str) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(f"config has no key {key!r}{nearest(key, map(str, self))}") from None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        self[key] = value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists all the way down."""
+        return _plain(self)
+
+    def dump(self) -> str:
+        """As YAML text."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=120)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
+    """Read a config file with everything it inherits.
+
+    Every `default.yaml` from the `configs` folder down to the file's own is merged first, then the file: mappings merge,
+    anything else replaces. Then overrides apply, then every string `${expression}` is evaluated.
+
+    Args:
+        path: a YAML file; a path that does not exist is also looked for below the project's `configs`.
+        overrides: command-line words `--a.b.c value` / `a.b.c=value`, or a mapping from dotted key to value.
+
+    Raises:
+        ValueError: unreadable YAML, an override of a key that no config has, or an expression outside the whitelist.
+        FileNotFoundError: no such file.
+    """
+    file = find_config(path)
+    config = Config()
+    for part in _chain(file):
+        _merge(config, _read(part))
+    pairs = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    for key, value in pairs.items():
+        _override(config, key, value, file)
+    return _evaluate(config, copy.deepcopy(config), file)
+
+
+def find_config(path: str | Path) -> Path:
+    """The file `path`, or `configs/path` of this project.
+
+    Raises:
+        FileNotFoundError: neither exists.
+    """
+    for candidate in (Path(path), CONFIG_ROOT / path, CONFIG_ROOT.parent / path):
+        if candidate.is_file():
+            return candidate.resolve()
+    raise FileNotFoundError(f"config {path} not found, neither here nor in {CONFIG_ROOT}")
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`["--a.b", "1", "c=x"]` to `{"a.b": 1, "c": "x"}`. Values are YAML, so `[1, 2]`, `null`, `true`, `1e-3` and quotes work.
+
+    Raises:
+        ValueError: a key without a value.
+    """
+    pairs: dict[str, Any] = {}
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        key, sep, text = word.removeprefix("--").partition("=")
+        if not sep:
+            if not word.startswith("--") or not queue:
+                raise ValueError(f"override {word!r} needs a value: --{key} VALUE or {key}=VALUE")
+            text = queue.pop(0)
+        pairs[key] = _value(text)
+    return pairs
+
+
+def _value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        try:
+            return float(value) if value.lower().strip("+-.0123456789") == "e" else value
+        except ValueError:
+            return value
+    return value
+
+
+def _chain(file: Path) -> list[Path]:
+    root = next((p for p in file.parents if p.name == "configs"), file.parent)
+    folders = [p for p in reversed(file.parents) if p == root or root in p.parents]
+    defaults = [f / "default.yaml" for f in folders]
+    return [d for d in defaults if d.is_file() and d != file] + [file]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a mapping, found {type(content).__name__}")
+    return content
+
+
+def _merge(into: Config, new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, Mapping):
+            if not isinstance(into.get(key), Config):
+                into[key] = Config()
+            _merge(into[key], value)
+        else:
+            into[key] = copy.deepcopy(value)
+
+
+def _override(config: Config, key: str, value: Any, file: Path) -> None:
+    node: Any = config
+    parts = key.split(".")
+    for i, part in enumerate(parts[:-1]):
+        node = _child(node, part, ".".join(parts[: i + 1]), file)
+    last = parts[-1]
+    if isinstance(node, list):
+        node[_index(node, last, key, file)] = value
+        return
+    parent = ".".join(parts[:-1])
+    if not isinstance(node, Config):
+        raise ValueError(f"cannot set {key}: {parent} is {node!r} in {file.name}")
+    # Below the top level a new key may be an argument that the file leaves at its default; its builder checks it.
+    if len(parts) == 1 and last not in node:
+        raise ValueError(f"unknown config key {key!r}{nearest(last, node)} ({file.name})")
+    node[last] = value
+
+
+def _child(node: Any, part: str, path: str, file: Path) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, path, file)]
+    if part not in node:
+        raise ValueError(f"unknown config key {path!r}{nearest(part, node)} ({file.name})")
+    if node[part] is None:
+        node[part] = Config()
+    if isinstance(node[part], dict) and not isinstance(node[part], Config):
+        node[part] = _to_config(node[part])
+    if not isinstance(node[part], (Config, list)):
+        raise ValueError(f"cannot set a key below {path}: it is {node[part]!r} in {file.name}")
+    return node[part]
+
+
+def _index(node: list, part: str, path: str, file: Path) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise ValueError(f"{path}: {part!r} is no index of a list of {len(node)} ({file.name})")
+    return int(part)
+
+
+def _to_config(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Config({k: _to_config(v) for k, v in value.items()})
+    return [_to_config(v) for v in value] if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _evaluate(value: Any, names: Config, file: Path, depth: int = 0) -> Any:
+    if depth > 20:
+        raise ValueError(f"an expression in {file} refers to itself")
+    if isinstance(value, Mapping):
+        return Config({k: _evaluate(v, names, file, depth) for k, v in value.items()})
+    if isinstance(value, list):
+        return [_evaluate(v, names, file, depth) for v in value]
+    if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
+        try:
+            tree = ast.parse(value[2:-1].strip(), mode="eval").body
+        except SyntaxError:
+            raise ValueError(f"{value} in {file} is no expression") from None
+        return _evaluate(copy.deepcopy(_expression(tree, names, value, file, depth)), names, file, depth + 1)
+    return value
+
+
+def _expression(node: ast.expr, names: Config, text: str, file: Path, depth: int) -> Any:
+    def visit(child: ast.expr) -> Any:
+        return _evaluate(_expression(child, names, text, file, depth), names, file, depth + 1)
+
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id=name):
+            if name not in names:
+                raise ValueError(f"{text} in {file}: no key {name!r}{nearest(name, names)}")
+            return names[name]
+        case ast.Attribute(value=owner, attr=name):
+            base = visit(owner)
+            if not isinstance(base, Mapping) or name not in base:
+                raise ValueError(f"{text} in {file}: no key {name!r}")
+            return base[name]
+        case ast.Subscript(value=owner, slice=ast.Slice(lower=low, upper=high, step=None)):
+            return visit(owner)[slice(visit(low) if low else None, visit(high) if high else None)]
+        case ast.Subscript(value=owner, slice=index):
+            return visit(owner)[visit(index)]
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            return _BINARY[type(op)](visit(left), visit(right))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -visit(operand)
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            return [visit(i) for i in items]
+    raise ValueError(f"{text} in {file}: only names, attributes, indexing, arithmetic and lists are allowed")

@@ -1,0 +1,127 @@
+"""The one protocol of everything that can be trained, and the pipeline of named stages behind every detector."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmdet3d.registry import nearest
+from mmdet3d.structures import Batch, BEVGrid, Detections3D
+
+__all__ = ["Detector", "Stage", "Trainable"]
+
+
+class Trainable(nn.Module, ABC):
+    """What the engine knows. Entries of the loss dict named `loss/...` are summed, `stats/...` are only logged."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalar terms of one training step."""
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> list[Detections3D]:
+        """One `Detections3D` per sample; needs neither ground truth nor anything but the model's own sensors."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a detector.
+
+    Args:
+        inputs: names of the outputs it consumes.
+        outputs: names it produces; these are the taps.
+        run: called as `run(batch, *inputs)`; returns one value per output (the bare value if there is one output).
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    run: Callable[..., Any]
+
+
+class Detector(Trainable):
+    """A pipeline of named stages.
+
+    A subclass calls `add_stage` while it is built and implements `losses` and `predictions` on the tapped features.
+    `extract` computes what the requested taps need and nothing else.
+
+    Attributes:
+        loss_taps, predict_taps: what `losses` and `predictions` read.
+        grid: the BEV raster of decoder and heads.
+    """
+
+    loss_taps: tuple[str, ...] = ()
+    predict_taps: tuple[str, ...] = ()
+    grid: BEVGrid
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stages: dict[str, Stage] = {}
+
+    def add_stage(self, outputs: str | tuple[str, ...], run: Callable[..., Any], inputs: tuple[str, ...] = ()) -> None:
+        """Declare a stage; its inputs must be outputs of stages declared before it."""
+        stage = Stage(inputs, (outputs,) if isinstance(outputs, str) else outputs, run)
+        for name in inputs:
+            self._check_tap(name)
+        for name in stage.outputs:
+            assert name not in self._stages, f"tap {name} declared twice"
+            self._stages[name] = stage
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names that `extract` accepts, in pipeline order."""
+        return tuple(self._stages)
+
+    def extract(self, batch: Batch, taps: Collection[str]) -> dict[str, Any]:
+        """Outputs of the named stages.
+
+        Args:
+            batch: on the model's device.
+            taps: names out of `self.taps`.
+
+        Returns:
+            At least the requested taps; intermediate outputs computed on the way are in it too.
+
+        Raises:
+            ValueError: an unknown tap.
+        """
+        for name in taps:
+            self._check_tap(name)
+        done: dict[str, Any] = {}
+        wanted = self._closure(taps)
+        for name, stage in self._stages.items():
+            if name in wanted and name not in done:
+                value = stage.run(batch, *(done[i] for i in stage.inputs))
+                done.update(zip(stage.outputs, value if len(stage.outputs) > 1 else (value,), strict=True))
+        return done
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return self.losses(self.extract(batch, self.loss_taps), batch)
+
+    def predict(self, batch: Batch) -> list[Detections3D]:
+        return self.predictions(self.extract(batch, self.predict_taps), batch)
+
+    @abstractmethod
+    def losses(self, features: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
+        """The detector's own loss terms from extracted features (at least `loss_taps`)."""
+
+    @abstractmethod
+    def predictions(self, features: Mapping[str, Any], batch: Batch) -> list[Detections3D]:
+        """Detections from extracted features (at least `predict_taps`)."""
+
+    def _closure(self, taps: Collection[str]) -> set[str]:
+        wanted: set[str] = set()
+        queue = list(taps)
+        while queue:
+            name = queue.pop()
+            if name not in wanted:
+                wanted.add(name)
+                queue.extend(self._stages[name].inputs)
+        return wanted
+
+    def _check_tap(self, name: str) -> None:
+        if name not in self._stages:
+            raise ValueError(f"{type(self).__name__} has no tap {name!r}{nearest(name, self._stages)} (taps: {', '.join(self._stages)})")

@@ -1,0 +1,96 @@
+"""Names in configs (`type: GatedFuser`) to classes, with errors that help."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+__all__ = ["DATASETS", "MODELS", "TRANSFORMS", "Registry", "nearest"]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`", did you mean X?"` for the known name closest to `name`, or an empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean {match[0]!r}?" if match else ""
+
+
+class Registry:
+    """Classes by name; the modules that register them are imported at the first look-up.
+
+    Args:
+        kind: what is registered, for messages ("model", "transform").
+        packages: modules whose import fills the registry.
+    """
+
+    def __init__(self, kind: str, packages: Iterable[str]) -> None:
+        self.kind = kind
+        self._packages = tuple(packages)
+        self._classes: dict[str, Callable[..., Any]] = {}
+        self._filled = False
+
+    def register(self, cls: Callable[..., Any]) -> Callable[..., Any]:
+        """Class decorator; the class's own name is the config's `type`."""
+        name = cls.__name__
+        assert name not in self._classes, f"{self.kind} {name} registered twice"
+        self._classes[name] = cls
+        return cls
+
+    def names(self) -> list[str]:
+        self._fill()
+        return sorted(self._classes)
+
+    def get(self, name: str) -> Callable[..., Any]:
+        """The class called `name`.
+
+        `scope.Name` (`mmdet.ResNeXt`) is looked up in that OpenMMLab library.
+
+        Raises:
+            ValueError: nothing of that name is registered.
+        """
+        if "." in name:
+            from mmdet3d.interop.openmmlab import find_class
+
+            return find_class(name)
+        self._fill()
+        if name not in self._classes:
+            raise ValueError(f"unknown {self.kind} type {name!r}{nearest(name, self._classes)}")
+        return self._classes[name]
+
+    def build(self, cfg: Mapping[str, Any], **extra: Any) -> Any:
+        """Instantiate `cfg["type"]` with the remaining keys of `cfg` and `extra`.
+
+        Raises:
+            ValueError: no `type`, an unknown type, an unknown key or a missing one.
+        """
+        if not isinstance(cfg, Mapping) or "type" not in cfg:
+            raise ValueError(f"a {self.kind} config needs a `type` key, got {cfg!r}")
+        arguments = {k: v for k, v in cfg.items() if k != "type"} | extra
+        cls = self.get(cfg["type"])
+        _check_arguments(cls, arguments)
+        return cls(**arguments)
+
+    def _fill(self) -> None:
+        if not self._filled:
+            self._filled = True
+            for package in self._packages:
+                importlib.import_module(package)
+
+
+def _check_arguments(cls: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(cls).parameters.values()
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for key in arguments:
+            if key not in named:
+                raise ValueError(f"unknown key {key!r} for {cls.__name__}{nearest(key, named)} (known: {', '.join(named)})")
+    missing = [n for n, p in named.items() if p.default is p.empty and n not in arguments]
+    if missing:
+        raise ValueError(f"{cls.__name__} needs {', '.join(map(repr, missing))}, which the config does not give")
+
+
+MODELS = Registry("model", ("mmdet3d.models", "mmdet3d.distill"))
+DATASETS = Registry("dataset", ("mmdet3d.datasets",))
+TRANSFORMS = Registry("transform", ("mmdet3d.datasets.transforms",))

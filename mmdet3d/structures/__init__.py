@@ -1,0 +1,8 @@
+"""The vocabulary of the project: tensors with units and frames. No I/O here."""
+
+from mmdet3d.structures.boxes import Boxes3D, limit_period, rotate_z
+from mmdet3d.structures.calibration import Calibration, project
+from mmdet3d.structures.grid import BEVGrid
+from mmdet3d.structures.sample import Batch, Detections3D, Sample
+
+__all__ = ["BEVGrid", "Batch", "Boxes3D", "Calibration", "Detections3D", "Sample", "limit_period", "project", "rotate_z"]

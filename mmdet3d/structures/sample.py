@@ -1,0 +1,139 @@
+"""What travels from a dataset through a detector to the evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdet3d.structures.boxes import Boxes3D
+from mmdet3d.structures.calibration import Calibration
+
+__all__ = ["Batch", "Detections3D", "Sample"]
+
+
+@dataclass
+class Sample:
+    """One key frame of a data set after its pipeline. A field that no transform loads stays None.
+
+    Args:
+        token: the sample's name in its data set.
+        calibration: see `Calibration`.
+        images: (N, 3, H, W) float, normalised RGB.
+        points: (P, 5) float: x, y, z, intensity, time lag in s; augmented LiDAR frame.
+        radar: (R, 45) float: x, y, z, rcs, vx, vy (compensated), time lag, one-hot states; augmented LiDAR frame.
+        boxes: ground truth, augmented LiDAR frame.
+        labels: (M,) int64, index into the class list.
+        depths: (N, H, W) float, metres, 0 where no LiDAR point falls.
+        meta: anything small that a user may want to see (paths, timestamp, image size).
+    """
+
+    token: str
+    calibration: Calibration
+    images: Tensor | None = None
+    points: Tensor | None = None
+    radar: Tensor | None = None
+    boxes: Boxes3D | None = None
+    labels: Tensor | None = None
+    depths: Tensor | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Batch:
+    """Samples side by side: dense fields are stacked, ragged ones are lists of B."""
+
+    tokens: list[str]
+    calibration: Calibration
+    images: Tensor | None = None
+    points: list[Tensor] | None = None
+    radar: list[Tensor] | None = None
+    boxes: list[Boxes3D] | None = None
+    labels: list[Tensor] | None = None
+    depths: Tensor | None = None
+    metas: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def collate(cls, samples: Sequence[Sample]) -> Batch:
+        """Raises ValueError if a field is present in some samples only or image sizes differ."""
+
+        def column(name: str) -> list | None:
+            values = [getattr(s, name) for s in samples]
+            present = [v is not None for v in values]
+            if any(present) and not all(present):
+                missing = samples[present.index(False)].token
+                raise ValueError(f"cannot batch: sample {missing} has no {name}, others do")
+            return values if all(present) else None
+
+        def stacked(name: str) -> Tensor | None:
+            values = column(name)
+            return None if values is None else torch.stack(values)
+
+        return cls(
+            tokens=[s.token for s in samples],
+            calibration=Calibration.stack([s.calibration for s in samples]),
+            images=stacked("images"),
+            points=column("points"),
+            radar=column("radar"),
+            boxes=column("boxes"),
+            labels=column("labels"),
+            depths=stacked("depths"),
+            metas=[s.meta for s in samples],
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def device(self) -> torch.device:
+        return self.calibration.lidar_aug.device
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, (Tensor, Boxes3D, Calibration)):
+                return value.to(device, non_blocking=non_blocking)
+            if isinstance(value, list) and value and isinstance(value[0], (Tensor, Boxes3D)):
+                return [move(v) for v in value]
+            return value
+
+        return Batch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+    def without(self, *names: str) -> Batch:
+        """The same batch with the named fields removed (`batch.without("points")`)."""
+        return replace(self, **dict.fromkeys(names))
+
+    def require(self, name: str, user: str) -> Any:
+        """The field `name`, or a ValueError that says who needs it and that the pipeline does not load it."""
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"{user} needs `{name}`, which this batch does not hold; add its loader to the config's pipeline")
+        return value
+
+
+@dataclass
+class Detections3D:
+    """Detections of one sample.
+
+    Args:
+        boxes: LiDAR frame of the sample, augmentation not undone (evaluation pipelines do not augment).
+        scores: (N,) in [0, 1].
+        labels: (N,) int64, index into the class list.
+    """
+
+    boxes: Boxes3D
+    scores: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: Tensor) -> Detections3D:
+        return Detections3D(self.boxes[index], self.scores[index], self.labels[index])
+
+    def to(self, device: torch.device | str) -> Detections3D:
+        return Detections3D(self.boxes.to(device), self.scores.to(device), self.labels.to(device))

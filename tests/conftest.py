@@ -1,0 +1,30 @@
+"""Shared fixtures. Real data and conformance values lie beside the checkout, in `../shared`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data; its absence is a skip that CI turns into a failure."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared (real data and conformance values), which is not beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def crkd_values(shared: Path) -> dict:
+    """Conformance values of CRKD's targets, losses, masks, geometry."""
+    return json.loads((shared / "fixtures" / "crkd.json").read_text())
