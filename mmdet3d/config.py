@@ -17,7 +17,13 @@ __all__ = ["CONFIG_ROOT", "Config", "load_config", "parse_overrides"]
 
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 
-_BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv}
+_BINARY = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+}
 
 
 class Config(dict):

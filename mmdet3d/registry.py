@@ -85,7 +85,9 @@ def _check_arguments(cls: Callable[..., Any], arguments: Mapping[str, Any]) -> N
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for key in arguments:
             if key not in named:
-                raise ValueError(f"unknown key {key!r} for {cls.__name__}{nearest(key, named)} (known: {', '.join(named)})")
+                raise ValueError(
+                    f"unknown key {key!r} for {cls.__name__}{nearest(key, named)} (known: {', '.join(named)})"
+                )
     missing = [n for n, p in named.items() if p.default is p.empty and n not in arguments]
     if missing:
         raise ValueError(f"{cls.__name__} needs {', '.join(map(repr, missing))}, which the config does not give")

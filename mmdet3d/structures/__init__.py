@@ -5,4 +5,14 @@ from mmdet3d.structures.calibration import Calibration, project
 from mmdet3d.structures.grid import BEVGrid
 from mmdet3d.structures.sample import Batch, Detections3D, Sample
 
-__all__ = ["BEVGrid", "Batch", "Boxes3D", "Calibration", "Detections3D", "Sample", "limit_period", "project", "rotate_z"]
+__all__ = [
+    "BEVGrid",
+    "Batch",
+    "Boxes3D",
+    "Calibration",
+    "Detections3D",
+    "Sample",
+    "limit_period",
+    "project",
+    "rotate_z",
+]

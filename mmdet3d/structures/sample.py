@@ -111,7 +111,9 @@ class Batch:
         """The field `name`, or a ValueError that says who needs it and that the pipeline does not load it."""
         value = getattr(self, name)
         if value is None:
-            raise ValueError(f"{user} needs `{name}`, which this batch does not hold; add its loader to the config's pipeline")
+            raise ValueError(
+                f"{user} needs `{name}`, which this batch does not hold; add its loader to the config's pipeline"
+            )
         return value
 
 

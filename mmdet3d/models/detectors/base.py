@@ -124,4 +124,6 @@ class Detector(Trainable):
 
     def _check_tap(self, name: str) -> None:
         if name not in self._stages:
-            raise ValueError(f"{type(self).__name__} has no tap {name!r}{nearest(name, self._stages)} (taps: {', '.join(self._stages)})")
+            raise ValueError(
+                f"{type(self).__name__} has no tap {name!r}{nearest(name, self._stages)} (taps: {', '.join(self._stages)})"
+            )

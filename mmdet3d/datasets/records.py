@@ -1,0 +1,105 @@
+"""What a data set knows about a key frame before anything is loaded, and what a transform is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mmdet3d.structures import Sample
+
+__all__ = ["CameraRecord", "Context", "FrameRecord", "SensorRecord", "Transform"]
+
+
+@dataclass
+class SensorRecord:
+    """One sensor file.
+
+    Args:
+        path: relative to the dataset root.
+        timestamp: microseconds.
+        sensor2lidar: (4, 4) float64, to LIDAR_TOP at the key frame, ego motion included.
+        token: sample_data token, if known.
+    """
+
+    path: str
+    timestamp: int
+    sensor2lidar: np.ndarray
+    token: str = ""
+
+
+@dataclass
+class CameraRecord(SensorRecord):
+    """An image with its pinhole model.
+
+    Args:
+        intrinsics: (3, 3) float64, pixels of the raw image.
+        camera2ego: (4, 4) float64, ego at camera time.
+    """
+
+    intrinsics: np.ndarray = field(default_factory=lambda: np.eye(3))
+    camera2ego: np.ndarray = field(default_factory=lambda: np.eye(4))
+
+
+@dataclass
+class FrameRecord:
+    """One key frame, whatever info file it came from; box convention of `Boxes3D`, LiDAR frame.
+
+    Args:
+        token: sample token.
+        timestamp: microseconds, of the sample.
+        lidar: the key-frame scan.
+        lidar2ego: (4, 4) float64.
+        ego2global: (4, 4) float64, ego at LiDAR time.
+        sweeps: earlier scans, newest first.
+        cameras: by channel, in the order of the camera index.
+        radars: by channel, each the key-frame sweep first, then earlier ones; a channel without files is absent.
+        boxes: (N, 9) float64, velocity NaN where unknown; None where there is no annotation (test split).
+        names: (N,) class names, the full category for classes outside the ten.
+        num_lidar_pts, num_radar_pts: (N,) int.
+        scene_token, prev_token, next_token, location: empty where the info file lacks them.
+    """
+
+    token: str
+    timestamp: int
+    lidar: SensorRecord
+    lidar2ego: np.ndarray
+    ego2global: np.ndarray
+    sweeps: list[SensorRecord] = field(default_factory=list)
+    cameras: dict[str, CameraRecord] = field(default_factory=dict)
+    radars: dict[str, list[SensorRecord]] = field(default_factory=dict)
+    boxes: np.ndarray | None = None
+    names: np.ndarray | None = None
+    num_lidar_pts: np.ndarray | None = None
+    num_radar_pts: np.ndarray | None = None
+    scene_token: str = ""
+    prev_token: str = ""
+    next_token: str = ""
+    location: str = ""
+
+
+@dataclass
+class Context:
+    """What a transform may look at besides the sample.
+
+    Args:
+        record: the frame being loaded.
+        root: dataset root.
+        rng: seeded by (seed, epoch, index); the only source of randomness.
+        epoch: 0-based.
+        training: False in validation and test data sets.
+    """
+
+    record: FrameRecord
+    root: Path
+    rng: np.random.RandomState
+    epoch: int = 0
+    training: bool = True
+
+
+class Transform:
+    """One step of a pipeline: returns the sample (changed in place or new), or None to drop it."""
+
+    def __call__(self, sample: Sample, context: Context) -> Sample | None:
+        raise NotImplementedError
