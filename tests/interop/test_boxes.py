@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmdet3d.interop.boxes import boxes_from_old, boxes_to_old, yaw_from_old, yaw_to_old
+from mmdet3d.structures import Boxes3D
+
+finite = st.floats(-50, 50, width=32)
+size = st.floats(0.125, 20, width=32)
+angle = st.floats(-3.140625, 3.140625, width=32)
+rows = st.lists(st.tuples(finite, finite, finite, size, size, size, angle, finite, finite), min_size=1, max_size=5)
+
+
+def old_corners(box: torch.Tensor) -> torch.Tensor:
+    """Footprint corners by the old rule: width along local x, length along local y, clockwise rotation by yaw."""
+    x, y, _, w, l, _, yaw = box[:7].tolist()
+    c, s = math.cos(yaw), math.sin(yaw)
+    local = [(a * w / 2, b * l / 2) for a in (-1, 1) for b in (-1, 1)]
+    return torch.tensor([(a * c + b * s + x, -a * s + b * c + y) for a, b in local], dtype=torch.float64)
+
+
+@settings(deadline=None, max_examples=50)
+@given(rows=rows, gravity=st.booleans())
+def test_round_trip_restores_the_boxes(rows: list, gravity: bool) -> None:
+    boxes = Boxes3D(torch.tensor(rows, dtype=torch.float64))
+    back = boxes_from_old(boxes_to_old(boxes, gravity=gravity), gravity=gravity)
+    torch.testing.assert_close(back.tensor, boxes.tensor)
+
+
+@settings(deadline=None, max_examples=50)
+@given(rows=rows)
+def test_footprint_is_the_same_rectangle(rows: list) -> None:
+    old = torch.tensor(rows, dtype=torch.float64)
+    for box, corners in zip(old, boxes_from_old(old).footprint(), strict=True):
+        distance = torch.cdist(old_corners(box), corners)
+        assert distance.min(dim=0).values.max() < 1e-9
+        assert distance.min(dim=1).values.max() < 1e-9
+
+
+def test_bottom_and_gravity_heights() -> None:
+    old = torch.tensor([[1.0, 2.0, -1.0, 1.9, 4.5, 1.6, 0.0, 3.0, 4.0]])
+    bottom, gravity = boxes_from_old(old), boxes_from_old(old, gravity=True)
+    assert bottom.tensor[0].tolist() == pytest.approx([1, 2, -0.2, 4.5, 1.9, 1.6, -math.pi / 2, 3, 4])
+    assert gravity.tensor[0, 2].item() == -1.0
+
+
+def test_seven_columns_get_velocity_zero() -> None:
+    assert boxes_from_old(torch.ones(3, 7)).velocity.tolist() == [[0, 0]] * 3
+
+
+@settings(deadline=None, max_examples=50)
+@given(yaw=angle)
+def test_yaw_map_is_its_own_inverse(yaw: float) -> None:
+    value = torch.tensor(yaw, dtype=torch.float64)
+    torch.testing.assert_close(yaw_from_old(yaw_to_old(value)), value)
+
+
+def test_wrong_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="7 or 9 columns"):
+        boxes_from_old(torch.zeros(2, 8))
