@@ -153,9 +153,6 @@ def _override(config: Config, key: str, value: Any, file: Path) -> None:
     if isinstance(node, list):
         node[_index(node, last, key, file)] = value
         return
-    parent = ".".join(parts[:-1])
-    if not isinstance(node, Config):
-        raise ValueError(f"cannot set {key}: {parent} is {node!r} in {file.name}")
     # Below the top level a new key may be an argument that the file leaves at its default; its builder checks it.
     if len(parts) == 1 and last not in node:
         raise ValueError(f"unknown config key {key!r}{nearest(last, node)} ({file.name})")
@@ -164,8 +161,8 @@ def _override(config: Config, key: str, value: Any, file: Path) -> None:
 
 def _child(node: Any, part: str, path: str, file: Path) -> Any:
     if isinstance(node, list):
-        return node[_index(node, part, path, file)]
-    if part not in node:
+        part = _index(node, part, path, file)
+    elif part not in node:
         raise ValueError(f"unknown config key {path!r}{nearest(part, node)} ({file.name})")
     if node[part] is None:
         node[part] = Config()

@@ -1,0 +1,43 @@
+# make demo    boxes on the screen and a result table, from nothing, in about ten minutes on two CPU cores
+# make test    the fast tests;  make test-slow  the rest (real-size models, the demo, launchers)
+# make setup   only the environment in .venv
+
+PYTHON ?= python3
+SEED ?= 0
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: setup setup-test demo test test-slow lint clean
+
+setup: $(VENV)/.installed
+setup-test: $(VENV)/.installed-test
+
+$(VENV)/.installed: requirements.txt constraints.txt pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 13) else f"Python 3.10 to 3.12 is needed, {v[0]}.{v[1]} is $(PYTHON); try: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -q -r requirements.txt
+	@# mmcv brings the Qt build of OpenCV, which needs libGL; the headless one of the same version does not.
+	$(BIN)/pip install --disable-pip-version-check -q --force-reinstall --no-deps -c constraints.txt opencv-python-headless
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt "pytest>=8" "pytest-xdist>=3" "hypothesis>=6"
+	@touch $@
+
+demo: setup
+	$(BIN)/python tools/run_recipe.py configs/synthetic/demo/recipe.yaml --run-dir runs/demo --seed $(SEED)
+
+test: setup-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+
+test-slow: setup-test
+	$(BIN)/python -m pytest -q -m slow
+
+lint: setup-test
+	$(BIN)/pip install --disable-pip-version-check -q ruff && $(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf build runs *.egg-info

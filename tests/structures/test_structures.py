@@ -1,0 +1,133 @@
+"""Boxes, calibration, grid, batch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmdet3d.structures import Batch, BEVGrid, Boxes3D, Calibration, Sample, limit_period, project
+
+BOX = torch.tensor([[10.0, 5.0, -1.0, 4.0, 2.0, 1.5, 0.3, 3.0, 1.0]], dtype=torch.float64)
+
+
+def similarity(angle: float, scale: float, mirror: bool, shift: list[float]) -> torch.Tensor:
+    c, s = math.cos(angle), math.sin(angle)
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:2, :2] = torch.tensor([[c, -s], [s, c]])
+    if mirror:
+        matrix[:2, :2] = torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64)) @ matrix[:2, :2]
+    matrix[:3, :3] *= scale
+    matrix[:3, 3] = torch.tensor(shift)
+    return matrix
+
+
+similarities = st.builds(
+    similarity,
+    st.floats(-3, 3),
+    st.floats(0.5, 2),
+    st.booleans(),
+    st.lists(st.floats(-20, 20), min_size=3, max_size=3),
+)
+
+
+@given(similarities)
+def test_transform_moves_corners_like_points(matrix: torch.Tensor) -> None:
+    moved = Boxes3D(BOX).transform(matrix)
+    expected = Boxes3D(BOX).corners() @ matrix[:3, :3].T + matrix[:3, 3]
+    # A mirror swaps left and right, so corners are compared as sets.
+    distance = torch.cdist(moved.corners(), expected)
+    assert distance.min(dim=2).values.max() < 1e-6
+    assert distance.min(dim=1).values.max() < 1e-6
+
+
+@given(similarities)
+def test_transform_and_back(matrix: torch.Tensor) -> None:
+    back = Boxes3D(BOX).transform(matrix).transform(torch.linalg.inv(matrix))
+    assert torch.allclose(back.tensor, BOX, atol=1e-6)
+
+
+def test_transform_refuses_shear() -> None:
+    matrix = torch.eye(4)
+    matrix[0, 1] = 0.5
+    with pytest.raises(ValueError, match="rotation, mirror"):
+        Boxes3D(BOX).transform(matrix)
+
+
+def test_velocity_follows_the_heading() -> None:
+    box = BOX.clone()
+    box[0, 7:] = 5 * torch.stack([box[0, 6].cos(), box[0, 6].sin()])
+    moved = Boxes3D(box).transform(similarity(1.1, 1.0, True, [0, 0, 0])).tensor[0]
+    assert torch.allclose(torch.atan2(moved[8], moved[7]), moved[6])
+
+
+def test_contains_is_strict_and_follows_the_yaw() -> None:
+    box = Boxes3D(torch.tensor([[0.0, 0.0, 0.0, 4.0, 2.0, 2.0, math.pi / 2, 0.0, 0.0]], dtype=torch.float64))
+    points = torch.tensor([[0.0, 1.9, 0.0], [1.9, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.99]], dtype=torch.float64)
+    assert box.contains(points).tolist() == [[True, False, False, True]]
+
+
+def test_corner_order() -> None:
+    box = Boxes3D(torch.tensor([[0.0, 0.0, 0.0, 4.0, 2.0, 1.0, 0.0, 0.0, 0.0]]))
+    assert box.corners()[0, :5].tolist() == [[2, 1, -0.5], [-2, 1, -0.5], [-2, -1, -0.5], [2, -1, -0.5], [2, 1, 0.5]]
+
+
+@given(st.floats(-50, 50))
+def test_limit_period(angle: float) -> None:
+    limited = float(limit_period(torch.tensor(angle, dtype=torch.float64)))
+    assert -math.pi - 1e-9 <= limited < math.pi + 1e-9
+    assert math.cos(limited) == pytest.approx(math.cos(angle), abs=1e-9)
+
+
+def test_boxes_refuse_another_width() -> None:
+    with pytest.raises(ValueError, match=r"\(N, 9\)"):
+        Boxes3D(torch.zeros(2, 7))
+
+
+def test_grid() -> None:
+    grid = BEVGrid.from_range([-54, -54, -5, 54, 54, 3], [0.6, 0.6])
+    assert grid.shape == (180, 180)
+    assert torch.allclose(grid.to_cells(torch.tensor([[-54.0, 0.3]])), torch.tensor([[0.0, 90.5]]))
+    assert grid.matches(BEVGrid((-54.0, -54.0), (0.6, 0.6), (180, 180)))
+    assert not grid.matches(BEVGrid((-54.0, -54.0), (0.8, 0.8), (135, 135)))
+
+
+def make_calibration(cameras: int = 2) -> Calibration:
+    eye = torch.eye(4)
+    many = [eye.repeat(cameras, 1, 1) for _ in range(4)]
+    return Calibration(eye, eye, *many, eye)
+
+
+def test_projection_inverts_the_intrinsics() -> None:
+    calibration = make_calibration(1)
+    calibration.intrinsics[0, :3, :3] = torch.tensor([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
+    points = torch.tensor([[1.0, 2.0, 10.0], [0.0, 0.0, -5.0]])
+    pixels, depth = project(points, calibration.lidar2image[0])
+    assert torch.allclose(pixels[0], torch.tensor([370.0, 340.0]))
+    assert depth.tolist() == [10.0, -5.0]
+
+
+def test_collate_stacks_dense_and_lists_ragged() -> None:
+    samples = [Sample(str(i), make_calibration(), torch.zeros(2, 3, 4, 5), torch.zeros(i + 1, 5)) for i in range(3)]
+    batch = Batch.collate(samples)
+    assert batch.images.shape == (3, 2, 3, 4, 5)
+    assert [len(p) for p in batch.points] == [1, 2, 3]
+    assert batch.calibration.intrinsics.shape == (3, 2, 4, 4)
+    assert batch.radar is None and len(batch) == 3
+    assert batch.without("points").points is None and batch.points is not None
+    assert torch.equal(batch.calibration[1].lidar_aug, torch.eye(4))
+
+
+def test_collate_names_the_sample_that_lacks_a_field() -> None:
+    samples = [Sample("a", make_calibration(), points=torch.zeros(1, 5)), Sample("b", make_calibration())]
+    with pytest.raises(ValueError, match="sample b has no points"):
+        Batch.collate(samples)
+
+
+def test_require_names_the_user() -> None:
+    batch = Batch.collate([Sample("a", make_calibration())])
+    with pytest.raises(ValueError, match="DepthLSSTransform needs `points`"):
+        batch.require("points", "DepthLSSTransform")

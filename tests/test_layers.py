@@ -1,0 +1,67 @@
+"""The house rules that a machine can check: imports point one way, and importing the package loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "mmdet3d"
+
+# What each folder may import of the project, besides itself, `registry` and `config`.
+ALLOWED = {
+    "structures": set(),
+    "ops": {"structures"},
+    "models": {"structures", "ops"},
+    "interop": {"structures", "ops", "models"},
+    "distill": {"structures", "ops", "models", "interop"},
+    "datasets": {"structures", "evaluation", "ops", "interop"},
+    "evaluation": {"structures", "ops"},
+    "visualization": {"structures"},
+    "engine": {"structures", "models", "distill", "datasets", "evaluation", "interop", "visualization", "ops"},
+}
+LEAVES = {"registry", "config"}
+
+
+def imported_parts(file: Path) -> set[tuple[str, int]]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{a.name}" if node.module == "mmdet3d" else node.module for a in node.names]
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        found |= {(n.split(".")[1], node.lineno) for n in names if n.startswith("mmdet3d.")}
+    return found
+
+
+@pytest.mark.parametrize("folder", sorted(ALLOWED))
+def test_imports_point_one_way(folder: str) -> None:
+    wrong = []
+    for file in sorted((PACKAGE / folder).rglob("*.py")):
+        for part, line in imported_parts(file):
+            if part not in ALLOWED[folder] | LEAVES | {folder}:
+                wrong.append(f"{file.relative_to(PACKAGE)}:{line} imports mmdet3d.{part}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_folder_has_its_place() -> None:
+    folders = {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert folders == set(ALLOWED)
+
+
+def test_leaves_import_nothing_of_the_project() -> None:
+    assert imported_parts(PACKAGE / "registry.py") <= {("interop", n) for n in range(200)}
+    assert {part for part, _ in imported_parts(PACKAGE / "config.py")} == {"registry"}
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, mmdet3d, mmdet3d.models, mmdet3d.distill, mmdet3d.datasets;"
+        "heavy = {'mpi4py', 'mmcv', 'mmdet', 'mmengine', 'torchvision', 'spconv', 'torchpack'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
