@@ -1,0 +1,215 @@
+"""Weight files: reading them, converting published layouts to ours, and accounting for every tensor."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+__all__ = ["EXCEPTIONS", "load_state", "load_weights", "metadata_path", "read_weights"]
+
+State = dict[str, Tensor]
+
+# Tensors that a model recomputes from its config, so that a file need not hold them and may hold them needlessly.
+EXCEPTIONS: dict[str, str] = {
+    "dx": "cell size of the view transform's grid, a function of the config",
+    "bx": "first cell centre of the view transform's grid, a function of the config",
+    "nx": "number of cells of the view transform's grid, a function of the config",
+    "frustum": "pixel and depth raster of the view transform, a function of the config",
+    "relative_position_index": "index table of Swin's window attention, a function of the window size",
+    "num_batches_tracked": "a step counter of BatchNorm that no computation reads",
+}
+
+_STUDENT_PARTS = ("encoders_student.", "fuser_student.", "decoder_student.", "heads_student.")
+
+# What the presence of a key tells a reader about a detector.
+_TRAITS = {
+    "a Swin camera backbone": "camera.backbone.patch_embed.",
+    "a ResNet camera backbone": "camera.backbone.layer1.",
+    "a camera branch": "encoders.camera.",
+    "a LiDAR branch": "encoders.lidar.",
+    "a radar branch": "encoders.radar.",
+    "a radar calibration module (RadarEncoderCalib, so a distilled student)": "radar.backbone.caliber.",
+    "a GatedFuser": "fuser.input_conv_sensor_1.",
+    "a ConvFuser": "fuser.0.",
+    "a CenterHead": "heads.object.task_heads.",
+    "a TransFusionHead": "heads.object.prediction_heads.",
+}
+
+
+def metadata_path(path: str | Path) -> Path:
+    """The JSON file beside a weight file: `{"metrics": ..., "sha256": ..., ...}`."""
+    return Path(path).with_suffix(".json")
+
+
+def read_weights(path: str | Path) -> tuple[State, dict[str, Any]]:
+    """Tensors (on the CPU) and metadata of a weight file.
+
+    `.safetensors` takes its metadata from the JSON beside it. Anything else is read as a PyTorch file without running
+    code from it: a bare state dict, or `{"state_dict": ..., "meta": ..., ...}`. The `module.` that
+    DistributedDataParallel puts before every key is removed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file holds no weights, or objects that are not safe to load.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weight file {path} does not exist")
+    if path.suffix == ".safetensors":
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file ({error}); copy or download it again") from error
+        side = metadata_path(path)
+        return state, json.loads(side.read_text()) if side.is_file() else {}
+    content = _read_torch(path)
+    state, meta = content, {}
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            state, meta = content[key], content.get("meta") or {}
+            break
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds no weights: expected tensors by name, or such a mapping under 'state_dict'")
+    return {k.removeprefix("module."): v for k, v in state.items()}, dict(meta)
+
+
+def _read_torch(path: Path) -> Any:
+    # Runners write scores into `meta` as NumPy scalars; both spellings of their module occur.
+    scalar = np.float64(0).__reduce__()[0]
+    numbers = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    numbers += [np.dtype, *(type(np.dtype(t)) for t in ("float32", "float64", "int64"))]
+    try:
+        with torch.serialization.safe_globals(numbers):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{path} is damaged or holds more than weights and plain values ({reason[:200]}); "
+            "save its 'state_dict' alone, or download it again"
+        ) from error
+
+
+def load_weights(
+    module: nn.Module, path: str | Path, allow_missing: Sequence[str] = (), prefix: str = ""
+) -> dict[str, Any]:
+    """Load a weight file completely: every tensor of `module` and of the file is accounted for.
+
+    Published layouts are converted on the way: geometry that the config determines is dropped, a student is taken out
+    of a CRKD distillation checkpoint (`encoders_student.` ...) or out of one of our distillers (`student.` ...), and
+    spconv 2.x kernels are brought to (k, k, k, in, out).
+
+    Args:
+        module: loaded in place.
+        path: see `read_weights`.
+        allow_missing: prefixes of keys of `module` that the file need not hold; they keep their values.
+        prefix: only the part of the file below this prefix is loaded, the prefix removed.
+
+    Returns:
+        The file's metadata.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: keys are missing, unexpected or of another shape; the message counts them, shows the first few and
+            says what the file seems to be.
+    """
+    state, meta = read_weights(path)
+    if prefix:
+        state = _below(state, prefix)
+        if not state:
+            raise ValueError(f"{path} holds nothing below {prefix!r}")
+    load_state(module, state, allow_missing, source=str(path))
+    return meta
+
+
+def load_state(
+    module: nn.Module, state: Mapping[str, Tensor], allow_missing: Sequence[str] = (), source: str = "state"
+) -> None:
+    """`load_weights` for tensors that are already in memory; `source` names them in messages."""
+    own = module.state_dict()
+    state = _spconv_kernels(_layout(dict(state), own), own)
+    state = {k: v for k, v in state.items() if not _derived(k) or (k in own and k.endswith("num_batches_tracked"))}
+    missing = [k for k in own if k not in state and not _derived(k) and not k.startswith(tuple(allow_missing))]
+    unexpected = [k for k in state if k not in own]
+    mismatched = [
+        f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
+        for k, v in state.items()
+        if k in own and v.shape != own[k].shape
+    ]
+    problems = [
+        _few(keys, kind)
+        for keys, kind in ((missing, "missing"), (unexpected, "unexpected"), (mismatched, "of another shape"))
+        if keys
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}. {_guess(state, own)}")
+    module.load_state_dict(state, strict=False)
+
+
+def _derived(key: str) -> bool:
+    return key.rpartition(".")[2] in EXCEPTIONS
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> State:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _layout(state: State, own: Mapping[str, Tensor]) -> State:
+    """Published and distiller layouts brought to the one of `own`."""
+    wants_student = any(k.startswith("student.") for k in own)
+    if any(k.startswith(_STUDENT_PARTS) for k in state):
+        student = {k.replace("_student.", ".", 1): v for k, v in state.items() if k.startswith(_STUDENT_PARTS)}
+        if not wants_student:
+            return student
+        adapters = _below(state, "fused_feat_affinity_loss.adapt_modules.")
+        home = next((k.partition("adapt_modules.")[0] for k in own if ".adapt_modules." in k), "losses.relation.")
+        return {f"student.{k}": v for k, v in student.items()} | {
+            f"{home}adapt_modules.{k}": v for k, v in adapters.items()
+        }
+    if not wants_student and any(k.startswith("student.") for k in state):
+        return _below(state, "student.")
+    return state
+
+
+def _spconv_kernels(state: State, own: Mapping[str, Tensor]) -> State:
+    def convert(key: str, value: Tensor) -> Tensor:
+        if key in own and value.ndim == 5 and value.shape != own[key].shape:
+            permuted = value.permute(1, 2, 3, 4, 0)
+            return permuted.contiguous() if permuted.shape == own[key].shape else value
+        return value
+
+    return {k: convert(k, v) for k, v in state.items()}
+
+
+def _few(keys: Sequence[str], kind: str, shown: int = 4) -> str:
+    more = ", ..." if len(keys) > shown else ""
+    return f"{len(keys)} {kind} ({', '.join(keys[:shown])}{more})"
+
+
+def _traits(keys: Iterable[str]) -> set[str]:
+    text = "\n".join(keys)
+    return {trait for trait, fragment in _TRAITS.items() if fragment in text}
+
+
+def _guess(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    if any(k.startswith("student.") for k in own) and not any(k.startswith("student.") for k in state):
+        return "This looks like the checkpoint of a plain detector; name it as model.student.checkpoint"
+    theirs, ours = _traits(state), _traits(own)
+    only_file, only_model = sorted(theirs - ours), sorted(ours - theirs)
+    if not only_file and not only_model:
+        return "Was it saved with another config, or by another project?"
+    parts = []
+    if only_file:
+        parts.append(f"the file has {', '.join(only_file)}, which this config lacks")
+    if only_model:
+        parts.append(f"this config has {', '.join(only_model)}, which the file lacks")
+    return f"It was saved with another config: {'; '.join(parts)}"

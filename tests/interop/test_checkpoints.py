@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from mmdet3d.interop.checkpoints import load_state, load_weights, metadata_path, read_weights
+
+
+class Part(nn.Module):
+    """A module tree with the given parameters."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        for key, shape in shapes.items():
+            node: nn.Module = self
+            *path, name = key.split(".")
+            for part in path:
+                if part not in dict(node.named_children()):
+                    node.add_module(part, nn.Module())
+                node = node.get_submodule(part)
+            node.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+
+
+def state_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {k: torch.randn(s, generator=generator) for k, s in shapes.items()}
+
+
+STUDENT = {
+    "encoders.radar.backbone.caliber.0.weight": (2, 3),
+    "fuser.input_conv_sensor_1.weight": (4,),
+    "decoder.neck.weight": (2,),
+    "heads.object.task_heads.0.bias": (1,),
+}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_reads_back_what_was_saved(tmp_path, suffix):
+    state, path = state_of(STUDENT), tmp_path / f"w{suffix}"
+    if suffix == ".pth":
+        meta = {"epoch": 3, "best": np.float64(0.5)}
+        torch.save({"meta": meta, "state_dict": {f"module.{k}": v for k, v in state.items()}, "optimizer": {}}, path)
+    else:
+        save_file(state, path)
+        metadata_path(path).write_text(json.dumps({"epoch": 3}))
+    read, meta = read_weights(path)
+    assert read.keys() == state.keys() and all(torch.equal(read[k], state[k]) for k in state)
+    assert meta["epoch"] == 3
+
+
+def test_unreadable_files_say_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
+        read_weights(tmp_path / "absent.pth")
+    for name in ("broken.pth", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"not a weight file")
+        with pytest.raises(ValueError, match=name):
+            read_weights(tmp_path / name)
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    with pytest.raises(ValueError, match="holds no weights"):
+        read_weights(tmp_path / "empty.pth")
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "touched"), "w"))
+
+    torch.save({"state_dict": {}, "meta": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="more than weights"):
+        read_weights(tmp_path / "evil.pth")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_every_tensor_is_accounted_for():
+    state = state_of(STUDENT)
+    del state["decoder.neck.weight"]
+    state["surplus"] = torch.zeros(1)
+    state["fuser.input_conv_sensor_1.weight"] = torch.zeros(5)
+    module = Part(STUDENT)
+    with pytest.raises(ValueError) as error:
+        load_state(module, state, source="w.pth")
+    for part in ("w.pth", "1 missing (decoder.neck.weight)", "1 unexpected (surplus)", "(5,) instead of (4,)"):
+        assert part in str(error.value)
+    assert all(not p.any() for p in module.parameters()), "a refused file must leave the module as it was"
+
+
+def test_allowed_missing_keep_their_values():
+    state = {k: v for k, v in state_of(STUDENT).items() if "caliber" not in k}
+    module = Part(STUDENT)
+    load_state(module, state, allow_missing=["encoders.radar.backbone.caliber"])
+    assert torch.equal(module.fuser.input_conv_sensor_1.weight, state["fuser.input_conv_sensor_1.weight"])
+    assert not module.get_parameter("encoders.radar.backbone.caliber.0.weight").any()
+
+
+def test_derived_geometry_is_dropped_and_counters_may_be_missing():
+    module = nn.Sequential(nn.BatchNorm2d(2))
+    state = {f"0.{k}": torch.ones(2) for k in ("weight", "bias", "running_mean", "running_var")}
+    state |= {f"encoders.camera.vtransform.{k}": torch.ones(3) for k in ("dx", "bx", "nx", "frustum")}
+    load_state(module, state)
+    assert torch.equal(module[0].running_mean, torch.ones(2))
+
+
+def test_student_comes_out_of_a_published_distillation_checkpoint():
+    student = state_of(STUDENT)
+    state = {k.replace(".", "_student.", 1): v for k, v in student.items()}
+    state |= {k: torch.full_like(v, 9) for k, v in student.items() if not k.startswith("encoders")}
+    adapter = torch.ones(3, 3)
+    state["fused_feat_affinity_loss.adapt_modules.0.conv_channel_layer.0.weight"] = adapter
+    plain = Part(STUDENT)
+    load_state(plain, state)
+    assert all(torch.equal(plain.get_parameter(k), v) for k, v in student.items())
+
+    key = "losses.kin.adapt_modules.0.conv_channel_layer.0.weight"
+    distiller = Part({f"student.{k}": s for k, s in STUDENT.items()} | {key: (3, 3)})
+    load_state(distiller, state)
+    assert torch.equal(distiller.get_parameter(key), adapter)
+    assert torch.equal(distiller.get_parameter("student.decoder.neck.weight"), student["decoder.neck.weight"])
+
+
+def test_student_comes_out_of_our_distiller():
+    student = state_of(STUDENT)
+    plain = Part(STUDENT)
+    load_state(plain, {f"student.{k}": v for k, v in student.items()} | {"losses.relation.w": torch.ones(1)})
+    assert all(torch.equal(plain.get_parameter(k), v) for k, v in student.items())
+
+
+def test_spconv_2_kernels_are_permuted():
+    kernel = torch.randn(3, 3, 3, 5, 16)
+    module = Part({"encoders.lidar.backbone.conv_input.0.weight": (3, 3, 3, 5, 16)})
+    load_state(module, {"encoders.lidar.backbone.conv_input.0.weight": kernel.permute(4, 0, 1, 2, 3).contiguous()})
+    assert torch.equal(module.get_parameter("encoders.lidar.backbone.conv_input.0.weight"), kernel)
+
+
+def test_prefix_takes_a_part_of_the_file(tmp_path):
+    save_file({"backbone.weight": torch.ones(2), "head.weight": torch.ones(1)}, tmp_path / "w.safetensors")
+    module = Part({"weight": (2,)})
+    load_weights(module, tmp_path / "w.safetensors", prefix="backbone.")
+    assert torch.equal(module.weight, torch.ones(2))
+    with pytest.raises(ValueError, match=r"nothing below 'neck\.'"):
+        load_weights(module, tmp_path / "w.safetensors", prefix="neck.")
+
+
+@pytest.mark.parametrize(
+    ("extra", "clue"),
+    [
+        ("encoders.lidar.backbone.w", "LiDAR branch"),
+        ("encoders.camera.backbone.patch_embed.w", "Swin"),
+        ("fuser.0.weight", "ConvFuser"),
+    ],
+)
+def test_a_wrong_file_is_described(extra, clue):
+    with pytest.raises(ValueError, match=f"the file has .*{clue}"):
+        load_state(Part(STUDENT), {**state_of(STUDENT), extra: torch.ones(1)})
+
+
+def test_distilled_checkpoint_in_a_plain_student_names_the_encoder():
+    plain = {k: s for k, s in STUDENT.items() if "caliber" not in k}
+    with pytest.raises(ValueError, match="RadarEncoderCalib"):
+        load_state(Part(plain), state_of(STUDENT))
+
+
+def test_plain_checkpoint_in_a_distiller_names_the_key():
+    with pytest.raises(ValueError, match=r"model\.student\.checkpoint"):
+        load_state(Part({f"student.{k}": s for k, s in STUDENT.items()}), state_of(STUDENT))
