@@ -89,6 +89,7 @@ class Context:
         rng: seeded by (seed, epoch, index); the only source of randomness.
         epoch: 0-based.
         training: False in validation and test data sets.
+        classes: class list of the data set; a label is an index into it, -1 for a name outside it.
     """
 
     record: FrameRecord
@@ -96,6 +97,7 @@ class Context:
     rng: np.random.RandomState
     epoch: int = 0
     training: bool = True
+    classes: tuple[str, ...] = ()
 
 
 class Transform:
