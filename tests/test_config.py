@@ -64,7 +64,9 @@ def test_wrong_overrides_are_refused(tree: Path, overrides: list[str], message: 
         load_config(tree, overrides)
 
 
-@pytest.mark.parametrize("text", ["__import__('os')", "(lambda: 1)()", "range.append(1)", "[x for x in range]", "1 if seed else 2"])
+@pytest.mark.parametrize(
+    "text", ["__import__('os')", "(lambda: 1)()", "range.append(1)", "[x for x in range]", "1 if seed else 2"]
+)
 def test_expressions_outside_the_whitelist_are_refused(tree: Path, text: str) -> None:
     tree.write_text(f'x: "${{{text}}}"\n')
     with pytest.raises(ValueError, match="only names"):

@@ -1,0 +1,177 @@
+"""Was distillation worth it? Teacher, student, control and distilled student over seeds, in one table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+__all__ = ["COLUMNS", "Comparison", "ControlTable"]
+
+# Metric key, heading, and whether more is better.
+COLUMNS = (
+    ("object/map", "mAP", True),
+    ("object/nds", "NDS", True),
+    ("object/mATE", "mATE", False),
+    ("object/mASE", "mASE", False),
+    ("object/mAOE", "mAOE", False),
+    ("object/mAVE", "mAVE", False),
+    ("object/mAAE", "mAAE", False),
+)
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Distilled minus control, paired by seed.
+
+    Args:
+        differences: one per seed.
+        better_is_higher: False for errors.
+    """
+
+    differences: tuple[float, ...]
+    better_is_higher: bool = True
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.differences))
+
+    @property
+    def half_width(self) -> float:
+        """Half width of the two-sided 95 % interval of the mean (Student's t over seeds); infinite for one seed."""
+        n = len(self.differences)
+        if n < 2:
+            return math.inf
+        spread = float(np.std(self.differences, ddof=1))
+        return float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * spread / math.sqrt(n)
+
+    @property
+    def verdict(self) -> str:
+        """One of "better", "worse", "within noise", "unknown (one seed)"."""
+        if len(self.differences) < 2:
+            return "unknown (one seed)"
+        if abs(self.mean) <= self.half_width:
+            return "within noise"
+        return "better" if (self.mean > 0) == self.better_is_higher else "worse"
+
+
+@dataclass
+class ControlTable:
+    """Metrics of the four roles.
+
+    Args:
+        teacher, student, control, distilled: per role a list over seeds of metric dicts (keys of `COLUMNS`). `student` is
+            where control and distilled start from; `control` is the student trained on exactly as long as `distilled`,
+            without distillation. Control and distilled are paired by position (same seed); the others may be shorter.
+        title: first line of the report.
+    """
+
+    teacher: Sequence[Mapping[str, float]]
+    student: Sequence[Mapping[str, float]]
+    control: Sequence[Mapping[str, float]]
+    distilled: Sequence[Mapping[str, float]]
+    title: str = "distillation"
+
+    def __post_init__(self) -> None:
+        if not self.control or len(self.control) != len(self.distilled):
+            raise ValueError(
+                f"control ({len(self.control)} runs) and distilled ({len(self.distilled)} runs) must be paired by seed"
+            )
+
+    def comparison(self, key: str) -> Comparison:
+        higher = next(up for k, _, up in COLUMNS if k == key)
+        pairs = zip(self.distilled, self.control, strict=True)
+        return Comparison(tuple(d[key] - c[key] for d, c in pairs), higher)
+
+    def gap_closed(self, key: str) -> float:
+        """Share of the teacher's lead over the control that distillation recovers (1 = all); NaN without a lead."""
+        teacher, control = (float(np.mean([m[key] for m in runs])) for runs in (self.teacher, self.control))
+        lead = teacher - control
+        higher = next(up for k, _, up in COLUMNS if k == key)
+        if (lead if higher else -lead) <= 0:
+            return math.nan
+        return self.comparison(key).mean / lead
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON: per role mean, standard deviation and every run; per metric the comparison."""
+        roles = {role: getattr(self, role) for role in ("teacher", "student", "control", "distilled")}
+        out: dict[str, Any] = {"title": self.title, "seeds": len(self.control), "roles": {}, "comparison": {}}
+        for role, runs in roles.items():
+            out["roles"][role] = {name: _summary([m[key] for m in runs]) for key, name, _ in COLUMNS}
+        for key, name, _ in COLUMNS:
+            c = self.comparison(key)
+            gap = self.gap_closed(key)
+            out["comparison"][name] = {
+                "gain": c.mean,
+                "interval95": None if math.isinf(c.half_width) else c.half_width,
+                "gap_closed": None if math.isnan(gap) else gap,
+                "verdict": c.verdict,
+            }
+        return out
+
+    def __str__(self) -> str:
+        names = [name for _, name, _ in COLUMNS]
+        rows = [["", *names]]
+        for role, runs in (
+            ("teacher", self.teacher),
+            ("student", self.student),
+            ("control (student, trained on)", self.control),
+            ("distilled", self.distilled),
+        ):
+            rows.append([role, *(_cell([m[key] for m in runs]) for key, _, _ in COLUMNS)])
+        comparisons = [self.comparison(key) for key, _, _ in COLUMNS]
+        rows.append(["gain over control", *(f"{c.mean:+.4f}" for c in comparisons)])
+        rows.append(
+            ["  95 % interval", *("n/a" if math.isinf(c.half_width) else f"±{c.half_width:.4f}" for c in comparisons)]
+        )
+        gaps = [self.gap_closed(key) for key, _, _ in COLUMNS]
+        rows.append(["gap to the teacher closed", *("n/a" if math.isnan(g) else f"{100 * g:.0f} %" for g in gaps)])
+        return "\n".join([self._heading(), "", _markdown(rows), "", self._verdicts(comparisons)])
+
+    def _heading(self) -> str:
+        seeds = len(self.control)
+        return f"{self.title}: {seeds} seed{'s' if seeds > 1 else ''}" + (
+            ", mean ± standard deviation" if seeds > 1 else ""
+        )
+
+    def _verdicts(self, comparisons: Sequence[Comparison]) -> str:
+        if len(self.control) < 2:
+            return (
+                "One seed says nothing about noise: none of these differences can be called real. "
+                "Run more seeds (--seeds 0 1 2) for a statement."
+            )
+        named = [(name, c.verdict) for (_, name, _), c in zip(COLUMNS, comparisons, strict=True)]
+        parts = []
+        for verdict in ("better", "worse", "within noise"):
+            members = [name for name, v in named if v == verdict]
+            if members:
+                parts.append(f"{verdict}: {', '.join(members)}")
+        return f"Distilled against control, 95 % over {len(self.control)} seeds: " + "; ".join(parts) + "."
+
+
+def _summary(values: Sequence[float]) -> dict[str, Any]:
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)) if values else None, "std": spread, "runs": [float(v) for v in values]}
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    text = f"{np.mean(values):.4f}"
+    return text if len(values) == 1 else f"{text} ± {np.std(values, ddof=1):.4f}"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        return "| " + " | ".join(cells) + " |"
+
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
+    return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])
