@@ -1,8 +1,8 @@
 """Boxes between our convention and the one that published checkpoints and old info files use.
 
-The old convention (mmdet3d before v1.0): x, y, z, width, length, height, yaw, vx, vy, where yaw = -(heading) - pi / 2, the
-heading counter-clockwise from +x. z is the bottom face in boxes (`LiDARInstance3DBoxes`) and the gravity centre in what
-regression heads predict.
+The old convention (mmdet3d before v1.0): x, y, z, width, length, height, yaw, vx, vy, where yaw = -heading - pi / 2 and
+the heading is counter-clockwise from +x. z is the bottom face in boxes (`LiDARInstance3DBoxes`) and the gravity centre
+in what regression heads predict.
 """
 
 from __future__ import annotations

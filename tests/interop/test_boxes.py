@@ -18,9 +18,9 @@ rows = st.lists(st.tuples(finite, finite, finite, size, size, size, angle, finit
 
 def old_corners(box: torch.Tensor) -> torch.Tensor:
     """Footprint corners by the old rule: width along local x, length along local y, clockwise rotation by yaw."""
-    x, y, _, w, l, _, yaw = box[:7].tolist()
+    x, y, _, width, length, _, yaw = box[:7].tolist()
     c, s = math.cos(yaw), math.sin(yaw)
-    local = [(a * w / 2, b * l / 2) for a in (-1, 1) for b in (-1, 1)]
+    local = [(a * width / 2, b * length / 2) for a in (-1, 1) for b in (-1, 1)]
     return torch.tensor([(a * c + b * s + x, -a * s + b * c + y) for a, b in local], dtype=torch.float64)
 
 

@@ -1,0 +1,61 @@
+"""A residual BEV backbone with plain two-convolution blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmdet3d.registry import MODELS
+
+__all__ = ["GeneralizedResNet"]
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = nn.Sequential()
+        if stride != 1 or in_channels != channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + self.downsample(x))
+
+
+@MODELS.register
+class GeneralizedResNet(nn.ModuleList):
+    """Stages of residual blocks (BEVFusion's BEV backbone).
+
+    Args:
+        in_channels: channels of the input.
+        blocks: per stage (number of blocks, channels, stride of its first block).
+
+    Attributes:
+        strides: of each output with respect to the input.
+    """
+
+    def __init__(self, in_channels: int, blocks: Sequence[tuple[int, int, int]]) -> None:
+        super().__init__()
+        for depth, channels, stride in blocks:
+            first = _ResidualBlock(in_channels, channels, stride)
+            self.append(nn.Sequential(first, *(_ResidualBlock(channels, channels, 1) for _ in range(depth - 1))))
+            in_channels = channels
+        self.strides = list(accumulate((stride for _, _, stride in blocks), mul))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, C, X, Y) to one (B, C_i, X_i, Y_i) per stage."""
+        outputs = []
+        for stage in self:
+            x = stage(x)
+            outputs.append(x)
+        return outputs
