@@ -1,1 +1,34 @@
-""""""
+"""Steps from a `FrameRecord` to a `Sample`: loading, augmentation, filters, and the runner that chains them."""
+
+from mmdet3d.datasets.transforms.augment import GlobalRotScaleTrans, ImageAug3D, PointShuffle, RandomFlip3D
+from mmdet3d.datasets.transforms.compose import Compose, empty_sample
+from mmdet3d.datasets.transforms.depth import GTDepth
+from mmdet3d.datasets.transforms.filters import ObjectNameFilter, ObjectRangeFilter, PointsRangeFilter
+from mmdet3d.datasets.transforms.images import GridMask, ImageNormalize, LoadMultiViewImageFromFiles
+from mmdet3d.datasets.transforms.lidar import LoadPointsFromFile, LoadPointsFromMultiSweeps, read_points
+from mmdet3d.datasets.transforms.loading import LoadAnnotations3D
+from mmdet3d.datasets.transforms.paste import ObjectPaste
+from mmdet3d.datasets.transforms.radar import LoadRadarPointsMultiSweeps, read_radar_pcd
+
+__all__ = [
+    "Compose",
+    "GTDepth",
+    "GlobalRotScaleTrans",
+    "GridMask",
+    "ImageAug3D",
+    "ImageNormalize",
+    "LoadAnnotations3D",
+    "LoadMultiViewImageFromFiles",
+    "LoadPointsFromFile",
+    "LoadPointsFromMultiSweeps",
+    "LoadRadarPointsMultiSweeps",
+    "ObjectNameFilter",
+    "ObjectPaste",
+    "ObjectRangeFilter",
+    "PointShuffle",
+    "PointsRangeFilter",
+    "RandomFlip3D",
+    "empty_sample",
+    "read_points",
+    "read_radar_pcd",
+]

@@ -1,0 +1,184 @@
+"""Augmentations. What they do to the geometry is composed into `Calibration.image_aug` and `Calibration.lidar_aug`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmdet3d.datasets.records import Context, Transform
+from mmdet3d.datasets.transforms.loading import need
+from mmdet3d.registry import TRANSFORMS
+from mmdet3d.structures import Sample
+
+__all__ = ["GlobalRotScaleTrans", "ImageAug3D", "PointShuffle", "RandomFlip3D", "transform_lidar_frame"]
+
+# Compensated vx, vy of a radar point.
+_RADAR_VELOCITY = slice(4, 6)
+
+
+def transform_lidar_frame(sample: Sample, matrix: Tensor) -> Sample:
+    """Moves points, radar points with their velocities, and boxes by `matrix` (4, 4), composed into `lidar_aug`.
+
+    `matrix` is a similarity: rotation, mirror, uniform scale, translation. The sample is changed in place.
+    """
+    matrix = matrix.float()
+    if sample.points is not None:
+        sample.points = _move(sample.points, matrix)
+    if sample.radar is not None:
+        sample.radar = _move(sample.radar, matrix)
+        sample.radar[:, _RADAR_VELOCITY] = sample.radar[:, _RADAR_VELOCITY] @ matrix[:2, :2].T
+    if sample.boxes is not None:
+        sample.boxes = sample.boxes.transform(matrix)
+    sample.calibration = replace(sample.calibration, lidar_aug=matrix @ sample.calibration.lidar_aug)
+    return sample
+
+
+def _move(points: Tensor, matrix: Tensor) -> Tensor:
+    out = points.clone()
+    out[:, :3] = points[:, :3] @ matrix[:3, :3].T + matrix[:3, 3]
+    return out
+
+
+@TRANSFORMS.register
+class GlobalRotScaleTrans(Transform):
+    """Moves the whole LiDAR frame: p' = scale * (R p + t), R clockwise by the drawn angle seen from above.
+
+    Args:
+        resize_lim: limits of the uniform scale.
+        rot_lim: limits of the uniform angle, radians.
+        trans_lim: standard deviation of the normal translation along each axis, metres.
+        is_train: false leaves the sample as it is.
+    """
+
+    def __init__(
+        self, resize_lim: Sequence[float], rot_lim: Sequence[float], trans_lim: float, is_train: bool = True
+    ) -> None:
+        self.resize_lim = resize_lim
+        self.rot_lim = rot_lim
+        self.trans_lim = trans_lim
+        self.is_train = is_train
+
+    def __call__(self, sample: Sample, context: Context) -> Sample:
+        if not self.is_train:
+            return sample
+        scale = context.rng.uniform(*self.resize_lim)
+        angle = context.rng.uniform(*self.rot_lim)
+        translation = context.rng.normal(0, self.trans_lim, size=3)
+        matrix = np.eye(4)
+        matrix[:2, :2] = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
+        matrix[:3, 3] = translation
+        matrix[:3] *= scale
+        return transform_lidar_frame(sample, torch.from_numpy(matrix))
+
+
+@TRANSFORMS.register
+class RandomFlip3D(Transform):
+    """Mirrors the LiDAR frame: y with probability 1/2, x with probability 1/2."""
+
+    def __call__(self, sample: Sample, context: Context) -> Sample:
+        flip_y = context.rng.choice([0, 1])
+        flip_x = context.rng.choice([0, 1])
+        if not flip_x and not flip_y:
+            return sample
+        signs = [-1.0 if flip_x else 1.0, -1.0 if flip_y else 1.0, 1.0, 1.0]
+        return transform_lidar_frame(sample, torch.diag(torch.tensor(signs)))
+
+
+@TRANSFORMS.register
+class PointShuffle(Transform):
+    """LiDAR points in random order, so that the cap on points per voxel keeps a random subset."""
+
+    def __call__(self, sample: Sample, context: Context) -> Sample:
+        points = need(sample, "points", self, "LoadPointsFromFile")
+        sample.points = points[torch.from_numpy(context.rng.permutation(len(points)))]
+        return sample
+
+
+@TRANSFORMS.register
+class ImageAug3D(Transform):
+    """Resizes, crops, flips and rotates each image on its own, composed into `image_aug`.
+
+    Args:
+        final_dim: height and width of the network's input, pixels.
+        resize_lim: limits of the resize factor; outside training their mean.
+        bot_pct_lim: limits of the share cut off at the bottom of the resized image; outside training their mean.
+        rot_lim: limits of the counter-clockwise rotation about the crop's centre, degrees.
+        rand_flip: mirror left-right with probability 1/2 while training.
+        is_train: false takes the mean resize and the horizontally centred crop, without flip and rotation.
+    """
+
+    def __init__(
+        self,
+        final_dim: Sequence[int],
+        resize_lim: Sequence[float],
+        bot_pct_lim: Sequence[float] = (0.0, 0.0),
+        rot_lim: Sequence[float] = (0.0, 0.0),
+        rand_flip: bool = False,
+        is_train: bool = True,
+    ) -> None:
+        self.final_dim = tuple(final_dim)
+        self.resize_lim = resize_lim
+        self.bot_pct_lim = bot_pct_lim
+        self.rot_lim = rot_lim
+        self.rand_flip = rand_flip
+        self.is_train = is_train
+
+    def __call__(self, sample: Sample, context: Context) -> Sample:
+        images = need(sample, "images", self, "LoadMultiViewImageFromFiles")
+        augmented, matrices = [], []
+        for image in images:
+            scale, size, corner, flip, angle = self._draw(image.size, context.rng)
+            augmented.append(self._apply(image, size, corner, flip, angle))
+            matrices.append(self._matrix(scale, corner, flip, angle))
+        before = sample.calibration.image_aug
+        # Composed in float64: both act on pixels, the translation in column 3.
+        after = torch.from_numpy(np.stack(matrices)) @ before.double() if images else before
+        sample.images = augmented
+        sample.calibration = replace(sample.calibration, image_aug=after.float())
+        return sample
+
+    def _draw(
+        self, raw_size: tuple[int, int], rng: np.random.RandomState
+    ) -> tuple[float, tuple[int, int], tuple[int, int], bool, float]:
+        """Resize factor, resized (width, height), crop corner (x, y), flip, angle in degrees."""
+        height, width = self.final_dim
+        scale = rng.uniform(*self.resize_lim) if self.is_train else float(np.mean(self.resize_lim))
+        size = (int(raw_size[0] * scale), int(raw_size[1] * scale))
+        bottom = rng.uniform(*self.bot_pct_lim) if self.is_train else float(np.mean(self.bot_pct_lim))
+        slack = max(0, size[0] - width)
+        x = int(rng.uniform(0, slack)) if self.is_train else slack // 2
+        corner = (x, int((1 - bottom) * size[1]) - height)
+        flip = bool(self.is_train and self.rand_flip and rng.choice([0, 1]))
+        angle = rng.uniform(*self.rot_lim) if self.is_train else 0.0
+        return scale, size, corner, flip, angle
+
+    def _apply(
+        self, image: Image.Image, size: tuple[int, int], corner: tuple[int, int], flip: bool, angle: float
+    ) -> Image.Image:
+        height, width = self.final_dim
+        x, y = corner
+        image = image.resize(size).crop((x, y, x + width, y + height))
+        if flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image.rotate(angle) if angle else image
+
+    def _matrix(self, scale: float, corner: tuple[int, int], flip: bool, angle: float) -> np.ndarray:
+        """(4, 4) float64: raw pixel to network pixel."""
+        height, width = self.final_dim
+        matrix = np.diag([scale, scale, 1.0, 1.0])
+        matrix[:2, 3] = [-corner[0], -corner[1]]
+        if flip:
+            mirror = np.diag([-1.0, 1.0, 1.0, 1.0])
+            mirror[0, 3] = width
+            matrix = mirror @ matrix
+        c, s = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+        turn = np.eye(4)
+        turn[:2, :2] = [[c, s], [-s, c]]
+        center = np.array([width, height]) / 2
+        turn[:2, 3] = center - turn[:2, :2] @ center
+        return turn @ matrix

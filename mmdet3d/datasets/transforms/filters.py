@@ -1,0 +1,83 @@
+"""What lies outside the range or the class list is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmdet3d.datasets.records import Context, Transform
+from mmdet3d.datasets.transforms.loading import need
+from mmdet3d.registry import TRANSFORMS
+from mmdet3d.structures import Boxes3D, Sample, limit_period
+
+__all__ = ["ObjectNameFilter", "ObjectRangeFilter", "PointsRangeFilter"]
+
+
+@TRANSFORMS.register
+class PointsRangeFilter(Transform):
+    """Keeps LiDAR points strictly inside `point_cloud_range`, radar points strictly inside `radar_range`.
+
+    Args:
+        point_cloud_range: x0, y0, z0, x1, y1, z1 in metres.
+        radar_range: x0, y0, x1, y1 in metres; radar does not measure height.
+    """
+
+    def __init__(
+        self, point_cloud_range: Sequence[float], radar_range: Sequence[float] = (-55.0, -55.0, 55.0, 55.0)
+    ) -> None:
+        self.lower, self.upper = torch.tensor(point_cloud_range, dtype=torch.float32).view(2, 3)
+        self.radar_lower, self.radar_upper = torch.tensor(radar_range, dtype=torch.float32).view(2, 2)
+
+    def __call__(self, sample: Sample, context: Context) -> Sample:
+        if sample.points is not None:
+            sample.points = _inside(sample.points, self.lower, self.upper)
+        if sample.radar is not None:
+            sample.radar = _inside(sample.radar, self.radar_lower, self.radar_upper)
+        return sample
+
+
+def _inside(points: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    position = points[:, : len(lower)]
+    return points[((position > lower) & (position < upper)).all(dim=1)]
+
+
+@TRANSFORMS.register
+class ObjectRangeFilter(Transform):
+    """Keeps boxes whose centre is strictly inside the range on the ground plane; brings their yaw into [-pi, pi)."""
+
+    def __init__(self, point_cloud_range: Sequence[float]) -> None:
+        x0, y0, _, x1, y1, _ = point_cloud_range
+        self.bev_range = (x0, y0, x1, y1)
+
+    def __call__(self, sample: Sample, context: Context) -> Sample:
+        boxes = need(sample, "boxes", self, "LoadAnnotations3D")
+        keep = boxes.in_range(self.bev_range)
+        tensor = boxes.tensor[keep]
+        tensor[:, 6] = limit_period(tensor[:, 6])
+        sample.boxes, sample.labels = Boxes3D(tensor), sample.labels[keep]
+        return sample
+
+
+@TRANSFORMS.register
+class ObjectNameFilter(Transform):
+    """Drops boxes of classes outside the list (label -1).
+
+    Args:
+        classes: must be the data set's class list.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+
+    def __call__(self, sample: Sample, context: Context) -> Sample:
+        boxes = need(sample, "boxes", self, "LoadAnnotations3D")
+        if self.classes != tuple(context.classes):
+            raise ValueError(
+                f"ObjectNameFilter has classes {list(self.classes)} but the data set {list(context.classes)}; give "
+                f"both the same list"
+            )
+        keep = sample.labels >= 0
+        sample.boxes, sample.labels = boxes[keep], sample.labels[keep]
+        return sample

@@ -1,0 +1,128 @@
+"""Camera images: loading, normalisation, GridMask."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmdet3d.datasets.records import Context, Transform
+from mmdet3d.datasets.transforms.loading import need, read_bytes
+from mmdet3d.registry import TRANSFORMS
+from mmdet3d.structures import Sample
+
+__all__ = ["GridMask", "ImageNormalize", "LoadMultiViewImageFromFiles", "read_image"]
+
+
+def read_image(path: Path) -> Image.Image:
+    """A fully decoded RGB image.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated or no image.
+    """
+    content = read_bytes(path, "image")
+    try:
+        return Image.open(io.BytesIO(content)).convert("RGB")
+    except OSError as error:
+        raise ValueError(f"image file {path} cannot be decoded ({error}); fetch it again") from None
+
+
+@TRANSFORMS.register
+class LoadMultiViewImageFromFiles(Transform):
+    """The images of all cameras, in the order of the calibration, as PIL images until `ImageNormalize`."""
+
+    def __call__(self, sample: Sample, context: Context) -> Sample:
+        sample.images = [read_image(context.root / camera.path) for camera in context.record.cameras.values()]
+        sample.meta["image_sizes"] = [image.size for image in sample.images]
+        return sample
+
+
+@TRANSFORMS.register
+class ImageNormalize(Transform):
+    """PIL images to one tensor (N, 3, H, W): RGB in [0, 1], minus `mean`, over `std`."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
+        self.std = torch.tensor(std, dtype=torch.float32)[:, None, None]
+
+    def __call__(self, sample: Sample, context: Context) -> Sample:
+        images = need(sample, "images", self, "LoadMultiViewImageFromFiles")
+        sizes = {image.size for image in images}
+        if len(sizes) > 1:
+            raise ValueError(f"the images of sample {sample.token} differ in size {sorted(sizes)}; add ImageAug3D")
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+        sample.images = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        return sample
+
+
+@TRANSFORMS.register
+class GridMask(Transform):
+    """Blanks a regular grid of squares, the same for all cameras (GridMask Data Augmentation, Chen et al. 2020).
+
+    Args:
+        use_h, use_w: draw the horizontal, the vertical bands of the grid.
+        max_epoch: epoch at which `prob` is reached unless `fixed_prob`.
+        rotate: the grid is rotated by a random whole number of degrees below this.
+        offset: fill blanked pixels with uniform noise in [-1, 1) instead of 0.
+        ratio: width of a band over the period of the grid.
+        mode: 1 blanks the squares between the bands, 0 the bands.
+        prob: probability that a sample is masked.
+        fixed_prob: false lets the probability grow linearly with the epoch.
+    """
+
+    def __init__(
+        self,
+        use_h: bool = True,
+        use_w: bool = True,
+        max_epoch: int = 1,
+        rotate: int = 1,
+        offset: bool = False,
+        ratio: float = 0.5,
+        mode: int = 1,
+        prob: float = 1.0,
+        fixed_prob: bool = True,
+    ) -> None:
+        self.use_h, self.use_w = use_h, use_w
+        self.max_epoch = max_epoch
+        self.rotate = rotate
+        self.offset = offset
+        self.ratio = ratio
+        self.mode = mode
+        self.prob = prob
+        self.fixed_prob = fixed_prob
+
+    def __call__(self, sample: Sample, context: Context) -> Sample:
+        images = need(sample, "images", self, "ImageNormalize")
+        if not isinstance(images, Tensor):
+            raise ValueError("GridMask works on normalised images; put ImageNormalize before it in the pipeline")
+        probability = self.prob if self.fixed_prob else self.prob * context.epoch / self.max_epoch
+        if context.rng.rand() >= probability:
+            return sample
+        height, width = images.shape[-2:]
+        mask = torch.from_numpy(self._mask(height, width, context.rng))
+        sample.images = images * mask
+        if self.offset:
+            noise = torch.from_numpy(2 * context.rng.rand(height, width) - 1).float()
+            sample.images = sample.images + noise * (1 - mask)
+        return sample
+
+    def _mask(self, height: int, width: int, rng: np.random.RandomState) -> np.ndarray:
+        """(H, W) float32, 0 where blanked. Drawn on a larger canvas so that rotation leaves no empty corner."""
+        period = rng.randint(2, min(height, width))
+        band = min(max(int(period * self.ratio + 0.5), 1), period - 1)
+        canvas = np.ones((int(1.5 * height), int(1.5 * width)), dtype=np.uint8)
+        starts = rng.randint(period, size=2)
+        if self.use_h:
+            canvas[(np.arange(canvas.shape[0]) - starts[0]) % period < band] = 0
+        if self.use_w:
+            canvas[:, (np.arange(canvas.shape[1]) - starts[1]) % period < band] = 0
+        rotated = np.asarray(Image.fromarray(canvas).rotate(rng.randint(self.rotate)))
+        top, left = (canvas.shape[0] - height) // 2, (canvas.shape[1] - width) // 2
+        mask = rotated[top : top + height, left : left + width].astype(np.float32)
+        return 1 - mask if self.mode == 1 else mask

@@ -1,0 +1,145 @@
+"""LiDAR scans and sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmdet3d.datasets.records import Context, SensorRecord, Transform
+from mmdet3d.datasets.transforms.loading import need, read_bytes
+from mmdet3d.registry import TRANSFORMS
+from mmdet3d.structures import Sample
+
+__all__ = ["LoadPointsFromFile", "LoadPointsFromMultiSweeps", "read_points"]
+
+# Elevation borders (radians) between the 32 beams of the HDL-32E on the nuScenes cars, top beam first, and the beams
+# that stand in for a coarser scanner.
+_BEAM_BORDERS = np.array([*(0.1862 - 0.023275 * np.arange(31)), -0.5353]) - 0.012
+_BEAMS = {16: range(1, 32, 2), 4: (7, 9, 11, 13), 1: (9,)}
+_CLOSE = 1.0
+_TIME = 4
+
+
+def read_points(path: Path, load_dim: int = 5) -> np.ndarray:
+    """A point file: (P, load_dim) float32, rows with a non-finite value removed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: empty, truncated, or without a single finite point.
+    """
+    content = read_bytes(path, "point")
+    if not content or len(content) % (4 * load_dim):
+        raise ValueError(
+            f"point file {path} holds {len(content)} bytes, expected a positive multiple of {4 * load_dim} "
+            f"({load_dim} float32 per point); it is empty or truncated, fetch it again"
+        )
+    points = np.frombuffer(content, dtype="<f4").reshape(-1, load_dim)
+    finite = np.isfinite(points).all(axis=1)
+    if not finite.any():
+        raise ValueError(f"point file {path} holds {len(points)} points but not one finite point; fetch it again")
+    return points[finite]
+
+
+def keep_beams(points: np.ndarray, beams: int) -> np.ndarray:
+    """The points that a scanner with `beams` (16, 4 or 1) of the 32 beams would have seen."""
+    elevation = np.arcsin(points[:, 2] / np.linalg.norm(points[:, :3], axis=1).clip(min=1e-9))
+    keep = np.zeros(len(points), dtype=bool)
+    for beam in _BEAMS[beams]:
+        keep |= (elevation > _BEAM_BORDERS[beam]) & (elevation < _BEAM_BORDERS[beam - 1])
+    return points[keep]
+
+
+class _PointReader:
+    """Reading one scan the way the config asks for."""
+
+    def __init__(self, load_dim: int, use_dim: int | Sequence[int], reduce_beams: int) -> None:
+        if reduce_beams < 32 and reduce_beams not in _BEAMS:
+            raise ValueError(f"reduce_beams: {reduce_beams} is not supported, use 32 (all), 16, 4 or 1")
+        self.columns = list(range(use_dim)) if isinstance(use_dim, int) else list(use_dim)
+        if not self.columns or max(self.columns) >= load_dim:
+            raise ValueError(f"use_dim: {use_dim} asks for columns that a file of load_dim: {load_dim} does not have")
+        self.load_dim = load_dim
+        self.reduce_beams = reduce_beams
+
+    def read(self, path: Path) -> np.ndarray:
+        """All columns of the file."""
+        points = read_points(path, self.load_dim)
+        return keep_beams(points, self.reduce_beams) if self.reduce_beams < 32 else points
+
+    def select(self, points: np.ndarray, lag: float) -> np.ndarray:
+        """The columns in use, with the time lag in place of the ring index."""
+        if self.load_dim > _TIME:
+            points[:, _TIME] = lag
+        return points[:, self.columns]
+
+
+@TRANSFORMS.register
+class LoadPointsFromFile(Transform):
+    """The key-frame scan. Column 4 of the file (ring index) is replaced by the time lag, here 0.
+
+    Args:
+        load_dim: float32 values per point in the file.
+        use_dim: which columns to keep, or how many.
+        reduce_beams: 32 keeps every beam; 16, 4 and 1 imitate a coarser scanner.
+    """
+
+    def __init__(self, load_dim: int = 5, use_dim: int | Sequence[int] = 5, reduce_beams: int = 32) -> None:
+        self._reader = _PointReader(load_dim, use_dim, reduce_beams)
+
+    def __call__(self, sample: Sample, context: Context) -> Sample:
+        points = self._reader.read(context.root / context.record.lidar.path)
+        sample.points = torch.from_numpy(self._reader.select(points, 0.0))
+        return sample
+
+
+@TRANSFORMS.register
+class LoadPointsFromMultiSweeps(Transform):
+    """Earlier scans, brought into the key frame by ego motion and appended with their time lag in seconds.
+
+    Args:
+        sweeps_num: how many sweeps; of more, a random subset while training and the newest ones otherwise.
+        load_dim, use_dim, reduce_beams: as in `LoadPointsFromFile`.
+        pad_empty_sweeps: a frame without sweeps gets `sweeps_num` copies of its own scan.
+        remove_close: drop sweep points within 1 m of the sensor along both x and y (the car's own roof).
+    """
+
+    def __init__(
+        self,
+        sweeps_num: int = 10,
+        load_dim: int = 5,
+        use_dim: int | Sequence[int] = 5,
+        reduce_beams: int = 32,
+        pad_empty_sweeps: bool = False,
+        remove_close: bool = False,
+    ) -> None:
+        self.sweeps_num = sweeps_num
+        self.pad_empty_sweeps = pad_empty_sweeps
+        self.remove_close = remove_close
+        self._reader = _PointReader(load_dim, use_dim, reduce_beams)
+
+    def __call__(self, sample: Sample, context: Context) -> Sample:
+        key = need(sample, "points", self, "LoadPointsFromFile").numpy()
+        if context.record.sweeps:
+            sweeps = [self._load(sweep, context) for sweep in self._choose(context)]
+        else:
+            sweeps = [self._without_close(key)] * (self.sweeps_num if self.pad_empty_sweeps else 0)
+        sample.points = torch.from_numpy(np.concatenate([key, *sweeps]))
+        return sample
+
+    def _choose(self, context: Context) -> list[SensorRecord]:
+        sweeps = context.record.sweeps
+        if len(sweeps) <= self.sweeps_num or not context.training:
+            return sweeps[: self.sweeps_num]
+        return [sweeps[i] for i in context.rng.choice(len(sweeps), self.sweeps_num, replace=False)]
+
+    def _load(self, sweep: SensorRecord, context: Context) -> np.ndarray:
+        points = self._without_close(self._reader.read(context.root / sweep.path))
+        matrix = sweep.sensor2lidar
+        points[:, :3] = points[:, :3] @ matrix[:3, :3].T + matrix[:3, 3]
+        return self._reader.select(points, (context.record.timestamp - sweep.timestamp) * 1e-6)
+
+    def _without_close(self, points: np.ndarray) -> np.ndarray:
+        return points[(np.abs(points[:, :2]) >= _CLOSE).any(axis=1)] if self.remove_close else points
