@@ -1,1 +1,6 @@
-""""""
+"""Image backbones: `(B*N, 3, H, W) -> list of (B*N, C_i, h_i, w_i)`."""
+
+from mmdet3d.models.backbones.resnet import ResNet
+from mmdet3d.models.backbones.swin import SwinTransformer
+
+__all__ = ["ResNet", "SwinTransformer"]

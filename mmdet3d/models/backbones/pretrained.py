@@ -1,0 +1,123 @@
+"""Weights files that the user has on disk; nothing is ever downloaded."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+__all__ = ["FOLDER", "checkpoint_of", "load_weights", "read_weights"]
+
+FOLDER = Path("pretrained")
+_OPTION = "--model.encoders.camera.backbone.init_cfg"
+_TORCHVISION = {
+    "resnet18": "resnet18-f37072fd.pth",
+    "resnet34": "resnet34-b627a593.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "resnet101": "resnet101-63fe2227.pth",
+}
+_WRAPPERS = ("state_dict", "model")
+
+logger = logging.getLogger(__name__)
+
+
+def checkpoint_of(init_cfg: Mapping[str, Any] | None, owner: str) -> str | None:
+    """The checkpoint of `{type: Pretrained, checkpoint: FILE}`; None stays None.
+
+    Raises:
+        ValueError: another type, or no checkpoint.
+    """
+    if init_cfg is None:
+        return None
+    if init_cfg.get("type") != "Pretrained" or not init_cfg.get("checkpoint"):
+        raise ValueError(
+            f"init_cfg of {owner} must be {{type: Pretrained, checkpoint: FILE}} or null, got {dict(init_cfg)}"
+        )
+    return str(init_cfg["checkpoint"])
+
+
+def read_weights(checkpoint: str, owner: str) -> dict[str, Tensor]:
+    """Tensors by name from a `.pth` or `.safetensors` file.
+
+    A URL stands for the file of that name in `pretrained/`. Wrappers (`{"model": ...}`, `{"state_dict": ...}`) and the
+    prefixes `module.` and `backbone.` are taken off.
+
+    Raises:
+        ValueError: the file is not there, or holds more than tensors; the message says what to do.
+    """
+    path = _locate(checkpoint, owner)
+    content: Any = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    weights = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not weights:
+        raise ValueError(f"{path} holds no weights by name; expected a state dict of {owner}")
+    return _without_prefix(_without_prefix(weights, "module."), "backbone.")
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> int:
+    """Copy the weights whose name and shape fit, report the rest, and return how many tensors were copied.
+
+    Raises:
+        ValueError: nothing fits.
+    """
+    own = model.state_dict()
+    fitting = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
+    reshaped = [k for k, v in weights.items() if k in own and v.shape != own[k].shape]
+    name = type(model).__name__
+    if not fitting:
+        detail = (
+            f"{reshaped[0]} is {tuple(weights[reshaped[0]].shape)}, expected {tuple(own[reshaped[0]].shape)}"
+            if reshaped
+            else f"it holds {next(iter(weights))}, expected {next(iter(own))}"
+        )
+        raise ValueError(f"{source} does not fit {name}: {detail}; give a checkpoint of the same architecture")
+    model.load_state_dict(fitting, strict=False)
+    logger.info(
+        "%s: %d of %d tensors loaded from %s, %d of the file unused",
+        name, len(fitting), len(own), source, len(weights) - len(fitting),
+    )  # fmt: skip
+    if reshaped:
+        logger.warning("%s: %d tensors of another shape were left out: %s", name, len(reshaped), ", ".join(reshaped))
+    return len(fitting)
+
+
+def _locate(checkpoint: str, owner: str) -> Path:
+    if "://" not in checkpoint:
+        if Path(checkpoint).is_file():
+            return Path(checkpoint)
+        raise ValueError(
+            f"pretrained weights of {owner} not found: {checkpoint} does not exist; put the file there, "
+            f"or start from scratch with {_OPTION} null"
+        )
+    scheme, name = checkpoint.split("://", 1)
+    file = _TORCHVISION.get(name, f"{name}.pth") if scheme == "torchvision" else name.rsplit("/", 1)[-1]
+    if (FOLDER / file).is_file():
+        return FOLDER / file
+    url = f"https://download.pytorch.org/models/{file}" if scheme == "torchvision" else checkpoint
+    raise ValueError(
+        f"pretrained weights of {owner} are not downloaded automatically: fetch {url} into {FOLDER}/, "
+        f"give your own file with {_OPTION}.checkpoint FILE, or start from scratch with {_OPTION} null"
+    )
+
+
+def _torch_load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is not a plain weights file (truncated, or it holds Python objects); save its state dict alone "
+            "with torch.save and give that file"
+        ) from error
+
+
+def _without_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    inner = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    return inner or weights

@@ -1,0 +1,179 @@
+"""ResNet (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016) with torchvision's parameter names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmdet3d.models.backbones.pretrained import checkpoint_of, load_weights, read_weights
+from mmdet3d.models.layers import build_norm2d, freeze
+from mmdet3d.registry import MODELS
+
+__all__ = ["ResNet"]
+
+
+_NormCfg = Mapping[str, Any] | None
+
+
+def _projection(in_channels: int, out_channels: int, stride: int, norm_cfg: _NormCfg) -> nn.Module | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    return nn.Sequential(conv, build_norm2d(norm_cfg, out_channels))
+
+
+class _BasicBlock(nn.Module):
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, style: str, norm_cfg: _NormCfg) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
+        self.bn1 = build_norm2d(norm_cfg, width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = build_norm2d(norm_cfg, width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _projection(in_channels, width, stride, norm_cfg)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class _Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, style: str, norm_cfg: _NormCfg) -> None:
+        super().__init__()
+        first, second = (1, stride) if style == "pytorch" else (stride, 1)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
+        self.bn1 = build_norm2d(norm_cfg, width)
+        self.conv2 = nn.Conv2d(width, width, 3, second, 1, bias=False)
+        self.bn2 = build_norm2d(norm_cfg, width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = build_norm2d(norm_cfg, 4 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _projection(in_channels, 4 * width, stride, norm_cfg)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+_LAYOUTS = {
+    18: (_BasicBlock, (2, 2, 2, 2)),
+    34: (_BasicBlock, (3, 4, 6, 3)),
+    50: (_Bottleneck, (3, 4, 6, 3)),
+    101: (_Bottleneck, (3, 4, 23, 3)),
+}
+
+
+@MODELS.register
+class ResNet(nn.Module):
+    """Residual network over images.
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        num_stages: how many of the four stages are built.
+        out_indices: which stages are returned; stage i has stride 4 * 2**i.
+        frozen_stages: -1 trains all; 0 freezes the stem; k freezes the stem and stages 1..k.
+        norm_eval: keep batch-norm statistics fixed in training.
+        norm_cfg: `{type: BN2d, eps, momentum, requires_grad}`.
+        style: `pytorch` puts a bottleneck's stride on the 3x3, `caffe` on the first 1x1.
+        base_channels: width of the stem; 64 is the published network, less makes a small twin.
+        init_cfg: `{type: Pretrained, checkpoint: FILE}` or None, see `init_weights`.
+
+    Raises:
+        ValueError: an unknown depth, style, stage count or index.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_stages: int = 4,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = True,
+        norm_cfg: _NormCfg = None,
+        style: str = "pytorch",
+        base_channels: int = 64,
+        init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(depth, num_stages, out_indices, frozen_stages, style)
+        self._checkpoint = checkpoint_of(init_cfg, f"ResNet-{depth}")
+        self.depth = depth
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.conv1 = nn.Conv2d(3, base_channels, 7, 2, 3, bias=False)
+        self.bn1 = build_norm2d(norm_cfg, base_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        block, counts = _LAYOUTS[depth]
+        channels = base_channels
+        self._stages: list[str] = []
+        for i, count in enumerate(counts[:num_stages]):
+            width = base_channels * 2**i
+            blocks = []
+            for j in range(count):
+                stride = 2 if i > 0 and j == 0 else 1
+                blocks.append(block(channels, width, stride, style, norm_cfg))
+                channels = width * block.expansion
+            self._stages.append(f"layer{i + 1}")
+            self.add_module(self._stages[-1], nn.Sequential(*blocks))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self._freeze()
+
+    def init_weights(self) -> None:
+        """Load `init_cfg.checkpoint` (torchvision names; the classifier is ignored); without `init_cfg` do nothing.
+
+        Raises:
+            ValueError: the file is missing, a URL, or of another architecture.
+        """
+        if self._checkpoint is not None:
+            weights = read_weights(self._checkpoint, f"ResNet-{self.depth}")
+            load_weights(self, {k: v for k, v in weights.items() if not k.startswith("fc.")}, self._checkpoint)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) normalised RGB to a list of (B, C_i, H / s_i, W / s_i), one per entry of `out_indices`."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        outputs = []
+        for i, name in enumerate(self._stages):
+            x = getattr(self, name)(x)
+            if i in self.out_indices:
+                outputs.append(x)
+        return outputs
+
+    def train(self, mode: bool = True) -> ResNet:
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def _freeze(self) -> None:
+        if self.frozen_stages >= 0:
+            for name in ("conv1", "bn1", *self._stages[: self.frozen_stages]):
+                freeze(getattr(self, name))
+
+
+def _check(depth: int, num_stages: int, out_indices: Sequence[int], frozen_stages: int, style: str) -> None:
+    if depth not in _LAYOUTS:
+        raise ValueError(f"ResNet depth must be one of {', '.join(map(str, _LAYOUTS))}, got {depth}")
+    if style not in ("pytorch", "caffe"):
+        raise ValueError(f"ResNet style must be pytorch or caffe, got {style!r}")
+    if not 1 <= num_stages <= 4:
+        raise ValueError(f"ResNet num_stages must be 1 to 4, got {num_stages}")
+    if not out_indices or not all(0 <= i < num_stages for i in out_indices):
+        raise ValueError(f"ResNet out_indices {list(out_indices)} must lie in 0..{num_stages - 1}")
+    if not -1 <= frozen_stages <= num_stages:
+        raise ValueError(f"ResNet frozen_stages must lie in -1..{num_stages}, got {frozen_stages}")
