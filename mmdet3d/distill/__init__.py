@@ -1,1 +1,7 @@
-""""""
+"""Distillation: a teacher, a student and a list of losses between their taps."""
+
+from mmdet3d.distill.distiller import Distiller
+from mmdet3d.distill.losses import DistillLoss
+from mmdet3d.distill.teacher import Teacher
+
+__all__ = ["DistillLoss", "Distiller", "Teacher"]

@@ -1,0 +1,211 @@
+"""Teacher + student + a list of losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmdet3d.config import load_config
+from mmdet3d.distill.losses import DistillLoss
+from mmdet3d.distill.teacher import Evaluate, Teacher, check_score
+from mmdet3d.interop.checkpoints import load_weights
+from mmdet3d.models import build_model
+from mmdet3d.models.detectors.base import Detector, Trainable
+from mmdet3d.registry import MODELS, nearest
+from mmdet3d.structures import Batch, BEVGrid, Detections3D
+
+__all__ = ["Distiller"]
+
+
+@dataclass(frozen=True)
+class _TeacherSpec:
+    config: str
+    checkpoint: str
+    min_score: float | None = None
+    metric: str = "object/map"
+
+
+@dataclass(frozen=True)
+class _StudentSpec:
+    config: str
+    checkpoint: str | None = None
+    overrides: Mapping[str, Any] | None = None
+    new_modules: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Term:
+    """Where a distillation loss reads, and how much it counts."""
+
+    student: str | Sequence[str]
+    teacher: str | Sequence[str]
+    weight: float
+
+
+@MODELS.register
+class Distiller(Trainable):
+    """Trains a student detector on its own losses plus distillation losses against a frozen teacher.
+
+    Only the student and the losses' own parameters are part of `state_dict()` and `parameters()`. The teacher is built
+    by `setup_training`; for testing it is not needed, nor is its file.
+
+    Args:
+        teacher: `config` and `checkpoint` of a trained detector; `min_score`, the least value of the validation metric
+            `metric` (default `object/map`) it must reach.
+        student: `config` of the student; `overrides` of that config by dotted key; `checkpoint` to start from;
+            `new_modules`, prefixes of keys that this checkpoint need not hold.
+        losses: by name, each `type`, `student` tap, `teacher` tap (or lists of taps), `weight` (default 1) and the
+            arguments of its class. A loss that is null is off.
+
+    Raises:
+        ValueError: unknown keys, types, or taps of the student.
+        FileNotFoundError: no such student config.
+    """
+
+    def __init__(
+        self,
+        teacher: Mapping[str, Any],
+        student: Mapping[str, Any],
+        losses: Mapping[str, Mapping[str, Any] | None],
+    ) -> None:
+        super().__init__()
+        self._teacher: Teacher | None = None
+        self._teacher_spec = _spec(_TeacherSpec, teacher, "model.teacher")
+        self._student_spec = _spec(_StudentSpec, student, "model.student")
+        config = load_config(self._student_spec.config, self._student_spec.overrides or {})
+        self.student: Detector = build_model(config.model)
+        self._terms: dict[str, _Term] = {}
+        self.losses = nn.ModuleDict()
+        for name, cfg in losses.items():
+            if cfg is not None:
+                self._terms[name], self.losses[name] = _build_loss(name, cfg)
+        self._check_taps(self.student, "student")
+
+    @property
+    def grid(self) -> BEVGrid:
+        """The student's BEV raster."""
+        return self.student.grid
+
+    @property
+    def teacher(self) -> Detector:
+        """The frozen detector.
+
+        Raises:
+            ValueError: `setup_training` was not called.
+        """
+        return self._frozen().model
+
+    def init_weights(self) -> None:
+        """Load what the student's config names as pretrained, unless a whole student checkpoint is to be loaded."""
+        if self._student_spec.checkpoint is None and hasattr(self.student, "init_weights"):
+            self.student.init_weights()
+
+    def setup_training(self, evaluate: Evaluate) -> None:
+        """Load the student's checkpoint, then build, load, check and freeze the teacher.
+
+        Call it once before training and before a run is resumed.
+
+        Args:
+            evaluate: scores a model on the validation set, as `{metric: value}`.
+
+        Raises:
+            FileNotFoundError: a config or checkpoint does not exist.
+            ValueError: a checkpoint does not fit its model, the two BEV grids differ, a tap does not exist, or the
+                teacher's score is below `min_score`.
+        """
+        wanted, spec = self._teacher_spec, self._student_spec
+        _existing(wanted.checkpoint, "model.teacher.checkpoint")
+        _existing(spec.checkpoint, "model.student.checkpoint")
+        if spec.checkpoint is not None:
+            load_weights(self.student, spec.checkpoint, allow_missing=tuple(spec.new_modules))
+        teacher = Teacher.load(wanted.config, wanted.checkpoint)
+        if not teacher.model.grid.matches(self.student.grid):
+            raise ValueError(
+                f"teacher and student see different BEV grids: {teacher.model.grid} ({wanted.config}) and "
+                f"{self.student.grid} ({spec.config}), but distillation compares them cell by cell"
+            )
+        self._check_taps(teacher.model, "teacher")
+        teacher.model.to(next(self.student.parameters()).device)
+        if wanted.min_score is not None:
+            check_score(teacher, wanted.checkpoint, wanted.metric, wanted.min_score, evaluate)
+        for loss in self.losses.values():
+            loss.bind(teacher.model, self.student)
+        self._teacher = teacher
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The student's own terms, and `loss/kd/<name>` or `loss/kd/<name>/<part>` per distillation loss."""
+        taught = self._frozen().extract(batch, self._taps("teacher"))
+        features = self.student.extract(batch, {*self.student.loss_taps, *self._taps("student")})
+        entries = self.student.losses(features, batch)
+        for name, term in self._terms.items():
+            value = self.losses[name](_pick(features, term.student), _pick(taught, term.teacher), batch)
+            parts = {f"/{part}": v for part, v in value.items()} if isinstance(value, Mapping) else {"": value}
+            entries |= {f"loss/kd/{name}{part}": term.weight * v for part, v in parts.items()}
+        return entries
+
+    def predict(self, batch: Batch) -> list[Detections3D]:
+        """The student's detections."""
+        return self.student.predict(batch)
+
+    def _frozen(self) -> Teacher:
+        if self._teacher is None:
+            raise ValueError("the distiller has no teacher yet: call setup_training(evaluate) before training")
+        return self._teacher
+
+    def _taps(self, side: str) -> set[str]:
+        return {tap for term in self._terms.values() for tap in _listed(getattr(term, side))}
+
+    def _check_taps(self, detector: Detector, side: str) -> None:
+        for name, term in self._terms.items():
+            for tap in _listed(getattr(term, side)):
+                if tap not in detector.taps:
+                    raise ValueError(
+                        f"model.losses.{name}.{side}: the {side} has no tap {tap!r}{nearest(tap, detector.taps)} "
+                        f"(taps: {', '.join(detector.taps)})"
+                    )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
+        if self._teacher is not None:
+            self._teacher.model._apply(fn)
+        return super()._apply(fn, recurse)
+
+
+def _spec(cls: type, given: Mapping[str, Any], key: str) -> Any:
+    """`given` as a `cls`, unknown and missing keys refused in the config's words."""
+    known = {f.name: f for f in fields(cls)}
+    for name in given:
+        if name not in known:
+            raise ValueError(f"unknown key {key}.{name}{nearest(name, known)} (known: {', '.join(known)})")
+    missing = [n for n, f in known.items() if f.default is MISSING and not given.get(n)]
+    if missing:
+        raise ValueError(f"{key} needs {' and '.join(missing)}")
+    return cls(**given)
+
+
+def _build_loss(name: str, cfg: Mapping[str, Any]) -> tuple[_Term, DistillLoss]:
+    for key in ("type", "student", "teacher"):
+        if key not in cfg:
+            raise ValueError(f"model.losses.{name} needs `{key}`, got {sorted(cfg)}")
+    arguments = dict(cfg)
+    term = _Term(arguments.pop("student"), arguments.pop("teacher"), float(arguments.pop("weight", 1.0)))
+    loss = MODELS.build(arguments)
+    if not isinstance(loss, DistillLoss):
+        raise ValueError(f"model.losses.{name}: {cfg['type']} is no distillation loss")
+    return term, loss
+
+
+def _existing(path: str | None, key: str) -> None:
+    if path is not None and not Path(path).is_file():
+        raise FileNotFoundError(f"{key}: {path} does not exist; train or download it, or pass --{key} FILE")
+
+
+def _listed(taps: str | Sequence[str]) -> list[str]:
+    return [taps] if isinstance(taps, str) else list(taps)
+
+
+def _pick(features: Mapping[str, Any], taps: str | Sequence[str]) -> Any:
+    return features[taps] if isinstance(taps, str) else [features[t] for t in taps]

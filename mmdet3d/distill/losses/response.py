@@ -1,0 +1,96 @@
+"""Response distillation: the teacher's heat maps and boxes as soft targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmdet3d.distill.losses.base import DistillLoss, full_precision
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Batch
+
+__all__ = ["ResponseLoss", "quality_focal_loss", "soft_box_loss"]
+
+_REGRESSION = ("reg", "height", "dim", "rot", "vel")
+
+
+@MODELS.register
+class ResponseLoss(DistillLoss):
+    """Quality focal loss on heat maps and smooth L1 on box parameters, per task (CRKD, response distillation).
+
+    Args:
+        task_weights: one factor per task of the head; tasks of movable classes weigh more.
+        beta: focusing power of the quality focal loss.
+    """
+
+    def __init__(self, task_weights: Sequence[float] = (2, 2, 2, 1, 2, 1), beta: float = 2.0) -> None:
+        super().__init__()
+        self.task_weights = tuple(task_weights)
+        self.beta = beta
+
+    @full_precision
+    def forward(
+        self,
+        student_value: Sequence[Mapping[str, Tensor]],
+        teacher_value: Sequence[Mapping[str, Tensor]],
+        batch: Batch,
+    ) -> dict[str, Tensor]:
+        """Both are head outputs: a list over tasks of dicts of (B, C, X, Y), `heatmap` in logits.
+
+        Raises:
+            ValueError: the numbers of tasks, or of classes in a task, differ.
+        """
+        self._check(student_value, teacher_value)
+        terms = {}
+        for i, (student, teacher, weight) in enumerate(
+            zip(student_value, teacher_value, self.task_weights, strict=True)
+        ):
+            p, q = _probability(student["heatmap"]), _probability(teacher["heatmap"])
+            terms[f"heatmap/task{i}"] = weight * quality_focal_loss(p, q, self.beta)
+            terms[f"bbox/task{i}"] = weight * soft_box_loss(_boxes(student), _boxes(teacher), q.sum(1))
+        return terms
+
+    def _check(self, student: Sequence[Mapping[str, Tensor]], teacher: Sequence[Mapping[str, Tensor]]) -> None:
+        shapes = [[task["heatmap"].shape[1] for task in tasks] for tasks in (student, teacher)]
+        if shapes[0] != shapes[1] or len(shapes[0]) != len(self.task_weights):
+            raise ValueError(
+                f"ResponseLoss needs the same tasks on both sides: the student's have {shapes[0]} classes, the "
+                f"teacher's {shapes[1]}, and task_weights names {len(self.task_weights)}"
+            )
+
+
+def quality_focal_loss(p: Tensor, q: Tensor, beta: float = 2.0) -> Tensor:
+    """Sum of BCE(p, q) |p - q|^beta over the number of cells with q > 0.3 (at least 1), p and q probabilities.
+
+    Source: Generalized Focal Loss, with the teacher's probability as quality.
+    """
+    loss = F.binary_cross_entropy(p, q, reduction="none") * (p - q).abs().pow(beta)
+    return loss.sum() / (q > 0.3).sum().clamp(min=1)
+
+
+def soft_box_loss(student: Tensor, teacher: Tensor, response: Tensor) -> Tensor:
+    """4 times the mean, over cells with a teacher response, of response times smooth L1 summed over box parameters.
+
+    A cell counts where `response` (B, X, Y) exceeds 0.1, or else the highest of 0.09, 0.08, ... that some cell exceeds.
+
+    Args:
+        student: (B, P, X, Y) box parameters.
+        teacher: (B, P, X, Y).
+        response: (B, X, Y) probability summed over the classes of the task.
+    """
+    short_of = (0.1 - response.max()).clamp(min=0)
+    steps = torch.where(response.max() > 0.1, torch.zeros_like(short_of), (short_of / 0.01).floor() + 1)
+    active = response > 0.1 - 0.01 * steps
+    distance = F.smooth_l1_loss(student, teacher, reduction="none").sum(1)
+    return 4 * (distance * response * active).sum() / active.sum()
+
+
+def _probability(logits: Tensor, margin: float = 1e-4) -> Tensor:
+    return logits.sigmoid().clamp(margin, 1 - margin)
+
+
+def _boxes(task: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([task[name] for name in _REGRESSION], dim=1)
