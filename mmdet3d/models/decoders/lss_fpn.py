@@ -8,17 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdet3d.models.layers import conv_bn_relu
 from mmdet3d.registry import MODELS
 
 __all__ = ["LSSFPN"]
-
-
-def _conv(in_channels: int, out_channels: int, kernel: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    ]
 
 
 @MODELS.register
@@ -38,11 +31,13 @@ class LSSFPN(nn.Module):
         super().__init__()
         self.in_indices = tuple(in_indices)
         self.scale_factor = scale_factor
-        self.fuse = nn.Sequential(*_conv(sum(in_channels), out_channels, 1), *_conv(out_channels, out_channels, 3))
+        self.fuse = nn.Sequential(
+            *conv_bn_relu(sum(in_channels), out_channels, 1), *conv_bn_relu(out_channels, out_channels, 3, padding=1)
+        )
         self.upsample = nn.Sequential()
         if scale_factor > 1:
             enlarge = nn.Upsample(scale_factor=scale_factor, mode="bilinear", align_corners=True)
-            self.upsample = nn.Sequential(enlarge, *_conv(out_channels, out_channels, 3))
+            self.upsample = nn.Sequential(enlarge, *conv_bn_relu(out_channels, out_channels, 3, padding=1))
 
     def output_stride(self, strides: Sequence[int]) -> float:
         """The result's stride, given those of the backbone's outputs."""

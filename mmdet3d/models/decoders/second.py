@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmdet3d.models.layers import build_norm2d
 from mmdet3d.registry import MODELS
 
 __all__ = ["SECOND"]
@@ -23,7 +24,7 @@ class SECOND(nn.Module):
         out_channels: channels of each stage.
         layer_nums: convolutions of each stage after its strided one.
         layer_strides: stride of each stage.
-        norm_cfg: `eps` and `momentum` of the BatchNorm layers.
+        norm_cfg: BatchNorm with its `eps` and `momentum`.
 
     Attributes:
         strides: of each output with respect to the input.
@@ -46,16 +47,14 @@ class SECOND(nn.Module):
                 "SECOND: out_channels, layer_nums and layer_strides need one entry per stage, "
                 f"got {len(out_channels)}, {len(layer_nums)} and {len(layer_strides)}"
             )
-        norm = {"type": "BN", "eps": 1e-3, "momentum": 0.01} | dict(norm_cfg or {})
-        if norm.pop("type") not in ("BN", "BN2d"):
-            raise ValueError(f"SECOND: norm_cfg.type must be BN, got {norm_cfg['type']!r}")
+        norm = norm_cfg or {"type": "BN", "eps": 1e-3, "momentum": 0.01}
         self.blocks = nn.ModuleList()
         for channels, depth, stride in zip(out_channels, layer_nums, layer_strides, strict=True):
             layers: list[nn.Module] = []
             for i in range(depth + 1):
                 layers += [
                     nn.Conv2d(in_channels, channels, 3, stride if i == 0 else 1, padding=1, bias=False),
-                    nn.BatchNorm2d(channels, **norm),
+                    build_norm2d(norm, channels),
                     nn.ReLU(inplace=True),
                 ]
                 in_channels = channels

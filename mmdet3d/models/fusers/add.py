@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.models.layers import conv_bn_relu
 from mmdet3d.registry import MODELS
 
 __all__ = ["AddFuser"]
@@ -26,12 +27,7 @@ class AddFuser(nn.Module):
             raise ValueError(f"AddFuser: dropout {dropout} would leave no sensor, in_channels names only one")
         self.dropout = dropout
         self.transforms = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.ReLU(inplace=True),
-            )
-            for channels in in_channels
+            nn.Sequential(*conv_bn_relu(channels, out_channels, 3, padding=1)) for channels in in_channels
         )
 
     def forward(self, inputs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

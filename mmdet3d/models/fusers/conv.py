@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.models.layers import conv_bn_relu
 from mmdet3d.registry import MODELS
 
 __all__ = ["ConvFuser"]
@@ -20,11 +21,7 @@ class ConvFuser(nn.Sequential):
     """
 
     def __init__(self, in_channels: list[int], out_channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(sum(in_channels), out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        )
+        super().__init__(*conv_bn_relu(sum(in_channels), out_channels, 3, padding=1))
 
     def forward(self, inputs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """A list of (B, C_i, X, Y) to the fused (B, C, X, Y) and the inputs."""

@@ -1,1 +1,5 @@
-""""""
+"""Detection heads: `forward(bev) -> raw`, `loss(raw, boxes, labels) -> dict`, `decode(raw) -> detections`."""
+
+from mmdet3d.models.heads.centerhead import CenterHead
+
+__all__ = ["CenterHead"]
