@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+
+import pytest
+import torch
+import yaml
+from distill_inputs import batch_of
+from safetensors.torch import save_file
+from torch import nn
+
+from mmdet3d.config import load_config
+from mmdet3d.distill import Distiller
+from mmdet3d.interop.checkpoints import load_weights
+from mmdet3d.models import build_model
+from mmdet3d.models.detectors.base import Detector
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import BEVGrid, Boxes3D, Detections3D
+
+CELLS = 8
+BOX = torch.tensor([[0.5, 0.5, 0.0, 2.0, 1.0, 1.5, 0.2, 0.0, 0.0]])
+
+
+@MODELS.register
+class ToyDetector(Detector):
+    """A detector whose sensor is the first column of `points` or `radar`."""
+
+    loss_taps = ("heads.object",)
+    predict_taps = ("heads.object",)
+
+    def __init__(self, sensor: str, channels: int = 4, cell: float = 1.0, calibrated: bool = False) -> None:
+        super().__init__()
+        self.grid = BEVGrid((-4.0, -4.0), (cell, cell), (CELLS, CELLS))
+        self.encoder = nn.Sequential(nn.Conv2d(1, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.Dropout(0.5))
+        self.heatmap, self.box = nn.Conv2d(channels, 2, 1), nn.Conv2d(channels, 10, 1)
+        self.calls = 0
+        taps: tuple[str, ...] = (f"encoders.{sensor}",)
+        if calibrated:
+            self.activation = nn.Conv2d(channels, 1, 1)
+            taps += (f"encoders.{sensor}.activation",)
+        self.add_stage(taps, lambda batch: self._encode(batch.require(sensor, "ToyDetector"), calibrated))
+        self.add_stage("fuser", lambda batch, bev: bev, inputs=taps[:1])
+        self.add_stage("heads.object", lambda batch, bev: self._head(bev), inputs=("fuser",))
+
+    def _encode(self, sweeps, calibrated):
+        self.calls += 1
+        bev = self.encoder(torch.stack([s[: CELLS**2, 0].reshape(1, CELLS, CELLS) for s in sweeps]))
+        return (bev, self.activation(bev).relu()) if calibrated else bev
+
+    def _head(self, bev):
+        parts = dict(zip(("reg", "height", "dim", "rot", "vel"), self.box(bev).split([2, 1, 3, 2, 2], 1), strict=True))
+        return [parts | {"heatmap": self.heatmap(bev)}]
+
+    def losses(self, features, batch):
+        return {"loss/object/heatmap/task0": features["heads.object"][0]["heatmap"].sigmoid().mean()}
+
+    def predictions(self, features, batch):
+        return [
+            Detections3D(Boxes3D(v[:1, :1].expand(1, 9)), v.sigmoid().flatten()[:1], torch.zeros(1).long())
+            for v in features["heads.object"][0]["heatmap"][:, 0]
+        ]
+
+
+LOSSES = {
+    "relation": {
+        "type": "AffinityLoss",
+        "student": "fuser",
+        "teacher": "fuser",
+        "sizes": [4, 2],
+        "channels": 4,
+        "weight": 0.25,
+    },
+    "feature": {"type": "MaskedFeatureLoss", "student": "fuser", "teacher": "fuser", "weight": 10.0},
+    "radar": {
+        "type": "RadarActivationLoss",
+        "student": "encoders.radar.activation",
+        "teacher": "heads.object",
+        "weight": 100.0,
+    },
+    "response": {
+        "type": "ResponseLoss",
+        "student": "heads.object",
+        "teacher": "heads.object",
+        "task_weights": [2],
+    },
+}
+
+
+def write_config(path, **model):
+    path.write_text(yaml.safe_dump({"model": {"type": "ToyDetector", **model}}))
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Configs and checkpoints of a LiDAR teacher and a radar student whose calibration head is new."""
+    (tmp_path / "configs").mkdir()
+    torch.manual_seed(0)
+    paths = {}
+    for role, sensor in (("teacher", "points"), ("student", "radar")):
+        paths[role] = write_config(tmp_path / "configs" / f"{role}.yaml", sensor=sensor)
+        paths[f"{role}_weights"] = str(tmp_path / f"{role}.pth")
+        state = build_model(load_config(paths[role]).model).state_dict()
+        torch.save({"state_dict": state, "meta": {}}, paths[f"{role}_weights"])
+    return paths
+
+
+def make(files, losses=LOSSES, teacher=(), student=()):
+    return Distiller(
+        teacher={"config": files["teacher"], "checkpoint": files["teacher_weights"], **dict(teacher)},
+        student={
+            "config": files["student"],
+            "checkpoint": files["student_weights"],
+            "overrides": {"model.calibrated": True},
+            "new_modules": ["activation"],
+            **dict(student),
+        },
+        losses=losses,
+    )
+
+
+def no_evaluation(model):
+    raise AssertionError("nothing asked for a score")
+
+
+def ready(files, **kwargs):
+    distiller = make(files, **kwargs)
+    distiller.setup_training(no_evaluation)
+    return distiller.train()
+
+
+def batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sweeps = {name: [torch.rand(CELLS**2, 5, generator=generator) for _ in range(2)] for name in ("points", "radar")}
+    return batch_of([Boxes3D(BOX), Boxes3D(BOX)], **sweeps)
+
+
+def test_loss_names_and_weights(files):
+    distiller = ready(files)
+    terms = distiller.loss(batch())
+    assert set(terms) == {
+        "loss/object/heatmap/task0",
+        "loss/kd/relation",
+        "loss/kd/feature",
+        "loss/kd/radar",
+        "loss/kd/response/heatmap/task0",
+        "loss/kd/response/bbox/task0",
+    }
+    assert all(v.ndim == 0 and v.isfinite() and v.requires_grad for v in terms.values())
+    lighter = copy.deepcopy(LOSSES)
+    lighter["feature"]["weight"] = 1.0
+    heavy = ready(files).eval().loss(batch())["loss/kd/feature"]
+    light = ready(files, losses=lighter).eval().loss(batch())["loss/kd/feature"]
+    assert heavy.item() == pytest.approx(10 * light.item(), rel=1e-5)
+
+
+def test_a_null_loss_is_off(files):
+    terms = ready(files, losses=LOSSES | {"relation": None, "response": None}).loss(batch())
+    assert set(terms) == {"loss/object/heatmap/task0", "loss/kd/feature", "loss/kd/radar"}
+
+
+def test_several_taps_arrive_as_a_list(files):
+    distiller = ready(files)
+
+    class Both(nn.Module):
+        def forward(self, student, teacher, batch):
+            assert [s.shape for s in student] == [(2, 4, CELLS, CELLS), (2, 1, CELLS, CELLS)]
+            assert isinstance(teacher, torch.Tensor)
+            return student[0].mean()
+
+    two = {"student": ["fuser", "encoders.radar.activation"], "teacher": "fuser"}
+    distiller = ready(files, losses={"feature": LOSSES["feature"] | two})
+    distiller.losses["feature"] = Both()
+    assert "loss/kd/feature" in distiller.loss(batch())
+
+
+def test_student_features_are_extracted_once(files):
+    distiller = ready(files)
+    distiller.loss(batch())
+    assert distiller.student.calls == 1 and distiller.teacher.calls == 1
+
+
+def test_teacher_is_unchanged_to_the_bit_after_training(files):
+    distiller = ready(files)
+    before = {k: v.clone() for k, v in distiller.teacher.state_dict().items()}
+    student_before = {k: v.clone() for k, v in distiller.student.state_dict().items()}
+    optimizer = torch.optim.AdamW(distiller.parameters(), lr=0.1, weight_decay=0.1)
+    for step in range(3):
+        distiller.train()
+        distiller.requires_grad_(True)
+        optimizer.zero_grad()
+        sum(distiller.loss(batch(step)).values()).backward()
+        optimizer.step()
+    after = distiller.teacher.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert all(p.grad is None and not p.requires_grad for p in distiller.teacher.parameters())
+    assert not torch.equal(student_before["encoder.0.weight"], distiller.student.encoder[0].weight)
+
+
+def test_teacher_stays_in_eval_mode(files):
+    distiller = ready(files)
+    distiller.train()
+    assert not any(m.training for m in distiller.teacher.modules())
+    distiller.teacher.train()
+    distiller.loss(batch())
+    assert not any(m.training for m in distiller.teacher.modules())
+
+
+def test_teacher_is_not_part_of_the_model_but_moves_with_it(files):
+    distiller = ready(files)
+    teacher = {id(p) for p in distiller.teacher.parameters()}
+    assert not teacher & {id(p) for p in distiller.parameters()}
+    assert all(k.startswith(("student.", "losses.")) for k in distiller.state_dict())
+    distiller.to(torch.float64)
+    assert next(distiller.teacher.parameters()).dtype == torch.float64
+    distiller.to("meta")
+    assert next(distiller.teacher.parameters()).device.type == "meta"
+
+
+def test_a_copy_shares_the_teacher(files):
+    distiller = ready(files)
+    assert copy.deepcopy(distiller).teacher is distiller.teacher
+
+
+# -- testing without the teacher --------------------------------------------------------------------------------------
+
+
+def test_prediction_needs_no_teacher_file_and_no_lidar(files):
+    trained = ready(files)
+    weights = trained.state_dict()
+    gone = make(
+        files,
+        teacher={"config": "nowhere.yaml", "checkpoint": "nowhere.pth"},
+        student={"checkpoint": "nowhere.pth"},
+    )
+    gone.load_state_dict(weights)
+    full = gone.eval().predict(batch())
+    bare = gone.predict(batch().without("points", "boxes"))
+    for a, b in zip(full, bare, strict=True):
+        assert torch.equal(a.scores, b.scores) and torch.equal(a.boxes.tensor, b.boxes.tensor)
+    with pytest.raises(ValueError, match="setup_training"):
+        gone.loss(batch())
+
+
+def test_student_weights_leave_the_distiller(files, tmp_path):
+    trained = ready(files)
+    save_file(trained.state_dict(), tmp_path / "distilled.safetensors")
+    student = build_model(load_config(files["student"], {"model.calibrated": True}).model)
+    load_weights(student, tmp_path / "distilled.safetensors")
+    assert all(torch.equal(v, trained.student.state_dict()[k]) for k, v in student.state_dict().items())
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_incomplete_teacher_is_refused(files):
+    state = torch.load(files["teacher_weights"])["state_dict"]
+    del state["heatmap.bias"]
+    torch.save({"state_dict": state}, files["teacher_weights"])
+    with pytest.raises(ValueError, match=r"1 missing \(heatmap\.bias\)"):
+        make(files).setup_training(no_evaluation)
+
+
+def test_student_checkpoint_may_lack_new_modules_only(files):
+    with pytest.raises(ValueError, match=r"2 missing \(activation\.weight, activation\.bias\)"):
+        make(files, student={"new_modules": []}).setup_training(no_evaluation)
+    distiller = ready(files)
+    state = torch.load(files["student_weights"])["state_dict"]
+    assert torch.equal(distiller.student.encoder[0].weight, state["encoder.0.weight"])
+
+
+def test_missing_files_name_the_key(files):
+    for role in ("teacher", "student"):
+        with pytest.raises(FileNotFoundError, match=rf"model\.{role}\.checkpoint.*absent\.pth"):
+            make(files, **{role: {"checkpoint": "absent.pth"}}).setup_training(no_evaluation)
+
+
+def test_other_grid_is_refused_with_both_grids(files, tmp_path):
+    other = write_config(tmp_path / "configs" / "coarse.yaml", sensor="points", cell=2.0)
+    with pytest.raises(ValueError, match=r"8x8 cells of 2x2 m.*8x8 cells of 1x1 m"):
+        make(files, teacher={"config": other}).setup_training(no_evaluation)
+
+
+def test_unknown_taps_name_the_nearest(files):
+    with pytest.raises(ValueError, match=r"losses\.feature\.student.*'fusers', did you mean 'fuser'"):
+        make(files, losses={"feature": LOSSES["feature"] | {"student": "fusers"}})
+    distiller = make(files, losses={"feature": LOSSES["feature"] | {"teacher": "head.object"}})
+    with pytest.raises(ValueError, match=r"losses\.feature\.teacher.*did you mean 'heads\.object'"):
+        distiller.setup_training(no_evaluation)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": {"min_scor": 1}}, r"unknown key model\.teacher\.min_scor, did you mean 'min_score'"),
+        ({"student": {"config": None}}, r"model\.student needs config"),
+        ({"losses": {"f": {"type": "MaskedFeatureLoss", "student": "fuser"}}}, r"losses\.f needs `teacher`"),
+        ({"losses": {"f": LOSSES["feature"] | {"scale": 1}}}, "unknown key 'scale' for MaskedFeatureLoss"),
+        ({"losses": {"f": LOSSES["feature"] | {"type": "ToyDetector", "sensor": "radar"}}}, "no distillation loss"),
+    ],
+)
+def test_wrong_configs(files, change, message):
+    with pytest.raises(ValueError, match=message):
+        make(files, **change)
+
+
+# -- the gate ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("score", "passes"), [(0.7, True), (0.6, True), (0.59, False), (float("nan"), False)])
+def test_measured_score_must_reach_the_least(files, score, passes):
+    distiller = make(files, teacher={"min_score": 0.6})
+    seen = []
+
+    def evaluate(model):
+        seen.append(model)
+        return {"object/map": score, "object/nds": 0.0}
+
+    if passes:
+        distiller.setup_training(evaluate)
+        assert seen == [distiller.teacher]
+    else:
+        with pytest.raises(ValueError, match=r"scores object/map .*measured now.*model\.teacher\.min_score null"):
+            distiller.setup_training(evaluate)
+        with pytest.raises(ValueError, match="no teacher"):
+            distiller.loss(batch())
+
+
+def record(files, metrics, digest=None):
+    path = files["teacher_weights"]
+    with open(path, "rb") as file:
+        digest = digest or hashlib.sha256(file.read()).hexdigest()
+    with open(path.replace(".pth", ".json"), "w") as file:
+        json.dump({"metrics": metrics, "sha256": digest}, file)
+
+
+def test_recorded_score_spares_the_evaluation(files):
+    record(files, {"object/nds": 0.7})
+    make(files, teacher={"min_score": 0.6, "metric": "object/nds"}).setup_training(no_evaluation)
+    with pytest.raises(ValueError, match=r"0\.7000 \(recorded in .*teacher\.json\)"):
+        make(files, teacher={"min_score": 0.8, "metric": "object/nds"}).setup_training(no_evaluation)
+
+
+@pytest.mark.parametrize("stale", [{"digest": "0" * 64}, {"metrics": {"object/other": 1.0}}])
+def test_record_of_another_file_or_metric_does_not_count(files, stale):
+    record(files, **({"metrics": {"object/map": 0.9}} | stale))
+    with pytest.raises(ValueError, match=r"0\.1000 \(measured now\)"):
+        make(files, teacher={"min_score": 0.6}).setup_training(lambda model: {"object/map": 0.1})
+
+
+def test_unknown_metric_names_the_nearest(files):
+    distiller = make(files, teacher={"min_score": 0.6, "metric": "object/mAP"})
+    with pytest.raises(ValueError, match=r"no 'object/mAP', did you mean 'object/map'"):
+        distiller.setup_training(lambda model: {"object/map": 0.1})
