@@ -57,14 +57,15 @@ class GTDepth(Transform):
         images = need(sample, "images", self, "ImageNormalize")
         if not isinstance(images, Tensor):
             raise ValueError("GTDepth needs the final image size; put ImageNormalize before it in the pipeline")
-        calibration = sample.calibration.to(torch.float64)
-        raw = self._raw_points(points, torch.linalg.inv(calibration.lidar_aug), sample.meta.get("pasted_boxes"))
+        calibration = sample.calibration
+        undo = torch.linalg.inv(calibration.lidar_aug.double())
+        raw = self._raw_points(points, undo, sample.meta.get("pasted_boxes"))
         size = tuple(images.shape[-2:])
         maps = [
             rasterise_depth(raw, lidar2image, image_aug, size)
             for lidar2image, image_aug in zip(calibration.lidar2image, calibration.image_aug, strict=True)
         ]
-        sample.depths = torch.stack(maps).float()
+        sample.depths = torch.stack(maps)
         return sample
 
     def _raw_points(self, points: Tensor, undo: Tensor, pasted: Boxes3D | None) -> Tensor:
@@ -74,9 +75,9 @@ class GTDepth(Transform):
                     f"GTDepth with keyframe_only needs the time lag, column 4 of points; got {points.shape[1]} columns"
                 )
             points = points[points[:, 4] == 0]
-        raw = points[:, :3].double() @ undo[:3, :3].T + undo[:3, 3]
-        if pasted is None or not len(pasted):
+        raw = (points[:, :3].double() @ undo[:3, :3].T + undo[:3, 3]).float()
+        if pasted is None:
             return raw
-        grown = pasted.tensor.double()
+        grown = pasted.tensor.clone()
         grown[:, 3:6] += _PASTE_MARGIN
         return raw[~Boxes3D(grown).contains(raw).any(dim=0)]

@@ -49,7 +49,11 @@ class ObjectSampler:
         info_path: the database's info file, relative to the dataset root.
         sample_groups: wanted number of objects per class.
         rate: share of the missing objects to draw.
-        filter_by_min_points: fewest LiDAR points of an object, by class.
+        prepare: which objects count: `filter_by_min_points` gives the fewest LiDAR points by class,
+            `filter_by_difficulty` lists difficulties to leave out.
+
+    Raises:
+        ValueError: an unknown key in `prepare`.
     """
 
     def __init__(
@@ -57,12 +61,18 @@ class ObjectSampler:
         info_path: str,
         sample_groups: Mapping[str, int],
         rate: float = 1.0,
-        filter_by_min_points: Mapping[str, int] | None = None,
+        prepare: Mapping[str, Any] | None = None,
     ) -> None:
+        prepare = dict(prepare or {})
         self.info_path = info_path
         self.sample_groups = dict(sample_groups)
         self.rate = rate
-        self.min_points = dict(filter_by_min_points or {})
+        self.min_points = prepare.pop("filter_by_min_points", {})
+        self.left_out = prepare.pop("filter_by_difficulty", [])
+        if prepare:
+            raise ValueError(
+                f"db_sampler.prepare knows filter_by_min_points and filter_by_difficulty, got {list(prepare)}"
+            )
         self._database: dict[str, list[Any]] | None = None
 
     def draw(self, scene: Boxes3D, names: Sequence[str], context: Context) -> list[Any]:
@@ -90,10 +100,13 @@ class ObjectSampler:
             from mmdet3d.datasets.nuscenes import read_database
 
             self._database = {
-                name: [r for r in records if r.num_points >= self.min_points.get(name, 0)]
+                name: [r for r in records if self._counts(r)]
                 for name, records in read_database(root / self.info_path).items()
             }
         return self._database
+
+    def _counts(self, record: Any) -> bool:
+        return record.num_points >= self.min_points.get(record.name, 0) and record.difficulty not in self.left_out
 
 
 @TRANSFORMS.register
