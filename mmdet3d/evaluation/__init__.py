@@ -1,1 +1,1 @@
-""""""
+"""Benchmark formats and metrics."""

@@ -1,0 +1,159 @@
+"""What every data set of frames shares: pipeline, random streams, the replacement of empty samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmdet3d.datasets.records import Context, FrameRecord
+from mmdet3d.datasets.transforms.compose import Compose
+from mmdet3d.structures import Boxes3D, Detections3D, Sample
+
+__all__ = ["FrameDataset", "PackedRecords", "random_state"]
+
+_MAX_REPLACEMENTS = 1000
+
+
+def random_state(*key: int) -> np.random.RandomState:
+    """An independent random stream for each tuple of non-negative integers."""
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(key)))
+
+
+class PackedRecords(Sequence):
+    """Frame records in one buffer.
+
+    Loader workers share the buffer with the main process; a list of objects would be copied into each of them, because
+    reading an object writes its reference count.
+    """
+
+    def __init__(self, records: Sequence[FrameRecord]) -> None:
+        packed = [pickle.dumps(r, protocol=5) for r in records]
+        self._ends = np.cumsum([len(p) for p in packed], dtype=np.int64)
+        self._buffer = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> FrameRecord:
+        if not 0 <= index < len(self):
+            raise IndexError(f"frame {index} of {len(self)}")
+        start = self._ends[index - 1] if index else 0
+        return pickle.loads(self._buffer[start : self._ends[index]].data)
+
+
+class FrameDataset(torch.utils.data.Dataset):
+    """Frames through a pipeline.
+
+    While training, a sample that a transform drops, or that has no box of a wanted class after the pipeline, gives way
+    to another; in test mode every sample is returned.
+
+    Args:
+        records: the frames, with the annotations that count.
+        root: dataset root.
+        pipeline: transform configs.
+        classes: label -> name.
+        test_mode: whether this is a validation or test set.
+        filter_empty_gt: replace samples without boxes while training.
+        seed: of all random streams.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[FrameRecord],
+        root: str | Path,
+        pipeline: Sequence[Mapping[str, Any]],
+        classes: Sequence[str],
+        test_mode: bool = False,
+        filter_empty_gt: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.root = Path(root)
+        self.classes = tuple(classes)
+        self.test_mode = test_mode
+        self.filter_empty_gt = filter_empty_gt
+        self.seed = seed
+        self.epoch = 0
+        self.tokens = [r.token for r in records]
+        label = {name: k for k, name in enumerate(self.classes)}
+        self.classes_present = [{label[n] for n in _names(r) if n in label} for r in records]
+        self._records = PackedRecords(records)
+        self._pipeline = Compose(pipeline)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.classes
+
+    def set_epoch(self, epoch: int) -> None:
+        """`epoch` (0-based) of the samples that are asked for next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.draw(index, index)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[k] for k in range(len(self)))
+
+    def frame(self, index: int) -> FrameRecord:
+        """What is known about sample `index` before anything is loaded."""
+        return self._records[index]
+
+    def draw(self, index: int, stream: int) -> Sample:
+        """Sample `index`, augmented from random stream (seed, epoch, `stream`).
+
+        Raises:
+            ValueError: nothing but empty samples was found, or a transform drops a sample in test mode.
+        """
+        rng = random_state(self.seed, self.epoch, stream)
+        for _ in range(_MAX_REPLACEMENTS):
+            sample = self._load(index, rng)
+            if sample is not None and (self.test_mode or not self._is_empty(sample)):
+                return sample
+            if self.test_mode:
+                raise ValueError(f"a transform drops sample {self.tokens[index]}, but in test mode every sample counts")
+            index = int(rng.randint(len(self)))
+        raise ValueError(
+            f"{_MAX_REPLACEMENTS} samples in a row have no object of {', '.join(self.classes)} after the pipeline; "
+            "check object_classes and the ranges of the filters, or set filter_empty_gt: false"
+        )
+
+    def ground_truth(self, index: int) -> Detections3D:
+        """Annotated boxes of the known classes as detections of score 1; velocity 0 where unknown.
+
+        Raises:
+            ValueError: the frame has no annotation.
+        """
+        record = self.frame(index)
+        if record.boxes is None:
+            raise ValueError(f"sample {record.token} is not annotated")
+        known = np.isin(record.names, self.classes)
+        labels = [self.classes.index(n) for n in record.names[known]]
+        boxes = torch.from_numpy(np.nan_to_num(record.boxes[known]))
+        return Detections3D(Boxes3D(boxes), torch.ones(len(boxes)), torch.tensor(labels, dtype=torch.int64))
+
+    def _load(self, index: int, rng: np.random.RandomState) -> Sample | None:
+        record = self.frame(index)
+        context = Context(record, self.root, rng, self.epoch, training=not self.test_mode, classes=self.classes)
+        return self._pipeline.load(context)
+
+    def _is_empty(self, sample: Sample) -> bool:
+        return self.filter_empty_gt and sample.labels is not None and not bool((sample.labels >= 0).any())
+
+
+def _names(record: FrameRecord) -> Sequence[str]:
+    return () if record.names is None else record.names
+
+
+def with_annotations(record: FrameRecord, mask: np.ndarray) -> FrameRecord:
+    """The record with the annotations in `mask` (N,) bool only."""
+    fields = ("boxes", "names", "num_lidar_pts", "num_radar_pts")
+    values = {f: getattr(record, f) for f in fields}
+    return dataclasses.replace(record, **{f: v[mask] for f, v in values.items() if v is not None})

@@ -1,0 +1,110 @@
+"""Info files and the ground-truth database of a nuScenes folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmdet3d.datasets.nuscenes.database import create_database
+from mmdet3d.datasets.nuscenes.frames import FrameReader
+from mmdet3d.datasets.nuscenes.infos import FORMAT, record_from_dict, write_infos
+from mmdet3d.datasets.nuscenes.resumable import digest, digest_files, resumable_map
+from mmdet3d.datasets.pickles import load_pickle
+from mmdet3d.evaluation.nuscenes_tables import load_tables, version_splits
+
+__all__ = ["create_nuscenes"]
+
+
+def create_nuscenes(
+    root: str | Path,
+    out_dir: str | Path,
+    tag: str = "nuscenes",
+    version: str = "v1.0-trainval",
+    workers: int = 4,
+    max_sweeps: int = 10,
+    allow_missing: bool = False,
+) -> dict[str, Path]:
+    """Write `{tag}_infos_{train, val, test}.pkl` and, from the train infos, the ground-truth database.
+
+    Frames of scenes that belong to no split are left out. Finished files of the same tables and settings are kept, so
+    that an interrupted run continues.
+
+    Args:
+        root: folder with `{version}/`, `samples/`, `sweeps/`, `maps/`.
+        out_dir: where the files go; the data set expects them in `root`.
+        tag: first part of the file names.
+        version: `v1.0-mini`, `v1.0-trainval`, `v1.0-test`, or any version with a `splits.json`, whose splits count as
+            train, val or test by how their names end.
+        workers: processes.
+        max_sweeps: LiDAR history per frame.
+        allow_missing: use what exists of an incomplete data set.
+
+    Returns:
+        Paths by name: `train`, `val`, `test`, `database`, as far as the version has them.
+
+    Raises:
+        FileNotFoundError: tables or (without `allow_missing`) sensor files are missing.
+        ValueError: a bad split file or calibration.
+    """
+    root, out_dir = Path(root), Path(out_dir)
+    roles = version_splits(root, version)
+    load_tables(root, version)
+    source = {
+        "version": version,
+        "max_sweeps": max_sweeps,
+        "splits": {role: next(iter(split)) for role, split in roles.items()},
+        "tables": digest_files(sorted((root / version).glob("*.json"))),
+    }
+    written = {}
+    for role, split in roles.items():
+        name, scenes = next(iter(split.items()))
+        path = out_dir / f"{tag}_infos_{role}.pkl"
+        metadata = {**source, "split": name, "allow_missing": allow_missing}
+        if _create_infos(root, path, metadata, scenes, annotated=role != "test", workers=workers):
+            written[role] = path
+    if "train" in written:
+        written["database"] = create_database(written["train"], root, out_dir, tag, workers)
+    return written
+
+
+def _create_infos(
+    root: Path, path: Path, metadata: dict[str, Any], scenes: list[str], annotated: bool, workers: int
+) -> bool:
+    if _is_current(path, metadata):
+        print(f"{path} is up to date")
+        return True
+    tables = load_tables(root, metadata["version"])
+    chosen = {s["token"]: s["token"] for s in tables.scene if s["name"] in set(scenes)}
+    if not chosen:
+        warnings.warn(
+            f"no scene of split {metadata['split']!r} is in {root}; {path.name} was not written", stacklevel=3
+        )
+        return False
+    max_sweeps, allow_missing = metadata["max_sweeps"], metadata["allow_missing"]
+
+    def read(scene_token: str) -> dict[str, Any]:
+        reader = FrameReader(tables, max_sweeps, allow_missing, annotated)
+        frames = [dataclasses.asdict(r) for r in reader.scene(scene_token)]
+        return {"frames": frames, "missing": sorted(reader.missing)}
+
+    parts = path.with_name(f".{path.stem}.{digest(metadata)}.parts")
+    results = resumable_map(read, chosen, parts, workers, f"{path.name}, scenes")
+    records = [record_from_dict(f) for r in results for f in r["frames"]]
+    missing = sorted({m for r in results for m in r["missing"]})
+    write_infos(records, {**metadata, "missing": len(missing)}, path)
+    print(f"{path}: {len(records)} frames" + (f"; {len(missing)} files missing, e.g. {missing[0]}" if missing else ""))
+    return True
+
+
+def _is_current(path: Path, metadata: Mapping[str, Any]) -> bool:
+    """Whether `path` was made from the same tables with the same settings, and all files were there then."""
+    if not path.is_file():
+        return False
+    try:
+        found = load_pickle(path).get("metadata", {})
+    except (ValueError, AttributeError):
+        return False
+    return found == {**metadata, "format": FORMAT, "missing": 0}

@@ -1,0 +1,143 @@
+"""The nuScenes data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmdet3d.datasets.base import FrameDataset, with_annotations
+from mmdet3d.datasets.nuscenes.infos import read_infos
+from mmdet3d.datasets.records import FrameRecord
+from mmdet3d.evaluation.nuscenes import MODALITIES, evaluate_submission, format_detections, write_submission
+from mmdet3d.evaluation.nuscenes_tables import CLASSES
+from mmdet3d.registry import DATASETS, nearest
+from mmdet3d.structures import Detections3D
+
+__all__ = ["NuScenesDataset"]
+
+
+@DATASETS.register
+class NuScenesDataset(FrameDataset):
+    """Key frames of an info file, in time order.
+
+    Args:
+        ann_file: info file (ours, CRKD's, BEVFusion's, mmdetection3d's), relative to `dataset_root`.
+        dataset_root: nuScenes folder.
+        pipeline: transform configs.
+        object_classes: label -> class name; None for the ten detection classes.
+        load_interval: take every n-th frame.
+        use_valid_flag: annotations count if LiDAR or radar points lie in the box; otherwise LiDAR points alone count.
+        filter_empty_gt: replace samples without boxes while training.
+        test_mode: validation or test set: every sample is returned, annotations are optional.
+        modality: `use_camera`, `use_lidar`, ...: what the submission file declares.
+        version: nuScenes version for the evaluation; None for the info file's.
+        eval_set: split for the evaluation; None for the info file's, or the validation split.
+        seed: of augmentation.
+
+    Raises:
+        FileNotFoundError: no such info file.
+        ValueError: an unreadable info file, an unknown class or modality.
+    """
+
+    def __init__(
+        self,
+        ann_file: str,
+        dataset_root: str,
+        pipeline: Sequence[Mapping[str, Any]] = (),
+        object_classes: Sequence[str] | None = None,
+        load_interval: int = 1,
+        use_valid_flag: bool = False,
+        filter_empty_gt: bool = True,
+        test_mode: bool = False,
+        modality: Mapping[str, bool] | None = None,
+        version: str | None = None,
+        eval_set: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        records, metadata = read_infos(_find_info_file(Path(dataset_root), ann_file))
+        classes = tuple(object_classes or CLASSES)
+        _check_classes(classes, records)
+        self.modality = dict(modality or {})
+        for key in self.modality:
+            if key not in MODALITIES:
+                raise ValueError(f"unknown modality {key!r}{nearest(key, MODALITIES)} (known: {', '.join(MODALITIES)})")
+        if load_interval < 1:
+            raise ValueError(f"load_interval: {load_interval} must be at least 1")
+        records = sorted(records, key=lambda r: r.timestamp)[::load_interval]
+        if not records:
+            raise ValueError(f"info file {ann_file} in {dataset_root} holds no frame")
+        records = [with_annotations(r, _counting(r, use_valid_flag)) for r in records]
+        super().__init__(records, dataset_root, pipeline, classes, test_mode, filter_empty_gt, seed)
+        self.version = version or metadata.get("version")
+        self.eval_set = eval_set or metadata.get("split")
+
+    def format(self, detections: Sequence[Detections3D], out_dir: str | Path) -> Path:
+        """Write detections (one per sample, in data-set order) as `{out_dir}/results_nusc.json`; returns its path.
+
+        Raises:
+            ValueError: another number of samples, or a number that is not finite.
+        """
+        if len(detections) != len(self):
+            raise ValueError(f"{len(detections)} results for {len(self)} samples; each sample needs one")
+        results = {}
+        for index, found in enumerate(detections):
+            frame = self.frame(index)
+            results[frame.token] = format_detections(
+                found, frame.token, frame.lidar2ego, frame.ego2global, self.classes
+            )
+        return write_submission(results, Path(out_dir) / "results_nusc.json", **self.modality)
+
+    def evaluate(self, detections: Sequence[Detections3D], out_dir: str | Path) -> dict[str, float]:
+        """Official metrics of detections in data-set order; submission and metrics stay in `out_dir`.
+
+        Returns:
+            See `evaluate_submission`.
+
+        Raises:
+            ValueError: as `format`; or this data cannot be scored (`v1.0-test`, unknown version).
+            FileNotFoundError: the nuScenes tables are not in the dataset root.
+        """
+        path = self.format(detections, out_dir)
+        if self.version is None:
+            raise ValueError(
+                f"the info file does not say which nuScenes version it is of; set `version` ({path} is written)"
+            )
+        return evaluate_submission(path, self.root, self.version, self.eval_set, out_dir, tokens=self.tokens)
+
+
+def _find_info_file(root: Path, ann_file: str) -> Path:
+    path = root / ann_file
+    if path.is_file():
+        return path
+    if not root.is_dir():
+        raise FileNotFoundError(f"dataset_root {root} does not exist")
+    there = sorted(p.name for p in root.glob("*infos*.pkl") if "dbinfos" not in p.name)
+    raise FileNotFoundError(
+        f"info file {path} does not exist (info files there: {', '.join(there) or 'none'}); set ann_file / info_prefix "
+        f"to one of them, or create it: python tools/create_data.py nuscenes --root-path {root} --out-dir {root} "
+        f"--extra-tag {ann_file.split('_infos_')[0]} --version v1.0-trainval"
+    )
+
+
+def _check_classes(classes: Sequence[str], records: Sequence[FrameRecord]) -> None:
+    unknown = set(classes) - set(CLASSES)
+    if unknown:
+        unknown -= {n for r in records if r.names is not None for n in r.names}
+    for name in classes:
+        if name in unknown:
+            raise ValueError(f"unknown class {name!r} in object_classes{nearest(name, CLASSES)}")
+    if len(set(classes)) != len(classes):
+        raise ValueError(f"object_classes names a class twice: {', '.join(classes)}")
+
+
+def _counting(record: FrameRecord, use_valid_flag: bool) -> np.ndarray:
+    """(N,) bool: annotations with points."""
+    points = record.num_lidar_pts
+    if points is None:
+        return np.ones(0 if record.boxes is None else len(record.boxes), dtype=bool)
+    if use_valid_flag and record.num_radar_pts is not None:
+        points = points + record.num_radar_pts
+    return points > 0

@@ -1,0 +1,186 @@
+"""nuScenes tables to `FrameRecord`s."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdet3d.datasets.nuscenes.infos import check_calibration, drop_bad_boxes
+from mmdet3d.datasets.nuscenes.published import CAMERAS, RADARS, pose_matrix
+from mmdet3d.datasets.records import CameraRecord, FrameRecord, SensorRecord
+
+if TYPE_CHECKING:
+    from nuscenes import NuScenes
+
+__all__ = ["FrameReader"]
+
+RADAR_SWEEPS = 10
+
+_CLASS_OF_CATEGORY = {
+    "movable_object.barrier": "barrier",
+    "movable_object.trafficcone": "traffic_cone",
+    "vehicle.bicycle": "bicycle",
+    "vehicle.bus.bendy": "bus",
+    "vehicle.bus.rigid": "bus",
+    "vehicle.car": "car",
+    "vehicle.construction": "construction_vehicle",
+    "vehicle.motorcycle": "motorcycle",
+    "vehicle.trailer": "trailer",
+    "vehicle.truck": "truck",
+    "human.pedestrian.adult": "pedestrian",
+    "human.pedestrian.child": "pedestrian",
+    "human.pedestrian.construction_worker": "pedestrian",
+    "human.pedestrian.police_officer": "pedestrian",
+}
+
+
+class FrameReader:
+    """Builds `FrameRecord`s of one nuScenes version.
+
+    Args:
+        tables: the devkit's tables.
+        max_sweeps: LiDAR history per frame.
+        allow_missing: leave out sensors and sweeps whose file is absent instead of raising FileNotFoundError.
+        annotated: read boxes (false for the test split).
+    """
+
+    def __init__(self, tables: NuScenes, max_sweeps: int, allow_missing: bool, annotated: bool) -> None:
+        self.tables = tables
+        self.max_sweeps = max_sweeps
+        self.allow_missing = allow_missing
+        self.annotated = annotated
+        self.missing: set[str] = set()
+        self._pose = functools.lru_cache(maxsize=4096)(self._read_pose)
+        self._folder = functools.lru_cache(maxsize=None)(_file_names)
+
+    def scene(self, scene_token: str) -> list[FrameRecord]:
+        """Frames of a scene in time order."""
+        scene = self.tables.get("scene", scene_token)
+        location = self.tables.get("log", scene["log_token"])["location"]
+        return [self._frame(sample, location) for sample in self._samples(scene["first_sample_token"])]
+
+    def _samples(self, token: str) -> Iterator[dict[str, Any]]:
+        while token:
+            sample = self.tables.get("sample", token)
+            yield sample
+            token = sample["next"]
+
+    def _frame(self, sample: dict[str, Any], location: str) -> FrameRecord:
+        if "LIDAR_TOP" not in sample["data"]:
+            raise ValueError(f"sample {sample['token']} of {self.tables.version} has no LIDAR_TOP key frame")
+        key = self.tables.get("sample_data", sample["data"]["LIDAR_TOP"])
+        lidar2ego, ego2global = self._sensor_pose(key), self._ego_pose(key)
+        global2lidar = np.linalg.inv(ego2global @ lidar2ego)
+        record = FrameRecord(
+            token=sample["token"],
+            timestamp=sample["timestamp"],
+            lidar=SensorRecord(key["filename"], key["timestamp"], np.eye(4), key["token"]),
+            lidar2ego=lidar2ego,
+            ego2global=ego2global,
+            sweeps=self._history(key, sample, global2lidar, self.max_sweeps + 1)[1:],
+            cameras=self._cameras(sample, global2lidar),
+            radars=self._radars(sample, global2lidar),
+            scene_token=sample["scene_token"],
+            prev_token=sample["prev"],
+            next_token=sample["next"],
+            location=location,
+        )
+        if self.annotated:
+            self._annotate(record, sample, global2lidar)
+        check_calibration(record, f"{self.tables.dataroot}/{self.tables.version}")
+        drop_bad_boxes(record)
+        return record
+
+    # -- sensors ----------------------------------------------------------------------------------------------------
+
+    def _cameras(self, sample: dict[str, Any], global2lidar: np.ndarray) -> dict[str, CameraRecord]:
+        cameras = {}
+        for channel in CAMERAS:
+            if channel in sample["data"]:
+                data = self.tables.get("sample_data", sample["data"][channel])
+                if self._exists(data, sample):
+                    camera2ego = self._sensor_pose(data)
+                    sensor = self.tables.get("calibrated_sensor", data["calibrated_sensor_token"])
+                    cameras[channel] = CameraRecord(
+                        path=data["filename"],
+                        timestamp=data["timestamp"],
+                        sensor2lidar=global2lidar @ self._ego_pose(data) @ camera2ego,
+                        token=data["token"],
+                        intrinsics=np.asarray(sensor["camera_intrinsic"], dtype=np.float64),
+                        camera2ego=camera2ego,
+                    )
+        return cameras
+
+    def _radars(self, sample: dict[str, Any], global2lidar: np.ndarray) -> dict[str, list[SensorRecord]]:
+        radars = {}
+        for channel in RADARS:
+            if channel in sample["data"]:
+                data = self.tables.get("sample_data", sample["data"][channel])
+                sweeps = self._history(data, sample, global2lidar, RADAR_SWEEPS)
+                if sweeps and sweeps[0].token == data["token"]:
+                    radars[channel] = sweeps
+        return radars
+
+    def _history(
+        self, key: dict[str, Any], sample: dict[str, Any], global2lidar: np.ndarray, length: int
+    ) -> list[SensorRecord]:
+        """The key frame and up to `length - 1` earlier records of its channel, newest first, that have a file."""
+        records = []
+        data: dict[str, Any] | None = key
+        for _ in range(length):
+            if data is None:
+                break
+            # The key-frame scan stays even without its file: the frame's poses and boxes hang on it.
+            if self._exists(data, sample) or data["token"] == sample["data"]["LIDAR_TOP"]:
+                matrix = global2lidar @ self._ego_pose(data) @ self._sensor_pose(data)
+                records.append(SensorRecord(data["filename"], data["timestamp"], matrix, data["token"]))
+            data = self.tables.get("sample_data", data["prev"]) if data["prev"] else None
+        return records
+
+    def _exists(self, data: dict[str, Any], sample: dict[str, Any]) -> bool:
+        path = Path(self.tables.dataroot, data["filename"])
+        if path.name in self._folder(path.parent):
+            return True
+        if not self.allow_missing:
+            raise FileNotFoundError(
+                f"{path} (sample {sample['token']}) is missing; complete the data set, or pass --allow-missing to use "
+                "what exists"
+            )
+        self.missing.add(data["filename"])
+        return False
+
+    def _sensor_pose(self, data: dict[str, Any]) -> np.ndarray:
+        return self._pose("calibrated_sensor", data["calibrated_sensor_token"])
+
+    def _ego_pose(self, data: dict[str, Any]) -> np.ndarray:
+        return self._pose("ego_pose", data["ego_pose_token"])
+
+    def _read_pose(self, table: str, token: str) -> np.ndarray:
+        entry = self.tables.get(table, token)
+        return pose_matrix(entry["translation"], entry["rotation"])
+
+    # -- annotations ------------------------------------------------------------------------------------------------
+
+    def _annotate(self, record: FrameRecord, sample: dict[str, Any], global2lidar: np.ndarray) -> None:
+        annotations = [self.tables.get("sample_annotation", token) for token in sample["anns"]]
+        record.boxes = np.array([self._box(a, global2lidar) for a in annotations], dtype=np.float64).reshape(-1, 9)
+        categories = [a["category_name"] for a in annotations]
+        record.names = np.array([_CLASS_OF_CATEGORY.get(c, c) for c in categories], dtype=str)
+        record.num_lidar_pts = np.array([a["num_lidar_pts"] for a in annotations], dtype=np.int64)
+        record.num_radar_pts = np.array([a["num_radar_pts"] for a in annotations], dtype=np.int64)
+
+    def _box(self, annotation: dict[str, Any], global2lidar: np.ndarray) -> np.ndarray:
+        pose = global2lidar @ pose_matrix(annotation["translation"], annotation["rotation"])
+        width, length, height = annotation["size"]
+        # The scanner is tilted, so a yaw about its z axis only approximates the box; published infos hold this angle.
+        yaw = np.arctan2(-pose[0, 1], pose[0, 0])
+        velocity = np.append(self.tables.box_velocity(annotation["token"])[:2], 0.0)
+        return np.array([*pose[:3, 3], length, width, height, yaw, *(global2lidar[:3, :3] @ velocity)[:2]])
+
+
+def _file_names(folder: Path) -> frozenset[str]:
+    return frozenset(p.name for p in folder.iterdir()) if folder.is_dir() else frozenset()

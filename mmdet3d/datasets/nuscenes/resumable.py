@@ -1,0 +1,78 @@
+"""Long work in pieces: finished pieces survive an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mmdet3d.datasets.pickles import dump_pickle, load_pickle
+
+__all__ = ["digest", "digest_files", "resumable_map"]
+
+_CHUNK = 1 << 22
+
+
+def digest(settings: Any) -> str:
+    """A short name for a JSON-like value."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def digest_files(files: Sequence[Path]) -> str:
+    """A short name for the content of files."""
+    state = hashlib.sha256()
+    for path in files:
+        state.update(path.name.encode())
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                state.update(chunk)
+    return state.hexdigest()[:16]
+
+
+def resumable_map(
+    function: Callable[[Any], Any], pieces: Mapping[str, Any], parts: Path, workers: int, description: str
+) -> list[Any]:
+    """`[function(p) for p in pieces.values()]`, each result kept in `parts` until all are done.
+
+    Args:
+        function: returns plain data; runs in forked processes, so it may hold large read-only tables.
+        pieces: name (of a file) to argument.
+        parts: folder for the results so far; its name must tell what they depend on. Removed at the end.
+        workers: processes; 0 and 1 work in this one.
+        description: of the progress bar.
+    """
+    parts.mkdir(parents=True, exist_ok=True)
+    todo = [(name, piece) for name, piece in pieces.items() if not (parts / f"{name}.pkl").is_file()]
+    with tqdm(total=len(pieces), initial=len(pieces) - len(todo), desc=description, unit="part") as bar:
+        for name, result in _results(function, todo, workers):
+            dump_pickle(result, parts / f"{name}.pkl")
+            bar.update()
+    results = [load_pickle(parts / f"{name}.pkl") for name in pieces]
+    shutil.rmtree(parts)
+    return results
+
+
+def _results(function: Callable[[Any], Any], todo: list[tuple[str, Any]], workers: int) -> Any:
+    if workers <= 1 or len(todo) <= 1:
+        for name, piece in todo:
+            yield name, function(piece)
+        return
+    global _function
+    _function = function
+    # Forked workers see the tables without a copy.
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        yield from pool.imap_unordered(_call, todo)
+
+
+_function: Callable[[Any], Any]
+
+
+def _call(item: tuple[str, Any]) -> tuple[str, Any]:
+    name, piece = item
+    return name, _function(piece)

@@ -1,0 +1,78 @@
+"""Pickle files of strangers: containers, numbers, strings and numpy arrays, and nothing that could run code."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmdet3d.evaluation.files import atomic_write
+
+__all__ = ["dump_pickle", "load_pickle"]
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    """How old pickle protocols spell bytes."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"codec {encoding!r}")
+    return text.encode("latin1")
+
+
+def _allowed() -> dict[tuple[str, str], Any]:
+    array_parts = np.empty(0).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    buffer = np.arange(1).__reduce_ex__(5)[0]
+    allowed: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): _encode,
+        ("collections", "OrderedDict"): dict,
+    }
+    for core in ("numpy.core", "numpy._core"):
+        allowed[f"{core}.multiarray", "_reconstruct"] = array_parts
+        allowed[f"{core}.multiarray", "scalar"] = scalar
+        allowed[f"{core}.numeric", "_frombuffer"] = buffer
+    for builtins in ("builtins", "__builtin__"):
+        for kind in (set, frozenset, bytearray, complex, dict, list, tuple, int, float, str, bool):
+            allowed[builtins, kind.__name__] = kind
+    return allowed
+
+
+_ALLOWED = _allowed()
+
+
+class _DataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise PermissionError(f"{module}.{name}") from None
+
+
+def load_pickle(path: str | Path) -> Any:
+    """The content of a pickle file that holds plain data.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file refers to anything but containers, scalars and numpy arrays, or it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    with open(path, "rb") as file:
+        try:
+            return _DataUnpickler(file, encoding="latin1").load()
+        except PermissionError as error:
+            raise ValueError(
+                f"{path} refers to {error}, which plain data does not need; the file was not read, as it could run code"
+            ) from None
+        except Exception as error:
+            raise ValueError(f"{path} is no readable pickle file ({type(error).__name__}: {error})") from error
+
+
+def dump_pickle(content: Any, path: str | Path) -> None:
+    """Write plain data so that `load_pickle` reads it; the file is whole or absent."""
+    with atomic_write(path, "wb") as file:
+        pickle.dump(content, file, protocol=4)

@@ -1,0 +1,80 @@
+"""Class-balanced grouping and sampling (CBGS, Zhu et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmdet3d.datasets.base import FrameDataset
+from mmdet3d.registry import DATASETS
+from mmdet3d.structures import Sample
+
+__all__ = ["CBGSDataset", "balanced_indices"]
+
+
+def balanced_indices(
+    classes_present: Sequence[AbstractSet[int]], num_classes: int, rng: np.random.RandomState
+) -> list[int]:
+    """Sample indices such that every class that occurs is drawn about equally often.
+
+    Each class draws, with replacement, an equal share of as many samples as there are (sample, class) pairs. Classes
+    that no sample has are left out.
+
+    Args:
+        classes_present: labels in each sample.
+        num_classes: number of classes.
+        rng: its state advances.
+    """
+    members = [[i for i, present in enumerate(classes_present) if c in present] for c in range(num_classes)]
+    members = [m for m in members if m]
+    pairs = sum(len(m) for m in members)
+    chosen: list[int] = []
+    for m in members:
+        ratio = (1.0 / len(members)) / (len(m) / pairs)
+        chosen += rng.choice(m, int(len(m) * ratio)).tolist()
+    return chosen
+
+
+@DATASETS.register
+class CBGSDataset(torch.utils.data.Dataset):
+    """A data set whose frames are repeated so that rare classes are seen as often as frequent ones.
+
+    A frame drawn several times is augmented differently each time.
+
+    Args:
+        dataset: the data set or its config.
+        seed: of the draw, which does not depend on process or epoch, and of the inner data set if that is built here.
+
+    Raises:
+        ValueError: no frame has any of the classes.
+    """
+
+    def __init__(self, dataset: FrameDataset | Mapping[str, Any], seed: int = 0) -> None:
+        self.dataset = DATASETS.build({"seed": seed, **dataset}) if isinstance(dataset, Mapping) else dataset
+        present = self.dataset.classes_present
+        self.indices = balanced_indices(present, len(self.dataset.classes), np.random.RandomState(seed))
+        if not self.indices:
+            raise ValueError(
+                f"no frame has an object of {', '.join(self.dataset.classes)}, so CBGS has nothing to draw"
+            )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.dataset.class_names
+
+    def set_epoch(self, epoch: int) -> None:
+        """See `FrameDataset.set_epoch`."""
+        self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset.draw(self.indices[index], index)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[k] for k in range(len(self)))

@@ -1,0 +1,168 @@
+"""nuScenes tables and splits, by the official devkit."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmdet3d.registry import nearest
+
+if TYPE_CHECKING:
+    from nuscenes import NuScenes
+
+__all__ = ["CLASSES", "OFFICIAL_SPLITS", "evaluation_split", "load_tables", "split_tokens", "version_splits"]
+
+# The detection classes in the order of the labels (that of the published configs and checkpoints).
+CLASSES = (
+    "car",
+    "truck",
+    "construction_vehicle",
+    "bus",
+    "trailer",
+    "barrier",
+    "motorcycle",
+    "bicycle",
+    "pedestrian",
+    "traffic_cone",
+)
+
+# Version -> role -> split name of the devkit.
+OFFICIAL_SPLITS = {
+    "v1.0-mini": {"train": "mini_train", "val": "mini_val"},
+    "v1.0-trainval": {"train": "train", "val": "val"},
+    "v1.0-test": {"test": "test"},
+}
+
+_TABLES = (
+    "attribute",
+    "calibrated_sensor",
+    "category",
+    "ego_pose",
+    "instance",
+    "log",
+    "map",
+    "sample",
+    "sample_annotation",
+    "sample_data",
+    "scene",
+    "sensor",
+    "visibility",
+)
+
+
+def load_tables(root: str | Path, version: str) -> NuScenes:
+    """The devkit's `NuScenes` object, kept for later calls in this process.
+
+    Raises:
+        FileNotFoundError: a table is missing.
+    """
+    return _load_tables(str(Path(root).resolve()), version)
+
+
+@functools.lru_cache(maxsize=2)
+def _load_tables(root: str, version: str) -> NuScenes:
+    folder = Path(root) / version
+    if not folder.is_dir():
+        found = sorted(p.parent.name for p in Path(root).glob("*/sample_data.json"))
+        raise FileNotFoundError(
+            f"no nuScenes tables of version {version!r} in {root} (versions there: {', '.join(found) or 'none'})"
+        )
+    for table in _TABLES:
+        if not (folder / f"{table}.json").is_file():
+            raise FileNotFoundError(f"nuScenes table {folder / table}.json is missing")
+    from nuscenes import NuScenes
+
+    return NuScenes(version=version, dataroot=root, verbose=False)
+
+
+def version_splits(root: str | Path, version: str) -> dict[str, dict[str, list[str]]]:
+    """Role (train, val, test) to {split name: scene names} of a data version.
+
+    Official versions have the devkit's splits; any other version needs `{root}/{version}/splits.json` (split name to
+    list of scene names), where the role is how the split's name ends.
+
+    Raises:
+        FileNotFoundError: no such `splits.json`.
+        ValueError: it does not hold what it should.
+    """
+    if version in OFFICIAL_SPLITS:
+        from nuscenes.utils.splits import create_splits_scenes
+
+        scenes = create_splits_scenes()
+        return {role: {name: scenes[name]} for role, name in OFFICIAL_SPLITS[version].items()}
+    splits = _custom_splits(root, version)
+    roles: dict[str, dict[str, list[str]]] = {}
+    for role in ("train", "val", "test"):
+        names = [n for n in splits if n.endswith(role)]
+        if len(names) > 1:
+            raise ValueError(
+                f"splits.json of {version} has several splits that end in {role!r}: {', '.join(names)}; keep one"
+            )
+        if names:
+            roles[role] = {names[0]: splits[names[0]]}
+    if not roles:
+        raise ValueError(f"splits.json of {version} has no split whose name ends in train, val or test: {list(splits)}")
+    return roles
+
+
+def evaluation_split(root: str | Path, version: str) -> str:
+    """The split that results of `version` are scored on (`mini_val`, `val`, or the one of `splits.json`).
+
+    Raises:
+        ValueError: the version has no annotated validation split.
+    """
+    if version == "v1.0-test":
+        raise ValueError(
+            "v1.0-test has no public annotations, so it cannot be scored here; submit results_nusc.json to the "
+            "nuScenes evaluation server"
+        )
+    roles = version_splits(root, version)
+    if "val" not in roles:
+        raise ValueError(f"version {version} has no split whose name ends in 'val' to score on; name one")
+    return next(iter(roles["val"]))
+
+
+def split_tokens(root: str | Path, version: str, split: str) -> list[str]:
+    """Sample tokens of a split, in the order of `sample.json`.
+
+    Raises:
+        ValueError: the version has no such split, or none of its scenes is in the tables.
+    """
+    scenes = set(_split_scenes(root, version, split))
+    tables = load_tables(root, version)
+    chosen = {s["token"] for s in tables.scene if s["name"] in scenes}
+    tokens = [s["token"] for s in tables.sample if s["scene_token"] in chosen]
+    if not tokens:
+        raise ValueError(f"no scene of split {split!r} is in the {version} tables of {root}")
+    return tokens
+
+
+def _split_scenes(root: str | Path, version: str, split: str) -> list[str]:
+    if version in OFFICIAL_SPLITS:
+        known: Mapping[str, list[str]] = {k: v for r in version_splits(root, version).values() for k, v in r.items()}
+    else:
+        known = _custom_splits(root, version)
+    if split not in known:
+        raise ValueError(
+            f"version {version} has no split {split!r}{nearest(split, known)} (splits: {', '.join(known)})"
+        )
+    return known[split]
+
+
+def _custom_splits(root: str | Path, version: str) -> dict[str, list[str]]:
+    file = Path(root) / version / "splits.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{version} is no official version ({', '.join(OFFICIAL_SPLITS)}), so it needs {file}: "
+            "a JSON object from split name to list of scene names"
+        )
+    try:
+        splits = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(splits, dict) or not all(isinstance(v, list) for v in splits.values()):
+        raise ValueError(f"{file} must be a JSON object from split name to list of scene names")
+    return splits

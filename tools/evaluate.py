@@ -1,0 +1,48 @@
+"""Score a results file with a benchmark's official metrics."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if all went well, 2 after a message that says what to change."""
+    args = _parser().parse_args(words)
+    try:
+        args.run(args)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+    nuscenes = benchmarks.add_parser("nuscenes", help="nuScenes detection (devkit, detection_cvpr_2019)")
+    nuscenes.add_argument("results", type=Path, help="submission file, results_nusc.json")
+    nuscenes.add_argument("--dataroot", type=Path, default=Path("data/nuscenes"))
+    nuscenes.add_argument("--version", default="v1.0-trainval")
+    nuscenes.add_argument("--split", help="default: the version's validation split")
+    nuscenes.add_argument("--out", type=Path, help="folder for metrics_summary.json (default: beside the results)")
+    nuscenes.add_argument("--tokens", type=Path, help="JSON list of sample tokens: score these only")
+    nuscenes.set_defaults(run=_nuscenes)
+    return parser
+
+
+def _nuscenes(args: argparse.Namespace) -> None:
+    from mmdet3d.evaluation.nuscenes import evaluate_submission, format_metrics
+
+    out = args.out or args.results.parent
+    tokens = json.loads(args.tokens.read_text()) if args.tokens else None
+    metrics = evaluate_submission(args.results, args.dataroot, args.version, args.split, out, tokens)
+    print(format_metrics(metrics))
+    print(f"\nmetrics written to {out / 'metrics_summary.json'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
