@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -52,7 +53,7 @@ def read_weights(checkpoint: str, owner: str) -> dict[str, Tensor]:
         ValueError: the file is not there, or holds more than tensors; the message says what to do.
     """
     path = _locate(checkpoint, owner)
-    content: Any = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
+    content = _load(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -108,13 +109,15 @@ def _locate(checkpoint: str, owner: str) -> Path:
     )
 
 
-def _torch_load(path: Path) -> Any:
+def _load(path: Path) -> Any:
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
         raise ValueError(
-            f"{path} is not a plain weights file (truncated, or it holds Python objects); save its state dict alone "
-            "with torch.save and give that file"
+            f"{path} is not a plain weights file (truncated, or it holds Python objects); download it again, or "
+            "save its state dict alone with torch.save"
         ) from error
 
 

@@ -239,7 +239,7 @@ class SwinTransformer(nn.Module):
         self.frozen_stages = frozen_stages
         self.patch_embed = _PatchEmbed(in_channels, embed_dims, patch_size, patch_norm)
         self.drop_after_pos = nn.Dropout(drop_rate)
-        drop_paths = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        drop_paths = [drop_path_rate * k / max(1, sum(depths) - 1) for k in range(sum(depths))]
         self.stages = nn.ModuleList()
         for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
             channels = embed_dims * 2**i
