@@ -26,6 +26,16 @@ class Trainable(nn.Module, ABC):
     def predict(self, batch: Batch) -> list[Detections3D]:
         """One `Detections3D` per sample; needs neither ground truth nor anything but the model's own sensors."""
 
+    def init_weights(self) -> None:
+        """Load what training from scratch starts from; the engine does not call it where it loads a checkpoint."""
+
+    def setup_training(self, evaluate: Callable[[Trainable], dict[str, float]]) -> None:
+        """Called once by the engine before the first step, on the final device, before a checkpoint is loaded.
+
+        Args:
+            evaluate: metrics of any model on the config's validation set.
+        """
+
 
 @dataclass(frozen=True)
 class Stage:

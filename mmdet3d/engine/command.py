@@ -1,0 +1,135 @@
+"""What the command-line tools share: overrides that survive launchers, and errors in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import resource
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+
+from mmdet3d.config import parse_overrides
+from mmdet3d.engine import distributed
+from mmdet3d.engine.interrupt import Interrupted
+from mmdet3d.engine.logging import get_logger
+
+__all__ = ["OVERRIDES_HELP", "add_override_options", "read_overrides", "rejoin", "run"]
+
+OVERRIDES_HELP = """\
+Config keys are overridden by `--a.b.c VALUE` or `a.b.c=VALUE`; a value is YAML and may be several words. `torchpack
+dist-run` without -v passes its arguments through a shell a second time, which takes quotes away: lists, numbers and
+several words survive that, but a value with quotes, or any of ; & | < > $ * ? # ( ) in it, belongs into a file given by
+--overrides-file (YAML, `a.b.c: value`)."""
+
+_PAIR = re.compile(r"(--)?[A-Za-z_][\w-]*(\.[\w-]+)*=")
+
+
+def add_override_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = OVERRIDES_HELP
+    parser.add_argument("--overrides-file", metavar="FILE", help="YAML of overrides, applied before those given here")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def rejoin(words: Sequence[str]) -> list[str]:
+    """`a.b.c=value` words out of words that a second shell may have split at spaces.
+
+    A value goes on until the next `--key` or `key=`, so `--range "[0, 1]"` that arrives as `--range [0, 1]` is whole
+    again.
+
+    Raises:
+        ValueError: a word that belongs to no key, or a key without a value.
+    """
+    pairs: list[list[str]] = []
+    for word in words:
+        inside = bool(pairs) and _open(" ".join(pairs[-1][1:]))
+        if not inside and _PAIR.match(word):
+            key, _, value = word.removeprefix("--").partition("=")
+            pairs.append([key, value])
+        elif not inside and word.startswith("--"):
+            pairs.append([word.removeprefix("--")])
+        elif pairs:
+            pairs[-1].append(word)
+        else:
+            raise ValueError(f"unexpected argument {word!r}; overrides are written --a.b.c VALUE or a.b.c=VALUE")
+    for key, *values in pairs:
+        if not values:
+            raise ValueError(f"override --{key} needs a value: --{key} VALUE or {key}=VALUE")
+    return [f"{key}={' '.join(values)}" for key, *values in pairs]
+
+
+def _open(text: str) -> bool:
+    return text.count("[") + text.count("{") > text.count("]") + text.count("}")
+
+
+def read_overrides(words: Sequence[str], file: str | None = None) -> dict[str, Any]:
+    """Overrides by dotted key: those of `file`, then those of the command line.
+
+    Raises:
+        ValueError: see `rejoin`, or `file` holds no mapping.
+        FileNotFoundError: no such file.
+    """
+    overrides: dict[str, Any] = {}
+    if file is not None:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"--overrides-file {file} does not exist")
+        try:
+            content = yaml.safe_load(Path(file).read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(f"--overrides-file {file} is not valid YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"--overrides-file {file} must hold lines `a.b.c: value`")
+        overrides |= content
+    return overrides | parse_overrides(rejoin(words))
+
+
+def run(main: Callable[[list[str]], None]) -> NoReturn:
+    """Run a tool: a user's mistake becomes `error: ...` and exit code 2, a signal 128 + its number."""
+    words = sys.argv[1:]
+    _raise_file_limit()
+    try:
+        main(words)
+    except Interrupted as stop:
+        print(f"interrupted: {stop}", file=sys.stderr)
+        distributed.leave(128 + (stop.number or 2))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        distributed.leave(130)
+    except (ValueError, OSError) as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        _report(str(error), words)
+        distributed.leave(2)
+    except torch.OutOfMemoryError as error:
+        _report(
+            f"out of GPU memory ({str(error).splitlines()[0]}); lower data.samples_per_gpu (and raise "
+            "optimizer_config.cumulative_iters to keep the effective batch) or set precision to fp16",
+            words,
+        )
+        distributed.leave(2)
+    except Exception:
+        traceback.print_exc()
+        distributed.leave(1)
+    distributed.leave(0)
+
+
+def _report(message: str, words: Sequence[str]) -> None:
+    """All ranks meet most errors, but one line is enough; the others write it to their log file."""
+    if distributed.environment_rank() == 0:
+        hint = "" if "--debug" in words else " (--debug shows where)"
+        print(f"error: {message}{hint}", file=sys.stderr)
+    elif get_logger().handlers:
+        get_logger().error(message)
+
+
+def _raise_file_limit(wanted: int = 4096) -> None:
+    """Loader processes hand tensors over as open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))

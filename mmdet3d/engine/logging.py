@@ -1,0 +1,134 @@
+"""Console and file log, JSON lines, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdet3d.engine import distributed
+
+__all__ = ["Window", "Writer", "get_logger", "log_to_folder"]
+
+
+def get_logger() -> logging.Logger:
+    return logging.getLogger("mmdet3d")
+
+
+def log_to_folder(folder: Path | None) -> None:
+    """Send the project's log to the console of rank 0 and to a file in `folder` (none for None).
+
+    The other ranks write a file of their own only when they have a warning or an error, because launchers hide their
+    console.
+    """
+    logger = get_logger()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    form = logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s")
+    handlers: list[logging.Handler] = [logging.StreamHandler()] if distributed.is_main() else []
+    if folder is not None:
+        stamp = time.strftime("%Y%m%d_%H%M%S")
+        name = f"{stamp}.log" if distributed.is_main() else f"{stamp}_rank{distributed.rank()}.log"
+        handlers.append(logging.FileHandler(folder / name, delay=True))
+    for handler in handlers:
+        handler.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
+        handler.setFormatter(form)
+        logger.addHandler(handler)
+
+
+class Window:
+    """Loss terms and times of the iterations since the last log line."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+        self._times: dict[str, list[float]] = {}
+
+    def add(self, values: Mapping[str, Tensor], times: Mapping[str, float]) -> None:
+        """`values` are detached scalars; they stay on their device until `mean`."""
+        for key, value in values.items():
+            self._values.setdefault(key, []).append(value)
+        for key, seconds in times.items():
+            self._times.setdefault(key, []).append(seconds)
+
+    def mean(self) -> dict[str, float] | None:
+        """Means over iterations and ranks, and forget them; None on other ranks than 0. Every rank must call."""
+        own = {k: torch.stack(v).float().mean().item() for k, v in self._values.items()}
+        own |= {k: sum(v) / len(v) for k, v in self._times.items()}
+        self.__init__()
+        gathered = distributed.gather_objects(own)
+        if gathered is None:
+            return None
+        keys = list(dict.fromkeys(k for ranks in gathered for k in ranks))
+        present = {k: [r[k] for r in gathered if k in r] for k in keys}
+        return {k: sum(v) / len(v) for k, v in present.items()}
+
+    def never_finite(self, key: str) -> bool:
+        """Whether no value of `key` since the last log line is finite."""
+        return not torch.stack(self._values[key]).isfinite().any().item()
+
+
+class Writer:
+    """Rank 0's log: lines on the console, `metrics.jsonl` and TensorBoard events in the run folder.
+
+    Args:
+        run_dir: the folder.
+        start: global iteration at which this process begins; TensorBoard hides what an interrupted run wrote beyond it.
+    """
+
+    def __init__(self, run_dir: Path, start: int = 0) -> None:
+        self._board = None
+        self._lines = None
+        if distributed.is_main():
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(run_dir / "tf_logs", purge_step=start or None)
+            self._lines = (run_dir / "metrics.jsonl").open("a", buffering=1)
+
+    def train(self, position: Mapping[str, int], of: int, eta: float, values: Mapping[str, float]) -> None:
+        """One line of training.
+
+        Args:
+            position: `epoch` (1-based), `iter` within it (1-based), global `iteration`.
+            of: iterations per epoch.
+            eta: seconds left.
+            values: lr, time, data_time, memory, losses, ...
+        """
+        shown = [f"lr: {values['lr']:.3e}", f"eta: {timedelta(seconds=int(eta))}"]
+        shown += [_show(k, v) for k, v in values.items() if k != "lr"]
+        self._write("train", position, values)
+        get_logger().info("Epoch [%d][%d/%d]\t%s", position["epoch"], position["iter"], of, ", ".join(shown))
+
+    def evaluation(self, position: Mapping[str, int], metrics: Mapping[str, float]) -> None:
+        """The metrics after an epoch."""
+        self._write("val", position, metrics)
+        get_logger().info(
+            "Epoch(val) [%d]\t%s", position["epoch"], ", ".join(f"{k}: {v:.4f}" for k, v in metrics.items())
+        )
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._lines.close()
+
+    def _write(self, mode: str, position: Mapping[str, int], values: Mapping[str, Any]) -> None:
+        if self._board is None:
+            return
+        self._lines.write(json.dumps({"mode": mode, **position, **values}) + "\n")
+        for key, value in values.items():
+            self._board.add_scalar(f"{mode}/{key}", value, position["iteration"])
+
+
+def _show(key: str, value: float) -> str:
+    return (
+        f"{key}: {value:.0f}" if key == "memory" else f"{key}: {value:.3f}" if "time" in key else f"{key}: {value:.4f}"
+    )

@@ -1,0 +1,79 @@
+"""Optimisers with per-name parameter groups."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from mmdet3d.engine.settings import take
+from mmdet3d.registry import nearest
+
+__all__ = ["build_optimizer", "parameter_groups"]
+
+
+def build_optimizer(model: nn.Module, cfg: Mapping[str, Any]) -> Optimizer:
+    """The optimiser of a config over the model's trainable parameters.
+
+    Args:
+        model: frozen parameters (`requires_grad` False) are left out.
+        cfg: `{type: AdamW, lr, weight_decay, ..., paramwise_cfg: {custom_keys: {name: {lr_mult, decay_mult}}}}`; type
+            is a class of `torch.optim`.
+
+    Raises:
+        ValueError: unknown type or key, a custom key that no parameter's name contains, or nothing to train.
+    """
+    keys = dict(cfg)
+    name = keys.pop("type", None)
+    paramwise = keys.pop("paramwise_cfg", None)
+    known = [n for n, c in vars(torch.optim).items() if inspect.isclass(c) and issubclass(c, Optimizer)]
+    if name not in known:
+        raise ValueError(f"optimizer.type: unknown {name!r}{nearest(str(name), known)}")
+    cls = getattr(torch.optim, name)
+    accepted = list(inspect.signature(cls).parameters)[1:]
+    for key in keys:
+        if key not in accepted:
+            raise ValueError(f"unknown config key optimizer.{key}{nearest(key, accepted)} (type {name})")
+    if "lr" not in keys:
+        raise ValueError("config key optimizer.lr is missing")
+    groups = parameter_groups(model, keys["lr"], keys.get("weight_decay", 0.0), paramwise)
+    return cls(groups, **keys)
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, weight_decay: float, paramwise_cfg: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Trainable parameters grouped by learning rate and weight decay.
+
+    The longest custom key that is a substring of a parameter's name decides (ties: alphabetically first). A key whose
+    value is null is switched off.
+    """
+    custom = take(paramwise_cfg, {"custom_keys": None}, "optimizer.paramwise_cfg")["custom_keys"] or {}
+    section = "optimizer.paramwise_cfg.custom_keys"
+    rules = {
+        key: take(value, {"lr_mult": 1.0, "decay_mult": 1.0}, f"{section}.{key}")
+        for key, value in custom.items()
+        if value is not None
+    }
+    order = sorted(sorted(rules), key=len, reverse=True)
+    names = [n for n, _ in model.named_parameters()]
+    for key in order:
+        if not any(key in n for n in names):
+            raise ValueError(
+                f"{section}: {key!r} matches no parameter of {type(model).__name__}; remove it (set it to null) "
+                "or write it as part of a parameter's name"
+            )
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rule = next((rules[k] for k in order if k in name), {"lr_mult": 1.0, "decay_mult": 1.0})
+            values = (lr * rule["lr_mult"], weight_decay * rule["decay_mult"])
+            groups.setdefault(values, {"params": [], "lr": values[0], "weight_decay": values[1]})
+            groups[values]["params"].append(parameter)
+    if not groups:
+        raise ValueError(f"{type(model).__name__} has no trainable parameter")
+    return list(groups.values())

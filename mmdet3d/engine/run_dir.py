@@ -1,0 +1,77 @@
+"""The folder of a run: where everything a training writes goes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from mmdet3d.config import Config
+from mmdet3d.engine import distributed
+from mmdet3d.engine.checkpoint import RunCheckpoints
+
+__all__ = ["default_run_dir", "open_run_dir", "writable_folder"]
+
+
+def default_run_dir(config_path: str | Path, suffix: str = "") -> Path:
+    """`runs/<config>-<time>`, the same on every rank; a config called default.yaml is named by its folder."""
+    path = Path(config_path)
+    stem = path.parent.name if path.stem == "default" else path.stem
+    return Path(distributed.broadcast_object(f"runs/{stem}{suffix}-{time.strftime('%Y%m%d-%H%M%S')}"))
+
+
+def writable_folder(folder: str | Path) -> Path:
+    """Create `folder` and make sure that files can be written there; every rank must call.
+
+    Raises:
+        ValueError: it cannot be created or written.
+    """
+    folder = Path(folder)
+
+    def create() -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(
+                f"cannot write into {folder} ({error.strerror}); pass another folder with --run-dir"
+            ) from error
+
+    distributed.on_main(create)
+    return folder
+
+
+def open_run_dir(run_dir: str | Path | None, config_path: str | Path, config: Config) -> Path:
+    """Create the folder of a training, decide what it resumes, and write the resolved config there.
+
+    `resume_from: auto` in `config` is replaced by the folder's latest checkpoint. Without `run_dir`, a resumed training
+    goes on in the folder of its checkpoint and a new one gets `default_run_dir`. Every rank must call.
+
+    Raises:
+        ValueError: the folder cannot be written, it holds a run that is not to be resumed, or nothing is there to resume.
+    """
+    resume = config.get("resume_from")
+    if run_dir is None:
+        if resume == "auto":
+            raise ValueError("resume_from auto needs --run-dir, the folder whose latest checkpoint is meant")
+        run_dir = Path(resume).parent if resume else default_run_dir(config_path)
+    folder = writable_folder(run_dir)
+
+    def decide() -> str | None:
+        latest = RunCheckpoints(folder).resumable()[-1:]
+        if resume == "auto" and not latest:
+            raise ValueError(f"resume_from auto: {folder} holds no checkpoint; leave it out to start a training there")
+        if latest and not resume:
+            raise ValueError(
+                f"{folder} already holds a run ({latest[0].name}); pass --resume_from auto to continue it, "
+                "or another --run-dir to start a new one"
+            )
+        target = folder / "configs.yaml"
+        if target.is_file() and target.read_text() != config.dump():
+            target.rename(folder / f"configs-until-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
+        target.write_text(config.dump())
+        return str(latest[0]) if resume == "auto" else resume
+
+    config["resume_from"] = distributed.on_main(decide)
+    return folder

@@ -1,0 +1,446 @@
+"""One training loop for everything that has `loss` and `predict`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmdet3d import __version__
+from mmdet3d.engine import distributed
+from mmdet3d.engine.checkpoint import (
+    RunCheckpoints,
+    load_checkpoint,
+    random_state,
+    read_training_state,
+    set_random_state,
+)
+from mmdet3d.engine.data import DetectionDataset, TrainSampler, batches, build_loader
+from mmdet3d.engine.ema import EMA
+from mmdet3d.engine.evaluate import evaluate
+from mmdet3d.engine.interrupt import Interrupt, Interrupted
+from mmdet3d.engine.logging import Window, Writer, get_logger
+from mmdet3d.engine.optimizer import build_optimizer
+from mmdet3d.engine.schedule import LearningRate, Momentum
+from mmdet3d.engine.settings import Settings, autocast_dtype
+from mmdet3d.interop.checkpoints import load_state, read_weights
+from mmdet3d.models.detectors.base import Trainable
+from mmdet3d.structures import Batch
+
+__all__ = ["Trainer", "seed_everything"]
+
+
+def seed_everything(seed: int, deterministic: bool = False) -> None:
+    """Seed Python, NumPy and torch; `deterministic` also asks torch for reproducible kernels (slower)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+class Trainer:
+    """Trains a model and leaves its checkpoints, logs and evaluations in a folder.
+
+    Training is a function of the config: the position in training, so learning rate, data order and augmentation too, is
+    (epoch, batch); stopping anywhere and resuming gives the same weights as never having stopped, bit for bit where the
+    kernels are deterministic, with the same number of processes.
+
+    Before the first step the engine calls, in this order, `model.init_weights()` (only without `load_from` and
+    `resume_from`) and `model.setup_training(evaluate)`, both on the final device, and then loads the weights that
+    `resume_from` or `load_from` names.
+
+    Args:
+        model: anything with `loss` and `predict`.
+        train_dataset: see `data.DetectionDataset`.
+        val_dataset: evaluated after epochs; None for a training without evaluation.
+        cfg: see `settings.Settings`; other keys are ignored.
+        run_dir: an existing folder.
+        device: default: what `distributed.init` chooses.
+
+    Raises:
+        ValueError: a wrong or missing config key, a custom key that no parameter has, or an empty data set.
+    """
+
+    def __init__(
+        self,
+        model: Trainable,
+        train_dataset: DetectionDataset,
+        val_dataset: DetectionDataset | None,
+        cfg: Mapping[str, Any],
+        run_dir: str | Path,
+        device: torch.device | None = None,
+    ) -> None:
+        self.settings = s = Settings.from_config(cfg)
+        self.run_dir = Path(run_dir)
+        if device is None:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device
+        self.model = model.to(device)
+        self._val_dataset = val_dataset
+        rank, world = distributed.rank(), distributed.world_size()
+        self._sampler = TrainSampler(len(train_dataset), s.samples_per_gpu, s.seed, rank, world)
+        self._loader = build_loader(train_dataset, self._sampler, s.workers_per_gpu, s.seed + rank)
+        self.epoch_iters = len(self._sampler)
+        self.epoch = self.batch = 0
+        self._lr = LearningRate(s.lr_config, s.max_epochs, self.epoch_iters)
+        self._momentum = Momentum(s.momentum_config, s.max_epochs, self.epoch_iters)
+        self.optimizer = build_optimizer(self.model, s.optimizer)
+        self._dtype = autocast_dtype(s.precision, device)
+        scaled = self._dtype is torch.float16
+        self._scaler = torch.amp.GradScaler(device.type, enabled=scaled, growth_interval=2000)
+        self._checkpoints = RunCheckpoints(self.run_dir, s.checkpoint["max_keep_ckpts"])
+        self._ema: EMA | None = None
+        self._best: dict[str, Any] | None = None
+        self._interrupt = Interrupt()
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def iteration(self) -> int:
+        """Batches done since the beginning of training, per process."""
+        return self.epoch * self.epoch_iters + self.batch
+
+    def fit(self) -> dict[str, float]:
+        """Train to `max_epochs` and return the metrics of the last evaluation.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM arrived; a checkpoint was saved first.
+            ValueError: a checkpoint that does not fit, bad data, losses that are not finite, a full disk. Checkpoints
+                written before stay.
+        """
+        with self._interrupt:
+            pending = self._prepare()
+            self._writer = Writer(self.run_dir, self.iteration)
+            try:
+                if pending:
+                    self._evaluate_epoch()
+                if self.epoch >= self.settings.max_epochs:
+                    get_logger().info("nothing left to train: %d epochs are done", self.epoch)
+                while self.epoch < self.settings.max_epochs:
+                    self._train_epoch()
+                    self._finish_epoch()
+            finally:
+                self._writer.close()
+        return self.metrics
+
+    # -- before the first step --------------------------------------------------------------------------------------
+
+    def _prepare(self) -> bool:
+        """Bring model, optimiser and position to where training starts; whether an evaluation was cut off there."""
+        s = self.settings
+        seed_everything(s.seed, s.deterministic)
+        resumed = None
+        if s.resume_from:
+            resumed = read_training_state(s.resume_from)
+            self._check_resumable(resumed[0])
+        elif s.load_from:
+            read_weights(s.load_from)
+        else:
+            self.model.init_weights()
+        self.model.setup_training(lambda model: self.evaluate(model, "setup"))
+        if resumed:
+            self._load_resumed_weights(resumed[0])
+        elif s.load_from:
+            get_logger().info("loaded %s", load_checkpoint(self.model, s.load_from))
+        self._step_module = self._parallel(_LossSum(self.model))
+        self._ema = EMA(self.model, **s.ema) if s.ema else None
+        # The ranks need different dropout.
+        seed_everything(s.seed + distributed.rank(), s.deterministic)
+        return self._restore(*resumed) if resumed else False
+
+    def _parallel(self, module: nn.Module) -> nn.Module:
+        if distributed.world_size() == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            module, device_ids=devices, find_unused_parameters=self.settings.find_unused_parameters
+        )
+
+    def _check_resumable(self, state: Mapping[str, Any]) -> None:
+        source, world = self.settings.resume_from, distributed.world_size()
+        if state["batch"] and (state["world_size"], state["epoch_iters"]) != (world, self.epoch_iters):
+            raise ValueError(
+                f"{source} was saved within an epoch of {state['epoch_iters']} iterations on {state['world_size']} "
+                f"processes, but this run has {self.epoch_iters} on {world}; resume with the same data and processes, "
+                "or from a checkpoint at the end of an epoch"
+            )
+        if (state["model"] is not None) != (self.settings.ema is not None):
+            wanted = "with" if state["model"] is not None else "without"
+            raise ValueError(f"{source} was trained {wanted} an averaged model; resume {wanted} the config key ema")
+
+    def _load_resumed_weights(self, state: Mapping[str, Any]) -> None:
+        source = self.settings.resume_from
+        if state["model"] is None:
+            load_checkpoint(self.model, source)
+        else:
+            load_state(self.model, state["model"], source=source)
+
+    def _restore(self, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
+        source = self.settings.resume_from
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise ValueError(
+                f"the optimiser state of {source} does not fit this config ({error}); "
+                "resume with the optimizer settings of that run, or start anew with --load_from"
+            ) from error
+        if self._scaler.is_enabled() and state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        if self._ema:
+            current = {k: v.clone() for k, v in self.model.state_dict().items()}
+            load_checkpoint(self.model, source)
+            self._ema.load(self.model.state_dict(), state["ema_steps"])
+            self.model.load_state_dict(current)
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self._best = metadata["best"]
+        self.metrics = metadata["metrics"] or {}
+        if len(state["random"]) == distributed.world_size():
+            set_random_state(state["random"][distributed.rank()])
+        else:
+            get_logger().warning("resumed on another number of processes: random states start anew")
+        get_logger().info("resumed %s: epoch %d, iteration %d", source, self.epoch, self.iteration)
+        return self.batch == 0 and metadata["metrics"] is None and self._evaluation_due()
+
+    # -- one epoch --------------------------------------------------------------------------------------------------
+
+    def _train_epoch(self) -> None:
+        s = self.settings
+        self.model.train()
+        self._sampler.set_epoch(self.epoch, self.batch)
+        window, began, first = Window(), time.perf_counter(), self.iteration
+        save_due = False
+        previous = began
+        for batch in self._agreed(batches(self._loader)):
+            loaded = time.perf_counter()
+            values = self._iterate(batch.to(self.device, non_blocking=True))
+            now = time.perf_counter()
+            window.add(values, {"time": now - previous, "data_time": loaded - previous})
+            previous = now
+            if self.batch % s.log_interval == 0 or self.batch == self.epoch_iters:
+                rest = s.max_epochs * self.epoch_iters - self.iteration
+                self._log(window, (now - began) / (self.iteration - first) * rest)
+            if s.checkpoint["interval_iters"] and self.batch % s.checkpoint["interval_iters"] == 0:
+                save_due = True
+            if self.batch == self.epoch_iters or self.batch % s.cumulative_iters:
+                continue
+            stopped = distributed.any_rank(self._interrupt.number != 0)
+            if save_due or stopped:
+                saved = self._save(f"epoch_{self.epoch + 1}_iter_{self.batch}")
+                save_due = False
+            if stopped:
+                self._stop(saved)
+
+    def _agreed(self, source: Iterator[Batch]) -> Iterator[Batch]:
+        """The remaining batches of the epoch; a rank that cannot load its batch ends them on all ranks."""
+        for _ in range(self.batch, self.epoch_iters):
+            batch = error = None
+            try:
+                batch = next(source)
+            except (ValueError, FileNotFoundError) as caught:
+                error = caught
+            distributed.raise_everywhere(error)
+            yield batch
+
+    def _iterate(self, batch: Batch) -> dict[str, Tensor]:
+        """Forward, backward and, where a group of accumulated iterations ends, an optimiser step."""
+        s = self.settings
+        start = self.batch - self.batch % s.cumulative_iters
+        group = min(s.cumulative_iters, self.epoch_iters - start)
+        steps = self.batch == start + group - 1
+        self._lr.apply(self.optimizer, self.epoch, self.iteration)
+        self._momentum.apply(self.optimizer, self.epoch, self.iteration)
+        waits = not steps and isinstance(self._step_module, DistributedDataParallel)
+        with self._step_module.no_sync() if waits else contextlib.nullcontext():
+            with torch.autocast(self.device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None):
+                total, values = self._step_module(batch)
+            self._scaler.scale(total / group).backward()
+        if steps:
+            values |= self._step()
+        self.batch += 1
+        return values
+
+    def _step(self) -> dict[str, Tensor]:
+        values = {}
+        if self.settings.grad_clip:
+            self._scaler.unscale_(self.optimizer)
+            parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+            values["grad_norm"] = nn.utils.clip_grad_norm_(parameters, **self.settings.grad_clip).detach()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._ema:
+            self._ema.update()
+        return values
+
+    def _log(self, window: Window, eta: float) -> None:
+        error = None
+        if window.never_finite("loss"):
+            error = ValueError(
+                f"the loss was not finite in epoch {self.epoch + 1} up to iteration {self.batch}; lower optimizer.lr "
+                f"or set --precision fp32, and continue from the last checkpoint in {self.run_dir}"
+            )
+        distributed.raise_everywhere(error)
+        means = window.mean()
+        if means is None:
+            return
+        values = {"lr": self.optimizer.param_groups[0]["lr"], "time": means.pop("time")}
+        values["data_time"] = means.pop("data_time")
+        if self.device.type == "cuda":
+            values["memory"] = torch.cuda.max_memory_allocated(self.device) / 2**20
+        position = {"epoch": self.epoch + 1, "iter": self.batch, "iteration": self.iteration}
+        self._writer.train(position, self.epoch_iters, eta, values | means)
+
+    # -- after an epoch ---------------------------------------------------------------------------------------------
+
+    def _finish_epoch(self) -> None:
+        self.epoch, self.batch = self.epoch + 1, 0
+        stopped = distributed.any_rank(self._interrupt.number != 0)
+        last = self.epoch == self.settings.max_epochs
+        saved = None
+        if stopped or last or self.epoch % self.settings.checkpoint["interval"] == 0:
+            saved = self._save(f"epoch_{self.epoch}")
+        if stopped and not (last and not self._evaluation_due()):
+            self._stop(saved)
+        if self._evaluation_due():
+            self._evaluate_epoch()
+
+    def _evaluation_due(self) -> bool:
+        plan = self.settings.evaluation
+        since = self.epoch - plan["start"]
+        return self._val_dataset is not None and self.epoch > 0 and since >= 0 and since % plan["interval"] == 0
+
+    def _evaluate_epoch(self) -> None:
+        with self._ema.applied() if self._ema else contextlib.nullcontext():
+            self.metrics = self.evaluate(self.model, f"epoch_{self.epoch}")
+            weights = self.model.state_dict()
+            distributed.on_main(lambda: self._keep_metrics(weights))
+        position = {"epoch": self.epoch, "iter": 0, "iteration": self.iteration}
+        if distributed.is_main():
+            self._writer.evaluation(position, self.metrics)
+
+    def _keep_metrics(self, weights: Mapping[str, Tensor]) -> None:
+        """Note the metrics in the epoch's checkpoint; keep the weights if they are the best so far."""
+        name, rule = self.settings.evaluation["save_best"], self.settings.evaluation["rule"]
+        if name is not None and name not in self.metrics:
+            shown = ", ".join(list(self.metrics)[:8])
+            raise ValueError(f"evaluation.save_best: no metric {name!r}; the data set reports {shown}")
+        better = name is not None and _better(self.metrics[name], self._best, rule)
+        if better:
+            self._best = {"metric": name, "value": self.metrics[name], "epoch": self.epoch}
+        path = self.run_dir / f"epoch_{self.epoch}.safetensors"
+        if path in self._checkpoints.resumable():
+            self._checkpoints.annotate(path, {"metrics": self.metrics, "best": self._best})
+        if better:
+            self._checkpoints.save_best(weights, self._metadata())
+
+    def evaluate(self, model: Trainable, name: str) -> dict[str, float]:
+        """Metrics of any model on the validation set; files go to `run_dir/evaluation/name`. Every rank must call.
+
+        Random states are the same afterwards, so that evaluating does not change the training.
+
+        Raises:
+            ValueError: this training has no validation set.
+        """
+        if self._val_dataset is None:
+            raise ValueError("evaluation needs a validation set, but the config has no data.val")
+        before = random_state()
+        s = self.settings
+        try:
+            return evaluate(
+                model,
+                self._val_dataset,
+                self.run_dir / "evaluation" / name,
+                self.device,
+                batch_size=s.samples_per_gpu,
+                workers=s.workers_per_gpu,
+                precision=s.precision,
+                check=self._check_interrupt,
+            )
+        finally:
+            set_random_state(before)
+
+    def _check_interrupt(self) -> None:
+        if self._interrupt.number:
+            latest = self._checkpoints.resumable()
+            self._stop(latest[-1] if latest else None)
+
+    def _stop(self, saved: Path | None) -> None:
+        kept = f"{saved} holds everything; continue with --run-dir {self.run_dir} --resume_from auto"
+        raise Interrupted(kept if saved else "nothing was trained yet", self._interrupt.number)
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save(self, name: str) -> Path:
+        randoms = distributed.gather_objects(random_state())
+        own = self.model.state_dict()
+        state = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "epoch_iters": self.epoch_iters,
+            "world_size": distributed.world_size(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "ema_steps": self._ema.steps if self._ema else 0,
+            "model": own if self._ema else None,
+            "random": randoms,
+        }
+        weights = self._ema.state if self._ema else own
+        metadata = self._metadata() | {"metrics": None}
+        path = distributed.on_main(lambda: self._checkpoints.save(name, weights, state, metadata))
+        get_logger().info("saved %s", path)
+        return path
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "iteration": self.iteration,
+            "metrics": self.metrics,
+            "best": self._best,
+            "model": type(self.model).__name__,
+            "averaged": self._ema is not None,
+            "versions": {"mmdet3d": __version__, "torch": torch.__version__},
+            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+
+
+class _LossSum(nn.Module):
+    """The forward pass of training: the sum of the `loss/...` terms, and all terms detached for the log.
+
+    Summing inside lets DistributedDataParallel see only what backward starts from.
+    """
+
+    def __init__(self, model: Trainable) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        terms = self.model.loss(batch)
+        losses = [v for k, v in terms.items() if k.startswith("loss/")]
+        name = type(self.model).__name__
+        if not losses:
+            raise ValueError(f"{name}.loss returned no term named 'loss/...' (got: {', '.join(terms) or 'nothing'})")
+        total = torch.stack([v.float().mean() for v in losses]).sum()
+        if not total.requires_grad:
+            raise ValueError(
+                f"the loss of {name} depends on no trainable parameter for the batch {', '.join(batch.tokens)}; "
+                "its losses must stay connected to the graph where there is no ground truth"
+            )
+        return total, {k: v.detach().float().mean() for k, v in terms.items()} | {"loss": total.detach()}
+
+
+def _better(value: float, best: Mapping[str, Any] | None, rule: str) -> bool:
+    if best is None:
+        return value == value
+    return value > best["value"] if rule == "greater" else value < best["value"]

@@ -1,0 +1,72 @@
+"""Order of the data, and what workers hand over."""
+
+from __future__ import annotations
+
+import pytest
+from engine_toy import EngineToyDataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmdet3d.engine.data import EvaluationSampler, TrainSampler, batches, build_loader
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
+def test_training_covers_everything_in_full_batches(size: int, batch: int, world: int, epoch: int) -> None:
+    ranks = [TrainSampler(size, batch, 5, r, world) for r in range(world)]
+    for sampler in ranks:
+        sampler.set_epoch(epoch)
+    shares = [list(s) for s in ranks]
+    assert {len(s) for s in shares} == {len(ranks[0])}
+    assert all(len(b) == batch for s in shares for b in s)
+    seen = [i for s in shares for b in s for e, i in b if e == epoch]
+    assert set(seen) == set(range(size))
+    assert len(seen) - size < batch * world
+
+
+def test_global_batches_do_not_depend_on_the_ranks() -> None:
+    whole = list(TrainSampler(20, 4, 0))
+    halves = [list(TrainSampler(20, 2, 0, r, 2)) for r in range(2)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+
+
+def test_order_changes_with_epoch_and_seed_and_continues() -> None:
+    sampler, other = TrainSampler(20, 4, 0), TrainSampler(20, 4, 1)
+    first = [[i for _, i in b] for b in sampler]
+    assert first != [[i for _, i in b] for b in other]
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert first != [[i for _, i in b] for b in second]
+    sampler.set_epoch(1, start=3)
+    assert list(sampler) == second[3:]
+
+
+@given(st.integers(0, 30), st.integers(1, 4), st.integers(1, 5))
+def test_evaluation_sees_each_sample_once(size: int, batch: int, world: int) -> None:
+    seen = [i for r in range(world) for b in EvaluationSampler(size, batch, r, world) for _, i in b]
+    assert sorted(seen) == list(range(size))
+
+
+def test_empty_training_set() -> None:
+    with pytest.raises(ValueError, match="training data set is empty"):
+        TrainSampler(0, 1, 0)
+
+
+def test_epoch_reaches_workers_that_live_on() -> None:
+    dataset = EngineToyDataset(6, augment=True)
+    sampler = TrainSampler(6, 3, 0)
+    loader = build_loader(dataset, sampler, workers=1)
+    points = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        found = {m["index"]: (m["epoch"], p) for b in batches(loader) for m, p in zip(b.metas, b.points, strict=True)}
+        assert {e for e, _ in found.values()} == {epoch}
+        points.append(found[0][1])
+    assert not points[0].equal(points[1])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_in_a_worker_arrives_as_its_sentence(workers: int) -> None:
+    loader = build_loader(EngineToyDataset(6, broken=4), TrainSampler(6, 3, 0), workers)
+    with pytest.raises(ValueError) as caught:
+        list(batches(loader))
+    assert str(caught.value) == "sample 4: points.bin is cut short; copy it again"

@@ -1,0 +1,307 @@
+"""The training loop: exact resumption, mixed precision, accumulation, what is kept, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_toy import EngineToyDataset, EngineToyModel, toy_config
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmdet3d import load_checkpoint
+from mmdet3d.engine.interrupt import Interrupted
+from mmdet3d.engine.trainer import Trainer
+
+
+def make(run_dir: Path, model: EngineToyModel | None = None, size: int = 12, **changes: Any) -> Trainer:
+    run_dir.mkdir(exist_ok=True)
+    if model is None:
+        torch.manual_seed(0)
+        model = EngineToyModel()
+    return Trainer(
+        model,
+        EngineToyDataset(size, augment=True),
+        EngineToyDataset(5, seed=9),
+        toy_config(**changes),
+        run_dir,
+        torch.device("cpu"),
+    )
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+VARIANTS = {
+    "plain": {},
+    "accumulation": {"optimizer_config": {"grad_clip": {"max_norm": 1.0}, "cumulative_iters": 3}},
+    "ema": {"ema": {"decay": 0.9, "ramp": 5}},
+    "cyclic": {"lr_config": {"policy": "cyclic"}, "momentum_config": {"policy": "cyclic"}},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "workers": {"data": {"samples_per_gpu": 3, "workers_per_gpu": 1}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resuming_is_exact_within_and_between_epochs(variant: str, tmp_path: Path) -> None:
+    changes = VARIANTS[variant] | {"max_epochs": 3, "checkpoint_config": {"interval_iters": 3, "max_keep_ckpts": 9}}
+    straight = make(tmp_path / "straight", **changes)
+    straight.fit()
+    wanted = load_file(tmp_path / "straight" / "epoch_3.safetensors")
+    assert not torch.equal(wanted["head.weight"], EngineToyModel().head.weight)
+
+    for name, stop in (("within", 6), ("between", 8)):
+        run = tmp_path / name
+        first = make(run, **changes)
+        stop_after(first, stop)
+        with pytest.raises(Interrupted, match="--resume_from auto"):
+            first.fit()
+        (saved,) = [p for p in run.glob("epoch_2*.safetensors")]
+        assert (saved.name == "epoch_2.safetensors") == (name == "between")
+        torch.manual_seed(77)
+        second = make(run, EngineToyModel(), **changes, resume_from=str(saved))
+        second.fit()
+        assert second.model.calls == ["setup_training"]
+        assert_same(load_file(run / "epoch_3.safetensors"), wanted)
+        assert_same(straight.model.state_dict(), second.model.state_dict())
+        assert second.metrics == straight.metrics
+
+
+def stop_after(trainer: Trainer, iterations: int) -> None:
+    """Send SIGTERM during that iteration."""
+    iterate = trainer._iterate
+
+    def wrapped(batch: Any) -> Any:
+        if trainer.iteration == iterations - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return iterate(batch)
+
+    trainer._iterate = wrapped
+
+
+def test_accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
+    """Without BatchNorm and dropout two half batches are one batch; the rest of an epoch makes a smaller step."""
+    results = []
+    for name, samples, group in (("whole", 4, 1), ("halves", 2, 2)):
+        torch.manual_seed(0)
+        model = EngineToyModel(dropout=0.0).double()
+        model.backbone[1] = torch.nn.Identity()
+        model._boxes = lambda batch, m=model: m.head(
+            m.backbone(torch.stack([p.mean(0) for p in batch.points]).double())
+        )
+        trainer = make(
+            tmp_path / name,
+            model,
+            max_epochs=1,
+            evaluation={"start": 9},
+            data={"samples_per_gpu": samples},
+            optimizer_config={"cumulative_iters": group},
+            lr_config=None,
+        )
+        trainer.fit()
+        results.append(model.state_dict())
+    for key, value in results[0].items():
+        torch.testing.assert_close(value, results[1][key], rtol=1e-6, atol=1e-9)
+
+
+def test_what_a_run_leaves(tmp_path: Path) -> None:
+    trainer = make(tmp_path, max_epochs=4, checkpoint_config={"interval": 1, "max_keep_ckpts": 2, "interval_iters": 3})
+    metrics = trainer.fit()
+    names = {p.name for p in tmp_path.iterdir()}
+    kept = {f"epoch_{n}{s}" for n in (3, 4) for s in (".safetensors", ".state.pt", ".json")}
+    assert {n for n in names if n.startswith("epoch_")} == kept
+    assert not [n for n in names if n.endswith(".tmp")]
+    assert {"best.safetensors", "best.json", "latest.safetensors", "latest.json", "metrics.jsonl", "tf_logs"} <= names
+    meta = json.loads((tmp_path / "epoch_4.json").read_text())
+    assert (meta["epoch"], meta["iteration"], meta["metrics"]) == (4, 16, metrics)
+    model = EngineToyModel()
+    report = load_checkpoint(model, tmp_path / "latest.safetensors")
+    assert_same(model.state_dict(), trainer.model.state_dict())
+    assert report.metadata == meta
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    train = [x for x in lines if x["mode"] == "train"]
+    assert [(x["epoch"], x["iter"]) for x in train] == [(e, i) for e in range(1, 5) for i in (2, 4)]
+    assert {"lr", "time", "data_time", "loss/center", "loss/rest", "stats/error", "loss", "grad_norm"} <= train[
+        0
+    ].keys()
+    for line in train:  # stats are logged but not trained on
+        assert line["loss"] == pytest.approx(line["loss/center"] + line["loss/rest"], rel=1e-5)
+    scores = [x["object/nds"] for x in lines if x["mode"] == "val"]
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert best["best"]["value"] == max(scores)
+    assert (tmp_path / "evaluation" / "epoch_4" / "results_toy.json").is_file()
+
+
+def test_training_learns_and_calls_the_hooks_in_order(tmp_path: Path) -> None:
+    model = EngineToyModel(width=32, dropout=0.0)
+    plan = {"evaluation": {"interval": 15}, "checkpoint_config": {"interval": 15}}
+    trainer = make(tmp_path, model, max_epochs=30, **plan)
+    trainer.fit()
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [x["loss"] for x in lines if x["mode"] == "train"]
+    assert losses[-1] < 0.25 * losses[0]
+    assert trainer.model.calls == ["init_weights", "setup_training"]
+    assert sum(x["mode"] == "val" for x in lines) == 2
+
+
+def test_the_average_is_what_is_evaluated_and_saved(tmp_path: Path) -> None:
+    trainer = make(tmp_path, ema={"decay": 0.99})
+    metrics = trainer.fit()
+    saved = load_file(tmp_path / "epoch_2.safetensors")
+    assert not torch.equal(saved["head.weight"], trainer.model.head.weight)
+    other = EngineToyModel()
+    load_checkpoint(other, tmp_path / "epoch_2.safetensors")
+    assert trainer.evaluate(other, "again") == metrics
+
+
+def test_setup_training_can_evaluate_any_model(tmp_path: Path) -> None:
+    seen: dict[str, float] = {}
+    trainer = make(tmp_path)
+    trainer.model.setup_training = lambda evaluate: seen.update(evaluate(EngineToyModel()))
+    trainer.fit()
+    assert seen.keys() == {"object/map", "object/nds"}
+
+
+def test_evaluation_cut_off_is_made_up_for(tmp_path: Path) -> None:
+    trainer = make(tmp_path, max_epochs=1)
+    check = trainer._check_interrupt
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        check()
+
+    trainer._check_interrupt = interrupt
+    with pytest.raises(Interrupted, match=r"epoch_1\.safetensors holds everything"):
+        trainer.fit()
+    again = make(tmp_path, max_epochs=1, resume_from=str(tmp_path / "latest.safetensors"))
+    assert again.fit().keys() == {"object/map", "object/nds"}
+    assert json.loads((tmp_path / "epoch_1.json").read_text())["metrics"] == again.metrics
+
+
+def test_load_from_starts_anew_with_given_weights(tmp_path: Path) -> None:
+    make(tmp_path / "a").fit()
+    trainer = make(tmp_path / "b", load_from=str(tmp_path / "a" / "best.safetensors"), max_epochs=1)
+    trainer._train_epoch = lambda: setattr(trainer, "batch", 0)
+    trainer.fit()
+    assert trainer.model.calls == ["setup_training"]
+    best = load_file(tmp_path / "a" / "best.safetensors")
+    assert torch.equal(trainer.model.head.weight, best["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer_config": {"grad_clp": None}}, "optimizer_config.grad_clp, did you mean 'grad_clip'"),
+        ({"checkpoint_config": {"intervall": 1}}, "checkpoint_config.intervall, did you mean 'interval'"),
+        ({"evaluation": {"save_bst": None}}, "evaluation.save_bst, did you mean 'save_best'"),
+        ({"log_config": {"hooks": []}}, "log_config.hooks"),
+        ({"ema": {"momentum": 1}}, "ema.momentum"),
+        ({"precision": "fp8"}, "precision: 'fp8' is none of auto, fp32"),
+        ({"max_epochs": 0}, "max_epochs must be an integer of at least 1"),
+        ({"optimizer": None}, "no 'optimizer'"),
+        ({"optimizer": {"type": "SGD", "lr": 1, "paramwise_cfg": {"custom_keys": {"nek": {}}}}}, "'nek' matches no"),
+    ],
+)
+def test_config_mistakes_are_found_before_training(changes: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_in_resuming(tmp_path: Path) -> None:
+    make(tmp_path / "a", checkpoint_config={"interval_iters": 3, "max_keep_ckpts": 9}).fit()
+    end = str(tmp_path / "a" / "epoch_2.safetensors")
+    with pytest.raises(FileNotFoundError, match="epoch_7.safetensors does not exist"):
+        make(tmp_path / "b", resume_from=str(tmp_path / "a" / "epoch_7.safetensors")).fit()
+    with pytest.raises(FileNotFoundError, match="no training state beside it.*--load_from"):
+        make(tmp_path / "b", resume_from=str(tmp_path / "a" / "best.safetensors")).fit()
+    with pytest.raises(ValueError, match="without an averaged model"):
+        make(tmp_path / "b", resume_from=end, ema={"decay": 0.9}).fit()
+    with pytest.raises(ValueError, match="optimiser state of .* does not fit"):
+        keys = {"type": "AdamW", "lr": 1e-2, "paramwise_cfg": {"custom_keys": {"head": {"lr_mult": 0.1}}}}
+        make(tmp_path / "b", resume_from=end, optimizer=keys, max_epochs=3).fit()
+    with pytest.raises(ValueError, match="does not fit EngineToyModel: 7 of another shape"):
+        make(tmp_path / "b", EngineToyModel(width=4), resume_from=end).fit()
+    Path(end).with_suffix(".state.pt").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="damaged .* earlier checkpoint"):
+        make(tmp_path / "b", resume_from=end).fit()
+
+
+def test_resuming_within_an_epoch_needs_the_same_data(tmp_path: Path) -> None:
+    first = make(tmp_path)
+    stop_after(first, 2)
+    with pytest.raises(Interrupted):
+        first.fit()
+    with pytest.raises(ValueError, match="within an epoch of 4 iterations on 1 processes, but this run has 5 on 1"):
+        make(tmp_path, size=15, resume_from=str(tmp_path / "epoch_1_iter_2.safetensors")).fit()
+
+
+def test_a_checkpoint_interrupted_while_writing_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmdet3d.engine import checkpoint
+
+    trainer = make(tmp_path)
+    trainer.settings.checkpoint["interval"] = 1
+    save = checkpoint.save_file
+
+    def full_disk(tensors: dict, path: Path) -> None:
+        if "epoch_2" in path.name:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    with pytest.raises(ValueError, match="epoch_2.safetensors .No space left on device.; free space"):
+        trainer.fit()
+    assert [p.name for p in checkpoint.RunCheckpoints(tmp_path).resumable()] == ["epoch_1.safetensors"]
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_losses(tmp_path: Path) -> None:
+    def with_loss(name: str, loss: Any) -> Trainer:
+        trainer = make(tmp_path / name)
+        trainer.model.loss = loss
+        return trainer
+
+    with pytest.raises(ValueError, match="no term named 'loss/...'"):
+        with_loss("a", lambda batch: {"stats/x": torch.tensor(1.0)}).fit()
+    with pytest.raises(ValueError, match="depends on no trainable parameter for the batch sample-"):
+        with_loss("b", lambda batch: {"loss/x": torch.tensor(1.0)}).fit()
+    nan = with_loss("c", None)
+    nan.model.loss = lambda batch: {"loss/x": nan.model.head.bias.sum() * float("nan")}
+    with pytest.raises(ValueError, match="not finite in epoch 1 up to iteration 2; lower optimizer.lr"):
+        nan.fit()
+
+
+def test_no_ground_truth_in_a_batch(tmp_path: Path) -> None:
+    class Unlabelled(EngineToyDataset):
+        def __getitem__(self, index: int) -> Any:
+            sample = super().__getitem__(index)
+            sample.boxes = None
+            return sample
+
+    trainer = Trainer(EngineToyModel(), Unlabelled(6), None, toy_config(), tmp_path, torch.device("cpu"))
+    with pytest.raises(ValueError, match="needs `boxes`, which this batch does not hold"):
+        trainer.fit()
+
+
+def test_unknown_best_metric_loses_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no metric 'object/mAP'; the data set reports object/map"):
+        make(tmp_path, evaluation={"save_best": "object/mAP"}).fit()
+    assert (tmp_path / "epoch_1.json").is_file()
+
+
+def test_a_broken_sample_is_one_sentence(tmp_path: Path) -> None:
+    data = EngineToyDataset(6, broken=1)
+    cfg = toy_config(data={"samples_per_gpu": 3, "workers_per_gpu": 1})
+    trainer = Trainer(EngineToyModel(), data, None, cfg, tmp_path, torch.device("cpu"))
+    with pytest.raises(ValueError, match="^sample 1: points.bin is cut short; copy it again$"):
+        trainer.fit()

@@ -1,0 +1,100 @@
+"""Evaluate a checkpoint, or write its benchmark submission.
+
+python tools/test.py CONFIG CHECKPOINT --eval bbox
+python tools/test.py CONFIG CHECKPOINT --format-only --run-dir DIR
+torchpack dist-run -np 8 python tools/test.py CONFIG CHECKPOINT --eval bbox
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+from mmdet3d.config import Config, load_config
+from mmdet3d.datasets import build_dataset
+from mmdet3d.engine import distributed
+from mmdet3d.engine.checkpoint import load_checkpoint
+from mmdet3d.engine.command import add_override_options, read_overrides, run
+from mmdet3d.engine.evaluate import as_records, metrics_table, predict
+from mmdet3d.engine.logging import get_logger, log_to_folder
+from mmdet3d.engine.run_dir import default_run_dir, writable_folder
+from mmdet3d.engine.trainer import seed_everything
+from mmdet3d.models import build_model
+from mmdet3d.structures import Detections3D
+
+
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("config")
+    parser.add_argument("checkpoint", help=".safetensors or .pth")
+    parser.add_argument("--eval", nargs="+", choices=["bbox"], help="print the benchmark's metrics")
+    parser.add_argument("--format-only", action="store_true", help="write the submission file without scoring it")
+    parser.add_argument("--out", help="also keep the raw detections in this .pkl")
+    parser.add_argument("--run-dir", help="where results are written (default: runs/CONFIG-test-TIME)")
+    parser.add_argument("--eval-options", nargs="+", default=[], help="jsonfile_prefix=DIR: the same as --run-dir")
+    parser.add_argument("--cfg-options", nargs="+", default=[], help="overrides, a.b.c=VALUE ...")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--deterministic", action="store_true")
+    add_override_options(parser)
+    args, rest = parser.parse_known_args(words)
+    if args.format_only and args.eval:
+        raise ValueError("--eval and --format-only exclude each other; --eval writes the submission file too")
+    if not (args.eval or args.format_only or args.out):
+        raise ValueError("nothing to do: give at least one of --eval bbox, --format-only, --out FILE.pkl")
+    if args.out and Path(args.out).suffix not in (".pkl", ".pickle"):
+        raise ValueError(f"--out {args.out} must end in .pkl or .pickle")
+    options = read_overrides(args.eval_options)
+    if options.keys() - {"jsonfile_prefix"}:
+        raise ValueError(f"--eval-options knows jsonfile_prefix only, got {', '.join(options)}")
+    args.run_dir = args.run_dir or options.get("jsonfile_prefix")
+    return args, args.cfg_options + rest
+
+
+def main(words: list[str]) -> None:
+    args, rest = parse(words)
+    cfg = load_config(args.config, read_overrides(rest, args.overrides_file))
+    if not Path(args.checkpoint).is_file():
+        raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist")
+    device = distributed.init()
+    out_dir = writable_folder(args.run_dir or default_run_dir(args.config, "-test"))
+    log_to_folder(out_dir)
+    if args.out:
+        writable_folder(Path(args.out).parent)
+    seed_everything(args.seed, args.deterministic)
+    dataset = build_dataset(cfg.data.get("test") or cfg.data.val)
+    model = build_model(cfg.model)
+    get_logger().info("loaded %s", load_checkpoint(model, args.checkpoint))
+    detections = predict(
+        model.to(device),
+        dataset,
+        device,
+        batch_size=cfg.data.get("samples_per_gpu", 1),
+        workers=cfg.data.get("workers_per_gpu", 0),
+        precision=cfg.get("precision") or "auto",
+    )
+    distributed.on_main(lambda: write(args, cfg, dataset, detections, out_dir))
+
+
+def write(args: argparse.Namespace, cfg: Config, dataset: Any, detections: list[Detections3D], out_dir: Path) -> None:
+    (out_dir / "configs.yaml").write_text(cfg.dump())
+    if args.out:
+        with Path(args.out).open("wb") as file:
+            pickle.dump(as_records(detections, [dataset.token(i) for i in range(len(dataset))]), file)
+        print(f"detections: {args.out}")
+    if args.format_only:
+        print(f"submission: {dataset.format(detections, out_dir)}")
+    if args.eval:
+        metrics = dataset.evaluate(detections, out_dir)
+        print(metrics_table(metrics))
+        summary = {"config": args.config, "checkpoint": args.checkpoint, "metrics": metrics}
+        (out_dir / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
+        print(f"results: {out_dir}")
+
+
+if __name__ == "__main__":
+    run(main)
