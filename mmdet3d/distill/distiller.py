@@ -100,33 +100,39 @@ class Distiller(Trainable):
         return self._frozen().model
 
     def init_weights(self) -> None:
-        """Load what the student's config names as pretrained, unless a whole student checkpoint is to be loaded."""
-        if self._student_spec.checkpoint is None and hasattr(self.student, "init_weights"):
+        """Start the student from its checkpoint, or without one from the pretrained parts that its config names.
+
+        Not called for testing, nor when a run is resumed.
+
+        Raises:
+            FileNotFoundError: no such checkpoint.
+            ValueError: the checkpoint does not fit the student.
+        """
+        spec = self._student_spec
+        if spec.checkpoint is None:
             self.student.init_weights()
+        else:
+            _existing(spec.checkpoint, "model.student.checkpoint")
+            load_weights(self.student, spec.checkpoint, allow_missing=tuple(spec.new_modules))
 
     def setup_training(self, evaluate: Evaluate) -> None:
-        """Load the student's checkpoint, then build, load, check and freeze the teacher.
-
-        Call it once before training and before a run is resumed.
+        """Build, load, check and freeze the teacher. Call it once before training, on the final device.
 
         Args:
             evaluate: scores a model on the validation set, as `{metric: value}`.
 
         Raises:
-            FileNotFoundError: a config or checkpoint does not exist.
-            ValueError: a checkpoint does not fit its model, the two BEV grids differ, a tap does not exist, or the
+            FileNotFoundError: the teacher's config or checkpoint does not exist.
+            ValueError: the checkpoint does not fit the teacher, the two BEV grids differ, a tap does not exist, or the
                 teacher's score is below `min_score`.
         """
-        wanted, spec = self._teacher_spec, self._student_spec
+        wanted = self._teacher_spec
         _existing(wanted.checkpoint, "model.teacher.checkpoint")
-        _existing(spec.checkpoint, "model.student.checkpoint")
-        if spec.checkpoint is not None:
-            load_weights(self.student, spec.checkpoint, allow_missing=tuple(spec.new_modules))
         teacher = Teacher.load(wanted.config, wanted.checkpoint)
         if not teacher.model.grid.matches(self.student.grid):
             raise ValueError(
                 f"teacher and student see different BEV grids: {teacher.model.grid} ({wanted.config}) and "
-                f"{self.student.grid} ({spec.config}), but distillation compares them cell by cell"
+                f"{self.student.grid} ({self._student_spec.config}), but distillation compares them cell by cell"
             )
         self._check_taps(teacher.model, "teacher")
         teacher.model.to(next(self.student.parameters()).device)

@@ -84,7 +84,7 @@ def recorded_score(checkpoint: str | Path, metric: str) -> float | None:
     if not side.is_file():
         return None
     record = json.loads(side.read_text())
-    value = record.get("metrics", {}).get(metric)
+    value = (record.get("metrics") or {}).get(metric)
     if value is None or record.get("sha256") != _digest(Path(checkpoint)):
         return None
     return float(value)

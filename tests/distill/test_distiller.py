@@ -36,6 +36,7 @@ class ToyDetector(Detector):
         self.encoder = nn.Sequential(nn.Conv2d(1, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.Dropout(0.5))
         self.heatmap, self.box = nn.Conv2d(channels, 2, 1), nn.Conv2d(channels, 10, 1)
         self.calls = 0
+        self.pretrained = False
         taps: tuple[str, ...] = (f"encoders.{sensor}",)
         if calibrated:
             self.activation = nn.Conv2d(channels, 1, 1)
@@ -52,6 +53,9 @@ class ToyDetector(Detector):
     def _head(self, bev):
         parts = dict(zip(("reg", "height", "dim", "rot", "vel"), self.box(bev).split([2, 1, 3, 2, 2], 1), strict=True))
         return [parts | {"heatmap": self.heatmap(bev)}]
+
+    def init_weights(self):
+        self.pretrained = True
 
     def losses(self, features, batch):
         return {"loss/object/heatmap/task0": features["heads.object"][0]["heatmap"].sigmoid().mean()}
@@ -127,6 +131,7 @@ def no_evaluation(model):
 
 def ready(files, **kwargs):
     distiller = make(files, **kwargs)
+    distiller.init_weights()
     distiller.setup_training(no_evaluation)
     return distiller.train()
 
@@ -265,16 +270,33 @@ def test_incomplete_teacher_is_refused(files):
 
 def test_student_checkpoint_may_lack_new_modules_only(files):
     with pytest.raises(ValueError, match=r"2 missing \(activation\.weight, activation\.bias\)"):
-        make(files, student={"new_modules": []}).setup_training(no_evaluation)
+        make(files, student={"new_modules": []}).init_weights()
     distiller = ready(files)
     state = torch.load(files["student_weights"])["state_dict"]
     assert torch.equal(distiller.student.encoder[0].weight, state["encoder.0.weight"])
 
 
+def test_student_without_checkpoint_starts_from_its_pretrained_parts(files):
+    distiller = make(files, student={"checkpoint": None})
+    distiller.init_weights()
+    assert distiller.student.pretrained
+
+
+def test_resumed_weights_stay(files):
+    """The engine resumes a run without `init_weights`, then sets up the teacher."""
+    resumed = ready(files).state_dict()
+    resumed["student.encoder.0.weight"] += 1
+    distiller = make(files)
+    distiller.load_state_dict(resumed)
+    distiller.setup_training(no_evaluation)
+    assert torch.equal(distiller.student.encoder[0].weight, resumed["student.encoder.0.weight"])
+
+
 def test_missing_files_name_the_key(files):
-    for role in ("teacher", "student"):
-        with pytest.raises(FileNotFoundError, match=rf"model\.{role}\.checkpoint.*absent\.pth"):
-            make(files, **{role: {"checkpoint": "absent.pth"}}).setup_training(no_evaluation)
+    with pytest.raises(FileNotFoundError, match=r"model\.student\.checkpoint.*absent\.pth"):
+        make(files, student={"checkpoint": "absent.pth"}).init_weights()
+    with pytest.raises(FileNotFoundError, match=r"model\.teacher\.checkpoint.*absent\.pth"):
+        make(files, teacher={"checkpoint": "absent.pth"}).setup_training(no_evaluation)
 
 
 def test_other_grid_is_refused_with_both_grids(files, tmp_path):
