@@ -196,6 +196,13 @@ def test_swin_checkpointing_changes_no_gradient() -> None:
         torch.testing.assert_close(a.grad, b.grad, msg=name)
 
 
+def test_swin_linear_layers_start_small() -> None:
+    block = tiny_swin(embed_dims=32).stages[1].blocks[0]
+    weights = torch.cat([block.ffn.layers[0][0].weight.flatten(), block.attn.w_msa.qkv.weight.flatten()])
+    assert weights.std().item() == pytest.approx(0.02, rel=0.05)
+    assert block.attn.w_msa.relative_position_bias_table.std().item() == pytest.approx(0.02, rel=0.2)
+
+
 def test_swin_frozen_stages() -> None:
     backbone = tiny_swin(frozen_stages=1).train()
     frozen = {n for n, p in backbone.named_parameters() if not p.requires_grad}
@@ -218,6 +225,11 @@ def test_resnet_levels(depth: int, expansion: int) -> None:
 def test_resnet_style_places_the_stride(style: str, strides: tuple[int, int]) -> None:
     block = tiny_resnet(50, style=style).layer2[0]
     assert (block.conv1.stride[0], block.conv2.stride[0]) == strides
+
+
+def test_resnet_convolutions_start_kaiming_normal() -> None:
+    conv = tiny_resnet(base_channels=32).layer1[0].conv1
+    assert conv.weight.std().item() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.05)
 
 
 def test_resnet_frozen_stages_and_norm_eval() -> None:
