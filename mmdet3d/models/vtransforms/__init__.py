@@ -1,1 +1,7 @@
-""""""
+"""View transforms: image features to bird's-eye view."""
+
+from mmdet3d.models.vtransforms.bevdepth import AwareBEVDepth, AwareDBEVDepth
+from mmdet3d.models.vtransforms.depth_lss import DepthLSSTransform
+from mmdet3d.models.vtransforms.lss import LSSTransform
+
+__all__ = ["AwareBEVDepth", "AwareDBEVDepth", "DepthLSSTransform", "LSSTransform"]

@@ -1,0 +1,198 @@
+"""What all view transforms share: the camera frustum, its geometry, and pooling into cells.
+
+Shapes: B samples, N cameras, D depth bins, h x w feature pixels, X x Y x Z cells.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmdet3d.models.layers import conv_bn_relu
+from mmdet3d.ops.bev_pool import bev_pool
+from mmdet3d.structures import Batch, BEVGrid, Calibration
+
+__all__ = ["BaseTransform"]
+
+
+class BaseTransform(nn.Module, ABC):
+    """Lift, Splat, Shoot (Philion and Fidler, ECCV 2020): weigh pixel features with a depth distribution, sum in cells.
+
+    A subclass implements `lift`. Everything up to the pooled map runs in float32, also under autocast.
+
+    Args:
+        in_channels: of the image features.
+        out_channels: of the pooled features, per slice of z.
+        image_size: network image, (height, width) pixels.
+        feature_size: image features, (h, w).
+        xbound, ybound, zbound: lower border, upper border, cell, in metres of the augmented LiDAR frame.
+        dbound: nearest depth, farthest depth (excluded), bin, in metres along the optical axis.
+        downsample: 1, or 2 for convolutions that halve the pooled map.
+        pool_floor: drop points just below the lower borders. Published checkpoints were trained with them: their cells
+            are truncated toward zero, so points up to one cell below a border count for the first cell.
+
+    Attributes:
+        grid: the raster of the result.
+        supervises_depth: whether there is a `depth_loss(depth, batch)`.
+
+    Raises:
+        ValueError: bounds that do not hold a whole number of cells, or another downsample.
+    """
+
+    supervises_depth = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: Sequence[int],
+        feature_size: Sequence[int],
+        xbound: Sequence[float],
+        ybound: Sequence[float],
+        zbound: Sequence[float],
+        dbound: Sequence[float],
+        downsample: int = 1,
+        pool_floor: bool = False,
+    ) -> None:
+        super().__init__()
+        bounds = {"xbound": xbound, "ybound": ybound, "zbound": zbound}
+        self.cells = tuple(_count(name, bound) for name, bound in bounds.items())
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.image_size = tuple(image_size)
+        self.feature_size = tuple(feature_size)
+        self.dbound = tuple(float(d) for d in dbound)
+        self.pool_floor = pool_floor
+        self.lower = tuple(float(b[0]) for b in bounds.values())
+        self.cell = tuple(float(b[2]) for b in bounds.values())
+        self.grid = _grid(self.lower, self.cell, self.cells, downsample)
+        dx, lower = torch.tensor(self.cell), torch.tensor(self.lower)
+        self.register_buffer("dx", dx, persistent=False)
+        self.register_buffer("bx", lower + dx / 2, persistent=False)
+        self.register_buffer("nx", torch.tensor(self.cells), persistent=False)
+        self.register_buffer("frustum", _frustum(self.image_size, self.feature_size, self.dbound), persistent=False)
+        self._build_lift()
+        self.downsample = self._build_downsample()
+
+    def _build_lift(self) -> None:
+        """Build the layers of `lift`; they come before `downsample` in published state dicts."""
+
+    @property
+    def depth_bins(self) -> int:
+        """D"""
+        return self.frustum.shape[0]
+
+    def forward(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Image features to bird's-eye view.
+
+        Args:
+            features: (B, N, C, h, w).
+            batch: calibration, and the sensor data that the depth estimation of the subclass reads.
+
+        Returns:
+            BEV (B, out_channels * Z, X', Y') on `grid` and the depth distribution (B*N, D, h, w) in float32.
+
+        Raises:
+            ValueError: features of another size than the transform was built for.
+        """
+        self._check(features, batch.calibration)
+        with torch.autocast(features.device.type, enabled=False):
+            depth, context = self.lift(features.flatten(0, 1).float(), batch)
+            bev = self.splat(depth, context, self.geometry(batch.calibration))
+        return self.downsample(bev), depth
+
+    @abstractmethod
+    def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B*N, C, h, w) to depth distribution (B*N, D, h, w) and context (B*N, out_channels, h, w)."""
+
+    def splat(self, depth: Tensor, context: Tensor, geometry: Tensor) -> Tensor:
+        """Pool the weighted features into (B, out_channels * Z, X, Y)."""
+        return bev_pool(depth, context, geometry, self.lower, self.cell, self.cells, floor=self.pool_floor)
+
+    @torch.no_grad()
+    def geometry(self, calibration: Calibration) -> Tensor:
+        """(B, N, D, h, w, 3): where the frustum points lie, metres in the augmented LiDAR frame, float32.
+
+        The image augmentation is undone, then the projection, then the LiDAR augmentation is applied.
+        """
+        with torch.autocast(self.frustum.device.type, enabled=False):
+            camera = calibration.to(torch.float32)
+            pixels = self.frustum.flatten(0, 2) - camera.image_aug[..., None, :3, 3]
+            u, v, d = _rotate(torch.linalg.inv(camera.image_aug[..., :3, :3]), pixels).unbind(-1)
+            to_lidar = camera.camera2lidar[..., :3, :3] @ torch.linalg.inv(camera.intrinsics[..., :3, :3])
+            points = _rotate(to_lidar, torch.stack([u * d, v * d, d], dim=-1))
+            points = points + camera.camera2lidar[..., None, :3, 3]
+            lidar_aug = camera.lidar_aug[:, None]
+            points = _rotate(lidar_aug[..., :3, :3], points) + lidar_aug[..., None, :3, 3]
+            return points.unflatten(2, self.frustum.shape[:3])
+
+    def _split(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, D + C, h, w) to depth distribution and context."""
+        return logits[:, : self.depth_bins].softmax(dim=1), logits[:, self.depth_bins :]
+
+    def _check(self, features: Tensor, calibration: Calibration) -> None:
+        name = type(self).__name__
+        if features.ndim != 5 or tuple(features.shape[-2:]) != self.feature_size:
+            raise ValueError(
+                f"{name} was built with feature_size {list(self.feature_size)} and is given features of size "
+                f"{list(features.shape[-2:])}; make feature_size the image size divided by the stride of the neck"
+            )
+        if features.shape[2] != self.in_channels:
+            raise ValueError(
+                f"{name} was built with in_channels {self.in_channels} and is given {features.shape[2]} channels"
+            )
+        if features.shape[:2] != calibration.camera2lidar.shape[:2]:
+            raise ValueError(
+                f"{name} is given features of (samples, cameras) {tuple(features.shape[:2])}, "
+                f"but calibration of {tuple(calibration.camera2lidar.shape[:2])}"
+            )
+
+    def _build_downsample(self) -> nn.Module:
+        """The layers between pooled map and result."""
+        if self.grid.shape == self.cells[:2]:
+            return nn.Identity()
+        channels = self.out_channels * self.cells[2]
+        strides = (1, 2, 1)
+        return nn.Sequential(*(m for s in strides for m in conv_bn_relu(channels, channels, 3, stride=s, padding=1)))
+
+
+def _rotate(matrix: Tensor, points: Tensor) -> Tensor:
+    """(..., 3, 3) applied to (..., P, 3)."""
+    return points @ matrix.transpose(-1, -2)
+
+
+def _count(name: str, bound: Sequence[float]) -> int:
+    """Whole number of cells in (lower, upper, cell)."""
+    lower, upper, cell = bound
+    count = round((upper - lower) / cell) if cell > 0 else 0
+    if count < 1 or abs(lower + count * cell - upper) > 1e-3 * cell:
+        raise ValueError(f"{name} must be [lower, upper, cell] with a whole number of cells, got {list(bound)}")
+    return count
+
+
+def _grid(lower: Sequence[float], cell: Sequence[float], cells: Sequence[int], downsample: int) -> BEVGrid:
+    if downsample not in (1, 2):
+        raise ValueError(f"downsample of a view transform must be 1 or 2, got {downsample}")
+    if any(n % downsample for n in cells[:2]):
+        raise ValueError(f"downsample {downsample} needs even numbers of cells, xbound and ybound give {cells[:2]}")
+    return BEVGrid(
+        (lower[0], lower[1]),
+        (cell[0] * downsample, cell[1] * downsample),
+        (cells[0] // downsample, cells[1] // downsample),
+    )
+
+
+def _frustum(image_size: Sequence[int], feature_size: Sequence[int], dbound: Sequence[float]) -> Tensor:
+    """(D, h, w, 3): u, v in network pixels and depth in metres.
+
+    Pixels are spread from the first to the last pixel of the image (corners, not the centres of feature cells).
+    """
+    near, _, step = dbound
+    d = near + step * torch.arange(_count("dbound", dbound))
+    v = torch.linspace(0, image_size[0] - 1, feature_size[0])
+    u = torch.linspace(0, image_size[1] - 1, feature_size[1])
+    d, v, u = torch.meshgrid(d, v, u, indexing="ij")
+    return torch.stack([u, v, d], dim=-1)

@@ -1,0 +1,210 @@
+"""Lifting with supervised, camera-aware depth (BEVDepth)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmdet3d.models.layers import conv_bn_relu
+from mmdet3d.models.vtransforms.base import BaseTransform
+from mmdet3d.models.vtransforms.depth_map import DepthMap
+from mmdet3d.models.vtransforms.depth_net import DepthNet, FrustumRefinement, camera_vector, depth_targets
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Batch
+
+__all__ = ["AwareBEVDepth", "AwareDBEVDepth"]
+
+_SOURCES = {"lidar": ("points", 5), "radar": ("radar", 45)}
+
+
+@MODELS.register
+class AwareBEVDepth(BaseTransform):
+    """Camera-aware depth from image features, trained with `depth_loss` (BEVDepth, Li et al., AAAI 2023).
+
+    Args:
+        bevdepth_downsample: stride of the features in the image; None takes image_size / feature_size.
+        bevdepth_refine: convolve the lifted features over depth and image column before pooling. This forms the lifted
+            tensor, which costs memory.
+        depth_loss_factor: weight of the depth loss.
+        mid_channels: width of the depth network; None takes the channels of its input.
+        others: see `BaseTransform`.
+
+    Raises:
+        ValueError: `bevdepth_downsample` contradicts image_size and feature_size.
+    """
+
+    supervises_depth = True
+    measured_channels = 0
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: Sequence[int],
+        feature_size: Sequence[int],
+        xbound: Sequence[float],
+        ybound: Sequence[float],
+        zbound: Sequence[float],
+        dbound: Sequence[float],
+        downsample: int = 1,
+        bevdepth_downsample: int | None = None,
+        bevdepth_refine: bool = True,
+        depth_loss_factor: float = 3.0,
+        mid_channels: int | None = None,
+        pool_floor: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            image_size,
+            feature_size,
+            xbound,
+            ybound,
+            zbound,
+            dbound,
+            downsample=downsample,
+            pool_floor=pool_floor,
+        )
+        self.stride = self._stride(bevdepth_downsample)
+        self.depth_loss_factor = depth_loss_factor
+        channels = in_channels + self.measured_channels
+        self.depthnet = DepthNet(channels, mid_channels or channels, out_channels, self.depth_bins)
+        self.refinement = FrustumRefinement(out_channels) if bevdepth_refine else None
+
+    def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        return self._split(self.depthnet(features, camera_vector(batch.calibration)))
+
+    def splat(self, depth: Tensor, context: Tensor, geometry: Tensor) -> Tensor:
+        if self.refinement is None:
+            return super().splat(depth, context, geometry)
+        lifted = self.refinement(depth[:, None] * context[:, :, None]).flatten(2, 3)
+        # The depth weights are in `lifted` already: pool it as one bin of D * h rows that all weigh 1.
+        return super().splat(torch.ones_like(lifted[:, :1]), lifted, geometry.flatten(2, 3)[:, :, None])
+
+    def depth_loss(self, depth: Tensor, batch: Batch) -> Tensor:
+        """Binary cross-entropy of the depth distribution where depth was measured (BEVDepth), in float32.
+
+        Args:
+            depth: (B*N, D, h, w) as returned by the forward pass.
+            batch: with `depths` (B, N, H, W), metres.
+
+        Returns:
+            Scalar: `depth_loss_factor` times the sum over bins, averaged over those pixels; 0 if there are none.
+
+        Raises:
+            ValueError: no depths in the batch, or of another size than the images.
+        """
+        name = type(self).__name__
+        measured = batch.require("depths", f"the depth loss of {name}").flatten(0, 1)
+        if tuple(measured.shape[-2:]) != self.image_size:
+            raise ValueError(
+                f"{name} was built with image_size {list(self.image_size)} and is given depths of size "
+                f"{list(measured.shape[-2:])}; both must be the network's image size"
+            )
+        bins, valid = depth_targets(measured, self.stride, self.dbound)
+        with torch.autocast(depth.device.type, enabled=False):
+            predicted = depth.float().permute(0, 2, 3, 1)[valid]
+            target = F.one_hot(bins[valid], self.depth_bins).float()
+            loss = F.binary_cross_entropy(predicted, target, reduction="sum")
+            return self.depth_loss_factor * loss / valid.sum().clamp(min=1)
+
+    def _stride(self, given: int | None) -> int:
+        """The whole number of pixels per feature, which `given` must equal if it is not None."""
+        name = type(self).__name__
+        (height, width), (h, w) = self.image_size, self.feature_size
+        stride = height // h
+        if (h * stride, w * stride) != (height, width):
+            raise ValueError(f"{name} needs image_size {[height, width]} to be a multiple of feature_size {[h, w]}")
+        if given not in (None, stride):
+            raise ValueError(
+                f"{name}: bevdepth_downsample {given} contradicts image_size {[height, width]} and feature_size "
+                f"{[h, w]}; set it to {stride} or leave it out"
+            )
+        return stride
+
+
+@MODELS.register
+class AwareDBEVDepth(AwareBEVDepth):
+    """Camera-aware depth from image features and from points drawn into the images (CRKD).
+
+    Args:
+        use_points: `lidar` reads `batch.points`, `radar` reads `batch.radar`.
+        depth_input: `scalar` draws depth in metres, `one-hot` one channel per depth bin.
+        height_expand: draw each point as a column, for radar.
+        add_depth_features: draw all values of a point too.
+        point_channels: values per point; None takes 5 for LiDAR and 45 for radar.
+        others: see `AwareBEVDepth` and `BaseTransform`.
+
+    Raises:
+        ValueError: an unknown `use_points` or `depth_input`, or features at a stride that is not a multiple of 4.
+    """
+
+    measured_channels = 64
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: Sequence[int],
+        feature_size: Sequence[int],
+        xbound: Sequence[float],
+        ybound: Sequence[float],
+        zbound: Sequence[float],
+        dbound: Sequence[float],
+        downsample: int = 1,
+        bevdepth_downsample: int | None = None,
+        bevdepth_refine: bool = True,
+        depth_loss_factor: float = 3.0,
+        mid_channels: int | None = None,
+        use_points: str = "lidar",
+        depth_input: str = "scalar",
+        height_expand: bool = False,
+        add_depth_features: bool = False,
+        point_channels: int | None = None,
+        pool_floor: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            image_size,
+            feature_size,
+            xbound,
+            ybound,
+            zbound,
+            dbound,
+            downsample=downsample,
+            bevdepth_downsample=bevdepth_downsample,
+            bevdepth_refine=bevdepth_refine,
+            depth_loss_factor=depth_loss_factor,
+            mid_channels=mid_channels,
+            pool_floor=pool_floor,
+        )
+        if use_points not in _SOURCES:
+            raise ValueError(f"AwareDBEVDepth use_points must be lidar or radar, got {use_points!r}")
+        if depth_input not in ("scalar", "one-hot"):
+            raise ValueError(f"AwareDBEVDepth depth_input must be scalar or one-hot, got {depth_input!r}")
+        if self.stride % 4:
+            raise ValueError(f"AwareDBEVDepth needs features at a stride of 4, 8, 12, ... pixels, got {self.stride}")
+        self.source, values = _SOURCES[use_points]
+        one_hot = depth_input == "one-hot"
+        self.depth_map = DepthMap(
+            self.image_size,
+            dbound=self.dbound if one_hot else None,
+            point_channels=(point_channels or values) if add_depth_features else 0,
+            height_expand=height_expand,
+        )
+        stem = 32 if one_hot else 8
+        self.dtransform = nn.Sequential(
+            *conv_bn_relu(self.depth_map.channels, stem, 1, bias=True),
+            *conv_bn_relu(stem, 32, 5, stride=self.stride // 4, padding=2, bias=True),
+            *conv_bn_relu(32, 64, 5, stride=2, padding=2, bias=True),
+            *conv_bn_relu(64, self.measured_channels, 5, stride=2, padding=2, bias=True),
+        )
+
+    def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        points = batch.require(self.source, "AwareDBEVDepth")
+        measured = self.dtransform(self.depth_map(points, batch.calibration))
+        return super().lift(torch.cat([measured, features], dim=1), batch)

@@ -1,0 +1,49 @@
+"""Lifting with a depth map measured by LiDAR."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmdet3d.models.layers import conv_bn_relu
+from mmdet3d.models.vtransforms.base import BaseTransform
+from mmdet3d.models.vtransforms.depth_map import DepthMap
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Batch
+
+__all__ = ["DepthLSSTransform"]
+
+_STRIDE = 8
+
+
+@MODELS.register
+class DepthLSSTransform(BaseTransform):
+    """Depth and context from image features and the LiDAR points drawn into the images (BEVFusion, ICRA 2023).
+
+    Reads `batch.points`. Arguments: see `BaseTransform`; `image_size` must be 8 times `feature_size`.
+    """
+
+    def _build_lift(self) -> None:
+        expected = tuple(n // _STRIDE for n in self.image_size)
+        if self.feature_size != expected:
+            raise ValueError(
+                f"DepthLSSTransform reduces the depth map {_STRIDE} times: feature_size must be {list(expected)} for "
+                f"image_size {list(self.image_size)}, got {list(self.feature_size)}"
+            )
+        self.depth_map = DepthMap(self.image_size)
+        self.dtransform = nn.Sequential(
+            *conv_bn_relu(self.depth_map.channels, 8, 1, bias=True),
+            *conv_bn_relu(8, 32, 5, stride=4, padding=2, bias=True),
+            *conv_bn_relu(32, 64, 5, stride=2, padding=2, bias=True),
+        )
+        channels = self.in_channels
+        self.depthnet = nn.Sequential(
+            *conv_bn_relu(channels + 64, channels, 3, padding=1, bias=True),
+            *conv_bn_relu(channels, channels, 3, padding=1, bias=True),
+            nn.Conv2d(channels, self.depth_bins + self.out_channels, 1),
+        )
+
+    def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        points = batch.require("points", "DepthLSSTransform")
+        depth = self.dtransform(self.depth_map(points, batch.calibration))
+        return self._split(self.depthnet(torch.cat([depth, features], dim=1)))

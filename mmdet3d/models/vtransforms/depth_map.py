@@ -1,0 +1,120 @@
+"""Points drawn into the images of all cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmdet3d.structures import Calibration, project
+
+__all__ = ["DepthMap"]
+
+_HEIGHTS = tuple(0.25 * k for k in range(1, 9))
+_MIN_DEPTH = 1e-5
+
+
+@dataclass(frozen=True)
+class DepthMap:
+    """Draws points as images that a network can read. Where several fall on a pixel, the nearest counts.
+
+    Args:
+        image_size: (H, W) pixels.
+        dbound: None draws one channel, the depth in metres (0 where no point falls). Bounds (nearest, farthest, bin)
+            draw one channel per depth bin instead, 1 where a point lies in it; depths outside the bounds count for the
+            first or last bin.
+        point_channels: F > 0 appends the F values of the point as further channels.
+        height_expand: draw each point at heights 0.25, 0.5, ... 2 m instead of its own (radar measures no height).
+    """
+
+    image_size: tuple[int, int]
+    dbound: tuple[float, float, float] | None = None
+    point_channels: int = 0
+    height_expand: bool = False
+
+    @property
+    def bins(self) -> int:
+        """Channels that hold depth."""
+        return 1 if self.dbound is None else round((self.dbound[1] - self.dbound[0]) / self.dbound[2])
+
+    @property
+    def channels(self) -> int:
+        return self.bins + self.point_channels
+
+    @torch.no_grad()
+    def __call__(self, points: Sequence[Tensor], calibration: Calibration) -> Tensor:
+        """Draw a batch.
+
+        Args:
+            points: B of (P, >=3), metres in the augmented LiDAR frame; left as they are.
+            calibration: of the batch.
+
+        Returns:
+            (B*N, channels, H, W) float32.
+
+        Raises:
+            ValueError: points with another number of values than `point_channels`.
+        """
+        samples = [self._draw(p.float(), calibration[i].to(torch.float32)) for i, p in enumerate(points)]
+        return torch.cat(samples)
+
+    def _draw(self, points: Tensor, calibration: Calibration) -> Tensor:
+        if self.point_channels and points.shape[1] != self.point_channels:
+            raise ValueError(
+                f"the depth map was built for points of {self.point_channels} values and is given {points.shape[1]}; "
+                "set point_channels of the view transform"
+            )
+        if self.height_expand:
+            points = _expanded(points)
+        height, width = self.image_size
+        cameras = calibration.image_aug.shape[0]
+        canvas = points.new_zeros(cameras, height * width, self.channels)
+        pixel, depth, inside = self._pixels(points, calibration)
+        camera, point = inside.nonzero(as_tuple=True)
+        pixel, depth = pixel[inside], depth[inside]
+        if self.dbound is not None:
+            canvas[camera, pixel, self._bin(depth)] = 1
+        nearest = _nearest(camera * height * width + pixel, depth)
+        camera, pixel, point, depth = camera[nearest], pixel[nearest], point[nearest], depth[nearest]
+        if self.dbound is None:
+            canvas[camera, pixel, 0] = depth
+        if self.point_channels:
+            canvas[camera, pixel, self.bins :] = points[point]
+        return canvas.view(cameras, height, width, -1).permute(0, 3, 1, 2).contiguous()
+
+    def _pixels(self, points: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor, Tensor]:
+        """Flat pixel index, depth and whether the point is in the image, each (N, P)."""
+        undo = torch.linalg.inv(calibration.lidar_aug[:3, :3])
+        raw = (points[:, :3] - calibration.lidar_aug[:3, 3]) @ undo.T
+        projected = [project(raw, matrix, _MIN_DEPTH) for matrix in calibration.lidar2image]
+        uv = torch.stack([p for p, _ in projected])
+        depth = torch.stack([d for _, d in projected])
+        uv = uv @ calibration.image_aug[:, :2, :2].transpose(1, 2) + calibration.image_aug[:, None, :2, 3]
+        height, width = self.image_size
+        u, v = uv.unbind(-1)
+        inside = (depth > _MIN_DEPTH) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+        pixel = v.where(inside, 0).long() * width + u.where(inside, 0).long()
+        return pixel, depth, inside
+
+    def _bin(self, depth: Tensor) -> Tensor:
+        assert self.dbound is not None
+        return ((depth - self.dbound[0]) / self.dbound[2]).floor().clamp(0, self.bins - 1).long()
+
+
+def _expanded(points: Tensor) -> Tensor:
+    """(P, F) to (8 P, F): each point at the standard heights."""
+    tall = points.repeat_interleave(len(_HEIGHTS), dim=0)
+    tall[:, 2] = points.new_tensor(_HEIGHTS).repeat(len(points))
+    return tall
+
+
+def _nearest(pixel: Tensor, depth: Tensor) -> Tensor:
+    """Indices of one entry per pixel, the one of least depth (ties: the first). Deterministic on every device."""
+    by_depth = depth.argsort(stable=True)
+    order = by_depth[pixel[by_depth].argsort(stable=True)]
+    ordered = pixel[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return order[first]
