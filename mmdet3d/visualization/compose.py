@@ -1,0 +1,76 @@
+"""Whole pictures out of views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from mmdet3d.structures import Calibration
+from mmdet3d.visualization.bev import draw_bev
+from mmdet3d.visualization.cameras import draw_cameras
+from mmdet3d.visualization.layers import BACKGROUND, INK, Layer, draw_legend, font
+
+__all__ = ["draw_frame", "side_by_side"]
+
+_TITLE = 28
+_GAP = 8
+
+
+def draw_frame(
+    layers: Sequence[Layer],
+    classes: Sequence[str],
+    calibration: Calibration,
+    images: Sequence[Image.Image] = (),
+    names: Sequence[str] | None = None,
+    points: Tensor | None = None,
+    radar: Tensor | None = None,
+    extent: float = 54.0,
+) -> Image.Image:
+    """Camera mosaic and bird's-eye view next to each other, the legend below.
+
+    Arguments as in `draw_cameras` and `draw_bev`; without images the bird's-eye view alone.
+    """
+    if images:
+        mosaic = draw_cameras(images, calibration, layers, classes, names)
+        views = [mosaic, draw_bev(layers, classes, points, radar, extent, size=max(mosaic.height, 400))]
+    else:
+        views = [draw_bev(layers, classes, points, radar, extent)]
+    row = _row(views)
+    legend = draw_legend(layers, classes, row.width)
+    picture = Image.new("RGB", (row.width, row.height + legend.height), BACKGROUND)
+    picture.paste(row, (0, 0))
+    picture.paste(legend, (0, row.height))
+    return picture
+
+
+def side_by_side(pictures: Mapping[str, Image.Image]) -> Image.Image:
+    """Pictures next to each other at the height of the lowest, each under its title ("teacher", "student").
+
+    Raises:
+        ValueError: no picture.
+    """
+    if not pictures:
+        raise ValueError("side_by_side needs at least one picture")
+    height = min(p.height for p in pictures.values())
+    return _row(
+        [_titled(title, p.resize((round(p.width * height / p.height), height))) for title, p in pictures.items()]
+    )
+
+
+def _titled(title: str, picture: Image.Image) -> Image.Image:
+    out = Image.new("RGB", (picture.width, picture.height + _TITLE), BACKGROUND)
+    out.paste(picture, (0, _TITLE))
+    ImageDraw.Draw(out).text((6, 4), title, fill=INK, font=font(16))
+    return out
+
+
+def _row(pictures: Sequence[Image.Image]) -> Image.Image:
+    width = sum(p.width for p in pictures) + _GAP * (len(pictures) - 1)
+    out = Image.new("RGB", (width, max(p.height for p in pictures)), BACKGROUND)
+    x = 0
+    for picture in pictures:
+        out.paste(picture, (x, 0))
+        x += picture.width + _GAP
+    return out

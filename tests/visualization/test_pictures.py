@@ -1,0 +1,197 @@
+"""Pictures: clipped box edges against densely sampled ones, pixels at the places where things are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import frames
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mmdet3d.datasets.transforms import Compose, empty_sample
+from mmdet3d.structures import Boxes3D, Calibration, Detections3D, project
+from mmdet3d.visualization import PALETTE, Layer, box_segments, draw_bev, draw_cameras, draw_frame, side_by_side
+
+WHITE = (255, 255, 255)
+EDGES = [(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)]
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> Calibration:
+    return augmented(tmp_path)
+
+
+def augmented(folder: Path) -> Calibration:
+    """Two cameras of 160x90 with some augmentation of image and scene."""
+    calibration = empty_sample(frames.small_frame(folder)).calibration
+    image_aug = calibration.image_aug.clone()
+    image_aug[:, :2, :2] = torch.tensor([[-0.9, 0.05], [0.05, 0.9]])
+    image_aug[:, :2, 3] = torch.tensor([150.0, 2.0])
+    lidar_aug = torch.eye(4)
+    lidar_aug[:2, :2] = torch.tensor([[0.0, 1.1], [1.1, 0]])
+    lidar_aug[2, 2] = 1.1
+    lidar_aug[:3, 3] = torch.tensor([0.3, -0.2, 0.1])
+    return replace(calibration, image_aug=image_aug, lidar_aug=lidar_aug)
+
+
+def sampled_edges(box: Boxes3D, calibration: Calibration, camera: int) -> np.ndarray:
+    """(K, 2) pixels in front of the camera and inside the image, out of 150 points on each edge."""
+    corners = box.corners()[0].double()
+    share = torch.linspace(0, 1, 150, dtype=torch.float64)[:, None]
+    points = torch.cat([corners[a] * (1 - share) + corners[b] * share for a, b in EDGES])
+    undo = torch.linalg.inv(calibration.lidar_aug.double())
+    raw = points @ undo[:3, :3].T + undo[:3, 3]
+    matrix = calibration.lidar2image[camera].double()
+    projected = raw @ matrix[:3, :3].T + matrix[:3, 3]
+    projected = projected[projected[:, 2] > 0.1]
+    image_aug = calibration.image_aug[camera].double()
+    pixels = projected[:, :2] / projected[:, 2:] @ image_aug[:2, :2].T + image_aug[:2, 3]
+    inside = ((pixels >= 0) & (pixels <= torch.tensor([160.0, 90.0]))).all(dim=1)
+    return pixels[inside].numpy()
+
+
+def distance_to_segments(pixels: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    start, along = segments[:, 0], segments[:, 1] - segments[:, 0]
+    offset = pixels[:, None] - start
+    share = np.clip((offset * along).sum(-1) / np.maximum((along**2).sum(-1), 1e-12), 0, 1)
+    return np.linalg.norm(offset - share[..., None] * along, axis=-1).min(axis=1)
+
+
+@pytest.fixture(scope="module")
+def shared_calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    return augmented(tmp_path_factory.mktemp("frame"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 100_000))
+def test_segments_are_the_visible_part_of_the_edges(seed: int, shared_calibration: Calibration) -> None:
+    calibration = shared_calibration
+    rng = np.random.RandomState(seed)
+    # Close to the cameras, so that many boxes reach behind them.
+    tensor = torch.from_numpy(rng.uniform([-5, -5, -1, 1, 1, 1, -3, 0, 0], [5, 5, 1, 6, 4, 3, 3, 0, 0])).float()
+    box = Boxes3D(tensor[None])
+    for camera in range(2):
+        segments, owner, _ = box_segments(box, calibration, camera, (160, 90))
+        pixels = sampled_edges(box, calibration, camera)
+        assert torch.isfinite(segments).all() and (owner == 0).all()
+        flat = segments.reshape(-1, 2).numpy()
+        assert (flat >= -1e-3).all() and (flat <= np.array([160, 90]) + 1e-3).all()
+        if len(pixels):
+            assert distance_to_segments(pixels, segments.numpy()).max() < 1e-2
+
+
+def test_box_across_the_camera_is_cut_and_box_behind_is_gone(calibration: Calibration) -> None:
+    plain = replace(calibration, image_aug=torch.eye(4).repeat(2, 1, 1), lidar_aug=torch.eye(4))
+    across, behind, ahead = (torch.tensor([[1.0, y, 0, 8, 1, 1, np.pi / 2, 0, 0]]) for y in (2, -8, 12))
+    boxes = Boxes3D(torch.cat([across, behind, ahead]).float())
+    segments, owner, depth = box_segments(boxes, plain, 0, (160, 90))
+    assert set(owner.tolist()) == {0, 2} and (owner == 2).sum() == 13 and 0 < (owner == 0).sum() < 13
+    np.testing.assert_allclose(depth, [1.8, -8.2, 11.8], atol=1e-5)
+    # The ends of the box ahead: 7.8 m and 15.8 m away, 0.5 m up and down, camera 0.3 m below the origin.
+    rows = segments[owner == 2][..., 1]
+    np.testing.assert_allclose([rows.min(), rows.max()], [45 - 120 * 0.8 / 7.8, 45 + 120 * 0.2 / 7.8], atol=1e-3)
+
+
+def test_no_boxes(calibration: Calibration) -> None:
+    segments, owner, depth = box_segments(Boxes3D.empty(), calibration, 0, (160, 90))
+    assert segments.shape == (0, 2, 2) and len(owner) == len(depth) == 0
+
+
+def test_cameras_draw_near_boxes_over_far_ones(calibration: Calibration) -> None:
+    plain = replace(calibration, image_aug=torch.eye(4).repeat(2, 1, 1), lidar_aug=torch.eye(4))
+    tensor = torch.tensor([[0.0, 10, 0, 4, 4, 2, 0, 0, 0], [0, 30, 0, 12, 12, 6, 0, 0, 0]])
+    images = [Image.new("RGB", (160, 90), "white") for _ in range(2)]
+    drawn = {}
+    for order in ([0, 1], [1, 0]):
+        layer = Layer("boxes", Boxes3D(tensor[order]), torch.tensor(order))
+        drawn[tuple(order)] = draw_cameras(images, plain, [layer], ["car", "pedestrian"], width=160)
+    assert drawn[0, 1].size == (320, 90)
+    assert drawn[0, 1].tobytes() == drawn[1, 0].tobytes()
+    pixels = np.asarray(drawn[0, 1])
+    assert (pixels[:, :160] == PALETTE["car"]).all(-1).sum() > 100
+    assert (pixels[20:, 160:] == 255).all()
+    with pytest.raises(ValueError, match="got 1 images for 2 cameras"):
+        draw_cameras(images[:1], plain, [], ["car"])
+
+
+def test_six_cameras_look_around_the_car(tmp_path: Path) -> None:
+    calibration = empty_sample(frames.small_frame(tmp_path, cameras=6)).calibration
+    images = [Image.new("RGB", (160, 90), (40 * i, 0, 0)) for i in range(6)]
+    picture = np.asarray(draw_cameras(images, calibration, [], [], frames.CAMERAS, width=160))
+    reds = [[picture[row * 90 + 80, column * 160 + 80, 0] for column in range(3)] for row in range(2)]
+    assert reds == [[80, 0, 40], [160, 120, 200]]
+
+
+def test_bev_puts_things_where_they_are() -> None:
+    points = torch.tensor([[10.0, 20, 0], [99, 0, 0]])
+    picture = np.asarray(draw_bev([], [], points, extent=50, size=500))
+    assert tuple(picture[150, 300]) not in (WHITE, (215, 220, 226)) and tuple(picture[350, 200]) == WHITE
+    box = Boxes3D(torch.tensor([[20.0, -10, 0, 10, 4, 2, 0, 0, 5]]))
+    picture = np.asarray(draw_bev([Layer("gt", box, torch.tensor([0]))], ["car"], extent=50, size=500))
+    rows, columns = np.nonzero((picture == PALETTE["car"]).all(-1))
+    assert abs(columns.min() - 325) <= 2 and abs(columns.max() - 375) <= 2
+    # Velocity 5 m/s along +y: a line upwards from the centre at row 300, longer than the half width of 10 pixels.
+    assert abs(rows.max() - 310) <= 2 and abs(rows.min() - 275) <= 2
+    # The heading line covers the front half of the middle row, not the rear half.
+    middle = columns[(rows == 300) & (columns > 328) & (columns < 372)]
+    assert middle.min() >= 348
+
+
+def test_bev_draws_radar_with_velocity() -> None:
+    radar = torch.zeros(1, 45)
+    radar[0, [0, 1, 4]] = torch.tensor([-20.0, 20, 10])
+    picture = np.asarray(draw_bev([], [], radar=radar, extent=50, size=500))
+    assert (picture[150, 155:200] == (0, 150, 136)).all()
+    assert np.asarray(draw_bev([], [], radar=radar[:0])).shape == (800, 800, 3)
+
+
+def test_layers() -> None:
+    boxes = Boxes3D(torch.zeros(3, 9))
+    found = Detections3D(boxes, torch.tensor([0.05, 0.1, 0.9]), torch.tensor([0, 1, 2]))
+    layer = Layer.from_detections("student", found, min_score=0.1)
+    assert layer.labels.tolist() == [1, 2]
+    assert layer.colors(["a", "car", "bus"]) == [PALETTE["car"], PALETTE["bus"]]
+    assert layer.select([2]).labels.tolist() == [2]
+    assert Layer("gt", boxes, torch.tensor([0, -1, 1]), (1, 2, 3)).colors(["car", "bus"]) == [(1, 2, 3)] * 3
+    unknown = Layer("gt", boxes, torch.tensor([-1, -1, -1])).colors(["car"])
+    assert unknown[0] not in PALETTE.values()
+
+
+def test_side_by_side_keeps_order_and_height() -> None:
+    pictures = {"teacher": Image.new("RGB", (100, 50), "red"), "student": Image.new("RGB", (80, 80), "blue")}
+    out = side_by_side(pictures)
+    assert out.size == (100 + 8 + 50, 50 + 28)
+    assert out.getpixel((50, 60)) == (255, 0, 0) and out.getpixel((130, 60)) == (0, 0, 255)
+    with pytest.raises(ValueError, match="at least one picture"):
+        side_by_side({})
+
+
+def test_real_frame(shared: Path) -> None:
+    """Both layers, all views, a legend; each drawn box encloses the pixels that its LiDAR points project to."""
+    root = shared / "data" / "nuscenes"
+    steps = [{"type": t} for t in ("LoadMultiViewImageFromFiles", "LoadPointsFromFile", "LoadAnnotations3D")]
+    sample = Compose(steps).load(frames.context(frames.real_frame(root), root, training=False))
+    truth = Layer("ground truth", sample.boxes, sample.labels, (0, 190, 80))
+    found = Layer("detections", sample.boxes[:9], sample.labels[:9])
+    both = draw_frame(
+        [truth, found], frames.CLASSES, sample.calibration, sample.images, sample.meta["cameras"], sample.points
+    )
+    mosaic = draw_cameras(sample.images, sample.calibration, [truth], frames.CLASSES, sample.meta["cameras"])
+    assert mosaic.size == (1920, 720) and both.size[0] > 1920 + 700 and both.size[1] > 720
+    inside = sample.boxes.contains(sample.points)
+    checked = 0
+    for camera in range(6):
+        segments, owner, depth = box_segments(sample.boxes, sample.calibration, camera, (1600, 900))
+        for i in ((inside.sum(dim=1) > 20) & (depth > 0)).nonzero().flatten().tolist():
+            ends = segments[owner == i].reshape(-1, 2)
+            if len(ends) == 26:
+                pixels, _ = project(sample.points[inside[i]], sample.calibration.lidar2image[camera])
+                low, high = ends.min(dim=0).values - 1, ends.max(dim=0).values + 1
+                assert ((pixels >= low) & (pixels <= high)).all()
+                checked += 1
+    assert checked > 5

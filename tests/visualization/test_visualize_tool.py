@@ -1,0 +1,103 @@
+"""tools/visualize.py on a small data set: files written, modes, and mistakes explained."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import frames
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mmdet3d.datasets.nuscenes import write_infos
+from mmdet3d.models.detectors.base import Trainable
+from mmdet3d.structures import Batch, Detections3D
+from mmdet3d.visualization import PALETTE
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "visualize.py"
+
+
+@pytest.fixture
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("visualize_tool", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A data set of two small frames and its config."""
+    record = frames.small_frame(tmp_path)
+    write_infos([record], {"version": "v1.0-mini"}, tmp_path / "infos.pkl")
+    train, test = frames.published_pipelines()
+    block = {"type": "NuScenesDataset", "dataset_root": str(tmp_path), "ann_file": "infos.pkl"}
+    content = {
+        "point_cloud_range": frames.RANGE,
+        "model": {"type": "Absent"},
+        "data": {
+            "val": block | {"pipeline": test, "test_mode": True},
+            "train": {"type": "CBGSDataset", "dataset": block | {"pipeline": train}},
+        },
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+class Oracle(Trainable):
+    """Detects the ground truth, the second object with a low score."""
+
+    def loss(self, batch: Batch) -> dict:
+        return {}
+
+    def predict(self, batch: Batch) -> list[Detections3D]:
+        return [
+            Detections3D(boxes, torch.tensor([0.9, 0.05])[: len(boxes)], labels)
+            for boxes, labels in zip(batch.boxes, batch.labels, strict=True)
+        ]
+
+
+def pictures(tool: ModuleType, config: Path, *words: str) -> list[Path]:
+    out = config.parent / "pictures"
+    tool.main([str(config), "--out-dir", str(out), *words])
+    return sorted(out.glob("*.png"))
+
+
+def test_command_line_draws_ground_truth(config: Path) -> None:
+    out = config.parent / "pictures"
+    command = [sys.executable, str(TOOL), str(config), "--mode", "gt", "--out-dir", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in out.iterdir()] == ["1000000-small.png"] and "1 pictures" in done.stdout
+
+
+@pytest.mark.parametrize("mode", ["pred", "both"])
+def test_detections(tool: ModuleType, config: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool, "build_model", lambda cfg: Oracle())
+    monkeypatch.setattr(tool, "load_checkpoint", lambda model, path: SimpleNamespace())
+    drawn = {}
+    for score in ("0.1", "0.01"):
+        (file,) = pictures(tool, config, "--mode", mode, "--checkpoint", "weights.pth", "--bbox-score", score)
+        pixels = np.asarray(Image.open(file).convert("RGB"))
+        drawn[score] = {c: int((pixels == np.array(PALETTE[c])).all(-1).sum()) for c in ("car", "pedestrian")}
+        truth = (pixels == np.array(tool._TRUTH)).all(-1).sum()
+        assert (truth > 0) == (mode == "both")
+    assert drawn["0.1"]["car"] > 100 and drawn["0.1"]["pedestrian"] == 0 and drawn["0.01"]["pedestrian"] > 100
+
+
+def test_training_split_is_drawn_without_resampling(tool: ModuleType, config: Path) -> None:
+    assert len(pictures(tool, config, "--split", "train", "--bbox-classes", "0", "--limit", "5")) == 1
+
+
+def test_mistakes_are_explained(tool: ModuleType, config: Path) -> None:
+    with pytest.raises(ValueError, match="--mode both draws detections; give --checkpoint FILE"):
+        pictures(tool, config, "--mode", "both")
+    with pytest.raises(ValueError, match="--bbox-classes 10: labels go from 0 to 9"):
+        pictures(tool, config, "--bbox-classes", "10")

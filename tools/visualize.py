@@ -1,0 +1,117 @@
+"""Draw ground truth and detections into the camera images and the bird's-eye view, one PNG per sample.
+
+python tools/visualize.py CONFIG --mode gt --limit 10
+python tools/visualize.py CONFIG --checkpoint CHECKPOINT --mode both --bbox-score 0.2 --out-dir viz
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from mmdet3d.config import Config, load_config
+from mmdet3d.datasets import FrameDataset, build_dataset
+from mmdet3d.datasets.transforms.images import read_image
+from mmdet3d.engine.checkpoint import load_checkpoint
+from mmdet3d.engine.command import add_override_options, read_overrides, run
+from mmdet3d.engine.run_dir import writable_folder
+from mmdet3d.engine.settings import autocast_dtype
+from mmdet3d.models import build_model
+from mmdet3d.models.detectors.base import Trainable
+from mmdet3d.structures import Batch, Detections3D, Sample
+from mmdet3d.visualization import Layer, draw_frame
+
+# Ground truth beside detections; no class has this colour.
+_TRUTH = (0, 190, 80)
+
+
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("config")
+    parser.add_argument("--checkpoint", help=".safetensors or .pth; needed for pred and both")
+    parser.add_argument("--mode", choices=["gt", "pred", "both"], default="gt")
+    parser.add_argument("--split", choices=["val", "train", "test"], default="val")
+    parser.add_argument("--out-dir", default="viz", help="where the pictures go (default: viz)")
+    parser.add_argument("--bbox-score", type=float, default=0.1, help="lowest score of a detection (default: 0.1)")
+    parser.add_argument("--bbox-classes", type=int, nargs="+", metavar="ID", help="only these classes (labels)")
+    parser.add_argument("--limit", type=int, help="stop after so many samples")
+    add_override_options(parser)
+    args, rest = parser.parse_known_args(words)
+    if args.mode != "gt" and not args.checkpoint:
+        raise ValueError(f"--mode {args.mode} draws detections; give --checkpoint FILE")
+    return args, rest
+
+
+def main(words: list[str]) -> None:
+    args, rest = parse(words)
+    cfg = load_config(args.config, read_overrides(rest, args.overrides_file))
+    dataset = open_split(cfg, args.split)
+    for label in args.bbox_classes or []:
+        if not 0 <= label < len(dataset.classes):
+            raise ValueError(f"--bbox-classes {label}: labels go from 0 to {len(dataset.classes) - 1}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = None if args.mode == "gt" else load_model(cfg, args.checkpoint, device)
+    out_dir = writable_folder(args.out_dir)
+    count = len(dataset) if args.limit is None else min(args.limit, len(dataset))
+    for index in tqdm(range(count), desc="draw", unit="sample"):
+        sample = dataset[index]
+        detections = None if model is None else detect(model, sample, device, cfg.get("precision") or "auto")
+        picture = draw(sample, detections, dataset, args, max(map(abs, cfg.point_cloud_range)))
+        picture.save(out_dir / f"{sample.meta['timestamp']}-{sample.token}.png")
+    print(f"{count} pictures: {out_dir}")
+
+
+def open_split(cfg: Config, split: str) -> FrameDataset:
+    """The data set of a split, each frame once: what a resampling wrapper (CBGS) repeats is of no interest here."""
+    block = cfg.data[split]
+    return build_dataset(block["dataset"] if isinstance(block.get("dataset"), Mapping) else block)
+
+
+def load_model(cfg: Config, checkpoint: str, device: torch.device) -> Trainable:
+    model = build_model(cfg.model)
+    print(f"loaded {load_checkpoint(model, checkpoint)}")
+    return model.to(device).eval()
+
+
+@torch.no_grad()
+def detect(model: Trainable, sample: Sample, device: torch.device, precision: str) -> Detections3D:
+    dtype = autocast_dtype(precision, device)
+    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        return model.predict(Batch.collate([sample]).to(device))[0].to("cpu")
+
+
+def draw(
+    sample: Sample, detections: Detections3D | None, dataset: FrameDataset, args: argparse.Namespace, extent: float
+) -> Image.Image:
+    """The picture of one sample. Images are the raw ones: boxes are brought back from the augmented frame."""
+    layers = []
+    if args.mode != "pred":
+        if sample.boxes is None:
+            raise ValueError(f"sample {sample.token} has no annotation to draw; use --mode pred")
+        layers.append(Layer("ground truth", sample.boxes, sample.labels, _TRUTH if args.mode == "both" else None))
+    if detections is not None:
+        layers.append(Layer.from_detections(f"detections >= {args.bbox_score:g}", detections, args.bbox_score))
+    if args.bbox_classes:
+        layers = [layer.select(args.bbox_classes) for layer in layers]
+    identity = torch.eye(4).expand_as(sample.calibration.image_aug)
+    return draw_frame(
+        layers,
+        dataset.classes,
+        replace(sample.calibration, image_aug=identity),
+        images=[read_image(dataset.root / path) for path in sample.meta["image_paths"]],
+        names=sample.meta["cameras"],
+        points=sample.points,
+        radar=sample.radar,
+        extent=extent,
+    )
+
+
+if __name__ == "__main__":
+    run(main)
