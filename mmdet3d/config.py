@@ -211,6 +211,11 @@ def _expression(node: ast.expr, names: Config, text: str, file: Path, depth: int
     def visit(child: ast.expr) -> Any:
         return _evaluate(_expression(child, names, text, file, depth), names, file, depth + 1)
 
+    def container(child: ast.expr) -> Any:
+        # Left unevaluated: only the part that is asked for may be evaluated, or `${data.val}` inside `data` never ends.
+        value = _expression(child, names, text, file, depth)
+        return _evaluate(value, names, file, depth + 1) if isinstance(value, str) else value
+
     match node:
         case ast.Constant(value=value):
             return value
@@ -219,14 +224,14 @@ def _expression(node: ast.expr, names: Config, text: str, file: Path, depth: int
                 raise ValueError(f"{text} in {file}: no key {name!r}{nearest(name, names)}")
             return names[name]
         case ast.Attribute(value=owner, attr=name):
-            base = visit(owner)
+            base = container(owner)
             if not isinstance(base, Mapping) or name not in base:
                 raise ValueError(f"{text} in {file}: no key {name!r}")
             return base[name]
         case ast.Subscript(value=owner, slice=ast.Slice(lower=low, upper=high, step=None)):
-            return visit(owner)[slice(visit(low) if low else None, visit(high) if high else None)]
+            return container(owner)[slice(visit(low) if low else None, visit(high) if high else None)]
         case ast.Subscript(value=owner, slice=index):
-            return visit(owner)[visit(index)]
+            return container(owner)[visit(index)]
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             return _BINARY[type(op)](visit(left), visit(right))
         case ast.UnaryOp(op=ast.USub(), operand=operand):

@@ -39,6 +39,16 @@ def test_expressions(tree: Path) -> None:
     assert config.pipeline == [{"size": [-4, 4]}]
 
 
+def test_a_block_may_refer_to_its_own_sibling(tree: Path) -> None:
+    path = tree.with_name("sibling.yaml")
+    path.write_text(
+        "data: {val: {root: '${dataset_root}', sizes: '${range}'}, test: '${data.val}', n: '${data.val.sizes[1]}'}\n"
+    )
+    data = load_config(path).data
+    assert data.test == data.val == {"root": "data/x/", "sizes": [-4, 4, 8]}
+    assert data.n == 4
+
+
 def test_overrides_apply_before_expressions(tree: Path) -> None:
     config = load_config(tree, ["--dataset_root", "data/y/", "--inner.0.size", "7", "model.camera.width=5"])
     assert (config.ann, config.pipeline, config.width) == ("data/y/train.pkl", [{"size": 7}], 5)
