@@ -1,0 +1,162 @@
+"""Every config of the tree builds: models on the meta device, pipelines, optimiser groups, schedules."""
+
+from __future__ import annotations
+
+import csv
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mmdet3d.config import CONFIG_ROOT, load_config
+from mmdet3d.engine.optimizer import build_optimizer
+from mmdet3d.engine.schedule import LearningRate, Momentum
+from mmdet3d.engine.settings import Settings
+from mmdet3d.models import build_model
+from mmdet3d.registry import DATASETS, TRANSFORMS, _check_arguments
+
+# Files that others inherit and that describe no model of their own.
+PARTIAL = {
+    "default.yaml",
+    "nuscenes/default.yaml",
+    "nuscenes/det/default.yaml",
+    "nuscenes/det/centerhead/default.yaml",
+    "nuscenes/det/centerhead/lssfpn/default.yaml",
+    "nuscenes/det/centerhead/lssfpn/camera/default.yaml",
+    "nuscenes/det/centerhead/lssfpn/camera/256x704/default.yaml",
+    "nuscenes/det/centerhead/lssfpn/camera+lidar/default.yaml",
+    "nuscenes/det/centerhead/lssfpn/camera+lidar/resnet50/default.yaml",
+    "nuscenes/det/centerhead/lssfpn/camera+lidar/swint_v0p075/default.yaml",
+    "nuscenes/det/centerhead/lssfpn/camera+radar/default.yaml",
+    "nuscenes/det/centerhead/lssfpn/lidar/default.yaml",
+    "nuscenes/det/centerhead/secfpn/default.yaml",
+    "nuscenes/det/centerhead/secfpn/lidar/default.yaml",
+    "nuscenes/det/transfusion/default.yaml",
+    "nuscenes/det/transfusion/secfpn/default.yaml",
+    "nuscenes/det/transfusion/secfpn/camera+lidar/default.yaml",
+    "nuscenes/det/transfusion/secfpn/camera+lidar/swint_v0p075/default.yaml",
+    "nuscenes/det/transfusion/secfpn/lidar/default.yaml",
+    "nuscenes/distill/default.yaml",
+    "synthetic/default.yaml",
+    "synthetic/crkd/default.yaml",
+}
+
+
+def files(*folders: str) -> list[str]:
+    found = [p.relative_to(CONFIG_ROOT).as_posix() for f in folders for p in (CONFIG_ROOT / f).rglob("*.yaml")]
+    return sorted(f for f in found if "recipes" not in Path(f).parts)
+
+
+LEAVES = [f for f in files("nuscenes", "synthetic") if f not in PARTIAL]
+
+load = functools.cache(load_config)
+
+
+@functools.cache
+def meta_model(name: str) -> torch.nn.Module:
+    with torch.device("meta"):
+        return build_model(load(name).model)
+
+
+def published() -> set[str]:
+    tsv = Path(__file__).resolve().parents[3] / "shared" / "specs" / "crkd_resolved" / "per_file_keys.tsv"
+    if not tsv.is_file():
+        pytest.skip("needs ../shared, which is not beside this checkout")
+    with tsv.open() as file:
+        return {row["file"].removeprefix("configs/") for row in csv.DictReader(file, delimiter="\t")}
+
+
+@pytest.mark.shared
+def test_every_published_path_exists():
+    names = published()
+    assert len(names) == 45
+    assert set(files("nuscenes")) | {"default.yaml"} == names
+
+
+def test_partial_files_exist():
+    assert all((CONFIG_ROOT / name).is_file() for name in PARTIAL)
+
+
+@pytest.mark.parametrize("name", LEAVES, ids=str)
+def test_model_optimiser_and_schedule_build(name):
+    cfg = load(name)
+    settings = Settings.from_config(cfg)
+    model = meta_model(name)
+    groups = build_optimizer(model, settings.optimizer).param_groups
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    LearningRate(settings.lr_config, settings.max_epochs, 100)
+    Momentum(settings.momentum_config, settings.max_epochs, 100)
+
+
+@pytest.mark.parametrize("name", LEAVES, ids=str)
+def test_pipelines_build_and_datasets_take_their_keys(name):
+    data = load(name).data
+    for split in ("train", "val", "test"):
+        block = data[split]
+        while "dataset" in block:
+            _check_arguments(DATASETS.get(block["type"]), {k: v for k, v in block.items() if k != "type"})
+            block = block["dataset"]
+        _check_arguments(DATASETS.get(block["type"]), {k: v for k, v in block.items() if k != "type"})
+        for transform in block["pipeline"]:
+            TRANSFORMS.build(transform)
+
+
+@pytest.mark.parametrize("name", [f for f in LEAVES if "distill" in f or "crkd" in f], ids=str)
+def test_teacher_and_student_of_a_distillation_fit(name):
+    cfg = load(name)
+    distiller = meta_model(name)
+    with torch.device("meta"):
+        teacher = build_model(load_config(cfg.model.teacher.config).model)
+    assert teacher.grid.matches(distiller.grid)
+    for loss in cfg.model.losses.values():
+        assert loss["teacher"] in teacher.taps
+    assert not any(k.startswith("encoders.lidar") for k in distiller.student.state_dict())
+
+
+@pytest.mark.parametrize("name", LEAVES, ids=str)
+def test_no_object_is_pasted_where_only_lidar_would_show_it(name):
+    if "nuscenes" in name and "camera+lidar" not in name and "/lidar/" not in name:
+        assert load(name).gt_paste_stop_epoch == -1
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("model.encoders.camera.backbone.embed_dim", "embed_dims"),
+        ("model.fuser.in_channel", "in_channels"),
+        ("model.heads.object.test_cfg.nms_typ", "nms_type"),
+        ("model.encodres", "encoders"),
+        ("model.encoders.radar.voxelize.max_voxel", "max_voxels"),
+    ],
+)
+def test_unknown_keys_of_a_model_are_refused(key, message):
+    cfg = load_config("nuscenes/det/centerhead/lssfpn/camera+radar/swint/default.yaml", {key: 1})
+    with pytest.raises(ValueError, match=f"{key.rpartition('.')[2]}.*{message}"), torch.device("meta"):
+        build_model(cfg.model)
+
+
+def test_a_term_is_switched_off_by_one_override():
+    name = next(f for f in LEAVES if "distill" in f)
+    cfg = load_config(name, ["--model.losses.relation", "null"])
+    with torch.device("meta"):
+        distiller = build_model(cfg.model)
+    assert "relation" not in distiller.losses
+    assert not any("adapt" in k for k in distiller.state_dict())
+
+
+def test_yaml_has_no_duplicate_keys():
+    """YAML keeps the last of two equal keys without a word."""
+
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader, node):
+        keys = [loader.construct_object(k) for k, _ in node.value]
+        assert len(keys) == len(set(map(str, keys))), f"{node.start_mark}: {keys}"
+        return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    for name in files("."):
+        yaml.load((CONFIG_ROOT / name).read_text(), Loader=Strict)
