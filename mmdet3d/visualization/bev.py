@@ -9,13 +9,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mmdet3d.visualization.layers import BACKGROUND, INK, Color, Layer, font
+from mmdet3d.visualization.layers import BACKGROUND, INK, RADAR, Color, Layer, font
 
 __all__ = ["draw_bev"]
 
 _POINT: Color = (165, 170, 178)
 _RING: Color = (215, 220, 226)
-_RADAR: Color = (0, 150, 136)
 
 
 class _Canvas:
@@ -89,8 +88,8 @@ def _radar(canvas: _Canvas, radar: Tensor) -> None:
     for (x, y), ends in zip(
         canvas.pixels(radar[:, :2]), torch.stack([radar[:, :2], radar[:, :2] + radar[:, 4:6]], dim=1), strict=True
     ):
-        canvas.draw.ellipse((x - 3, y - 3, x + 3, y + 3), outline=_RADAR, width=2)
-        canvas.line(ends, _RADAR)
+        canvas.draw.ellipse((x - 3, y - 3, x + 3, y + 3), outline=RADAR, width=2)
+        canvas.line(ends, RADAR)
 
 
 def _boxes(canvas: _Canvas, layer: Layer, classes: Sequence[str]) -> None:

@@ -38,7 +38,7 @@ def draw_frame(
     else:
         views = [draw_bev(layers, classes, points, radar, extent)]
     row = _row(views)
-    legend = draw_legend(layers, classes, row.width)
+    legend = draw_legend(layers, classes, row.width, radar=radar is not None)
     picture = Image.new("RGB", (row.width, row.height + legend.height), BACKGROUND)
     picture.paste(row, (0, 0))
     picture.paste(legend, (0, row.height))

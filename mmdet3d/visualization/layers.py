@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmdet3d.structures import Boxes3D, Detections3D
 
-__all__ = ["BACKGROUND", "INK", "PALETTE", "Color", "Layer", "draw_legend", "font"]
+__all__ = ["BACKGROUND", "INK", "PALETTE", "RADAR", "Color", "Layer", "draw_legend", "font"]
 
 Color = tuple[int, int, int]
 
@@ -31,6 +31,7 @@ PALETTE: dict[str, Color] = {
 _OTHER: Color = (148, 103, 189)
 BACKGROUND: Color = (255, 255, 255)
 INK: Color = (40, 40, 40)
+RADAR: Color = (200, 0, 160)
 _ROW = 20
 
 
@@ -76,9 +77,10 @@ def font(size: int = 13) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def draw_legend(layers: Sequence[Layer], classes: Sequence[str], width: int) -> Image.Image:
-    """A strip that names the layers with their number of boxes, and the classes that occur in class colours."""
-    places, rows = _arrange(list(_entries(layers, classes)), width)
+def draw_legend(layers: Sequence[Layer], classes: Sequence[str], width: int, radar: bool = False) -> Image.Image:
+    """A strip that names the layers with their number of boxes, the classes that occur in class colours, and radar."""
+    entries = [*_entries(layers, classes), *([(RADAR, "radar, moving on for 1 s")] if radar else [])]
+    places, rows = _arrange(entries, width)
     strip = Image.new("RGB", (width, rows * _ROW + 8), BACKGROUND)
     draw = ImageDraw.Draw(strip)
     for x, row, color, text in places:

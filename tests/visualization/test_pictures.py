@@ -146,7 +146,7 @@ def test_bev_draws_radar_with_velocity() -> None:
     radar = torch.zeros(1, 45)
     radar[0, [0, 1, 4]] = torch.tensor([-20.0, 20, 10])
     picture = np.asarray(draw_bev([], [], radar=radar, extent=50, size=500))
-    assert (picture[150, 155:200] == (0, 150, 136)).all()
+    assert (picture[150, 155:200] == (200, 0, 160)).all()
     assert np.asarray(draw_bev([], [], radar=radar[:0])).shape == (800, 800, 3)
 
 
@@ -160,6 +160,21 @@ def test_layers() -> None:
     assert Layer("gt", boxes, torch.tensor([0, -1, 1]), (1, 2, 3)).colors(["car", "bus"]) == [(1, 2, 3)] * 3
     unknown = Layer("gt", boxes, torch.tensor([-1, -1, -1])).colors(["car"])
     assert unknown[0] not in PALETTE.values()
+
+
+def test_legend_names_what_occurs() -> None:
+    layer = Layer("gt", Boxes3D(torch.zeros(2, 9)), torch.tensor([1, -1]))
+    calibration = Calibration(
+        *(torch.eye(4) for _ in range(2)), *(torch.zeros(0, 4, 4) for _ in range(4)), torch.eye(4)
+    )
+    radar = torch.full((1, 45), 99.0)
+    seen = []
+    for layers, shown in (([layer], radar), ([layer], None), ([], radar)):
+        picture = draw_frame(layers, ["car", "bus"], calibration, radar=shown)
+        assert picture.size[0] == 800 and picture.size[1] > 800
+        strip = np.asarray(picture)[800:]
+        seen.append([bool((strip == c).all(-1).any()) for c in (PALETTE["bus"], PALETTE["car"], (200, 0, 160))])
+    assert seen == [[True, False, True], [True, False, False], [False, False, True]]
 
 
 def test_side_by_side_keeps_order_and_height() -> None:
