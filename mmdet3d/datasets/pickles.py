@@ -35,7 +35,7 @@ def _allowed() -> dict[tuple[str, str], Any]:
         allowed[f"{core}.multiarray", "scalar"] = scalar
         allowed[f"{core}.numeric", "_frombuffer"] = buffer
     for builtins in ("builtins", "__builtin__"):
-        for kind in (set, frozenset, bytearray, complex, dict, list, tuple, int, float, str, bool):
+        for kind in (set, frozenset, bytes, bytearray, complex, dict, list, tuple, int, float, str, bool):
             allowed[builtins, kind.__name__] = kind
     return allowed
 

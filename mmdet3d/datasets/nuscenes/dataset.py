@@ -57,15 +57,15 @@ class NuScenesDataset(FrameDataset):
         eval_set: str | None = None,
         seed: int = 0,
     ) -> None:
-        records, metadata = read_infos(_find_info_file(Path(dataset_root), ann_file))
         classes = tuple(object_classes or CLASSES)
-        _check_classes(classes, records)
+        _check_classes(classes)
         self.modality = dict(modality or {})
         for key in self.modality:
             if key not in MODALITIES:
                 raise ValueError(f"unknown modality {key!r}{nearest(key, MODALITIES)} (known: {', '.join(MODALITIES)})")
         if load_interval < 1:
             raise ValueError(f"load_interval: {load_interval} must be at least 1")
+        records, metadata = read_infos(_find_info_file(Path(dataset_root), ann_file))
         records = sorted(records, key=lambda r: r.timestamp)[::load_interval]
         if not records:
             raise ValueError(f"info file {ann_file} in {dataset_root} holds no frame")
@@ -122,13 +122,12 @@ def _find_info_file(root: Path, ann_file: str) -> Path:
     )
 
 
-def _check_classes(classes: Sequence[str], records: Sequence[FrameRecord]) -> None:
-    unknown = set(classes) - set(CLASSES)
-    if unknown:
-        unknown -= {n for r in records if r.names is not None for n in r.names}
+def _check_classes(classes: Sequence[str]) -> None:
     for name in classes:
-        if name in unknown:
-            raise ValueError(f"unknown class {name!r} in object_classes{nearest(name, CLASSES)}")
+        if name not in CLASSES:
+            raise ValueError(
+                f"unknown class {name!r} in object_classes{nearest(name, CLASSES)} (known: {', '.join(CLASSES)})"
+            )
     if len(set(classes)) != len(classes):
         raise ValueError(f"object_classes names a class twice: {', '.join(classes)}")
 

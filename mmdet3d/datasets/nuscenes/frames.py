@@ -174,6 +174,7 @@ class FrameReader:
         record.num_radar_pts = np.array([a["num_radar_pts"] for a in annotations], dtype=np.int64)
 
     def _box(self, annotation: dict[str, Any], global2lidar: np.ndarray) -> np.ndarray:
+        """(9,) of `Boxes3D`, velocity NaN where unknown."""
         pose = global2lidar @ pose_matrix(annotation["translation"], annotation["rotation"])
         width, length, height = annotation["size"]
         # The scanner is tilted, so a yaw about its z axis only approximates the box; published infos hold this angle.
