@@ -120,6 +120,13 @@ def test_hidden_scene_points_are_removed(tmp_path: Path, database: dict) -> None
     assert points[6:, 1].tolist() == [-12]
 
 
-def test_unknown_filter_is_refused() -> None:
+def test_mistakes_in_the_sampler_are_explained(tmp_path: Path, database: dict) -> None:
+    with pytest.raises(ValueError, match=r"got info_path, sample_groups, prepare, rates$"):
+        ObjectPaste(SAMPLER | {"rates": 1.0})
+    pipeline = Compose(
+        [LoadPointsFromFile(), LoadAnnotations3D(), ObjectPaste(SAMPLER | {"sample_groups": {"cars": 2}})]
+    )
+    with pytest.raises(ValueError, match="names 'cars', did you mean 'car'"):
+        pipeline.load(frames.context(frames.small_frame(tmp_path), tmp_path))
     with pytest.raises(ValueError, match=r"db_sampler\.prepare knows .*got \['filter_by_age'\]"):
         ObjectPaste(SAMPLER | {"prepare": {"filter_by_age": 3}})

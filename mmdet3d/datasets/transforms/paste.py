@@ -12,7 +12,7 @@ import torch
 from mmdet3d.datasets.records import Context, Transform
 from mmdet3d.datasets.transforms.lidar import read_points
 from mmdet3d.datasets.transforms.loading import need
-from mmdet3d.registry import TRANSFORMS
+from mmdet3d.registry import TRANSFORMS, nearest
 from mmdet3d.structures import Boxes3D, Sample
 
 __all__ = ["ObjectPaste", "ObjectSampler", "footprints_collide"]
@@ -85,6 +85,11 @@ class ObjectSampler:
         taken = scene.footprint().double().numpy()
         chosen = []
         for name, wanted in self.sample_groups.items():
+            if name not in context.classes:
+                raise ValueError(
+                    f"db_sampler.sample_groups names {name!r}{nearest(name, context.classes)}, which is not in the data "
+                    f"set's classes; remove it"
+                )
             candidates = self._records(context.root).get(name, [])
             number = min(round(self.rate * (wanted - list(names).count(name))), len(candidates))
             for i in context.rng.permutation(len(candidates))[: max(number, 0)]:
@@ -118,10 +123,19 @@ class ObjectPaste(Transform):
     Args:
         db_sampler: arguments of `ObjectSampler`.
         stop_epoch: the first epoch without pasting; None never stops, -1 and 0 never paste.
+
+    Raises:
+        ValueError: `db_sampler` has an unknown or lacks a needed key; while pasting: `sample_groups` names a class that
+            the data set does not have.
     """
 
     def __init__(self, db_sampler: Mapping[str, Any], stop_epoch: int | None = None) -> None:
-        self.sampler = ObjectSampler(**db_sampler)
+        try:
+            self.sampler = ObjectSampler(**db_sampler)
+        except TypeError:
+            raise ValueError(
+                f"ObjectPaste.db_sampler takes info_path, sample_groups, rate and prepare, got {', '.join(db_sampler)}"
+            ) from None
         self.stop_epoch = stop_epoch
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
