@@ -87,8 +87,8 @@ class ObjectSampler:
         for name, wanted in self.sample_groups.items():
             if name not in context.classes:
                 raise ValueError(
-                    f"db_sampler.sample_groups names {name!r}{nearest(name, context.classes)}, which is not in the data "
-                    f"set's classes; remove it"
+                    f"db_sampler.sample_groups names {name!r}{nearest(name, context.classes)}, which is not in the "
+                    f"data set's classes; remove it"
                 )
             candidates = self._records(context.root).get(name, [])
             number = min(round(self.rate * (wanted - list(names).count(name))), len(candidates))
