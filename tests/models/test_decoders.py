@@ -27,6 +27,14 @@ def test_residual_block_by_hand() -> None:
     torch.testing.assert_close(backbone(x)[0], want)
 
 
+def test_projection_strides_like_a_convolution() -> None:
+    torch.manual_seed(0)
+    block = GeneralizedResNet(4, [(1, 6, 2)]).eval()[0][0]
+    x = torch.randn(1, 4, 7, 8)
+    want = block.downsample[1](F.conv2d(x, block.downsample[0].weight, stride=2))
+    torch.testing.assert_close(block.downsample(x), want)
+
+
 def test_lss_fpn() -> None:
     torch.manual_seed(0)
     neck = LSSFPN([-1, 0], [6, 4], 5, scale_factor=2).eval()

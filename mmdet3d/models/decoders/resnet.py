@@ -14,6 +14,21 @@ from mmdet3d.registry import MODELS
 __all__ = ["GeneralizedResNet"]
 
 
+class _Projection(nn.Sequential):
+    """Strided 1x1 convolution and BatchNorm.
+
+    The stride is a slice: the gradient of oneDNN's strided 1x1 convolution on channels-last tensors, which BEV pooling
+    yields, writes out of bounds for some sizes (PyTorch 2.13, 8 channels on 64 x 64 cells).
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__(nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[..., :: self.stride, :: self.stride])
+
+
 class _ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -21,11 +36,9 @@ class _ResidualBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample = nn.Sequential()
+        self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
+            self.downsample = _Projection(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))

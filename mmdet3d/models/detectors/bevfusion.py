@@ -1,0 +1,205 @@
+"""Detection in a bird's-eye view that any set of sensors shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmdet3d.models.detectors.base import Detector
+from mmdet3d.models.detectors.grids import check_grids
+from mmdet3d.models.encoders import build_voxelizer, voxelize_batch
+from mmdet3d.registry import MODELS, nearest
+from mmdet3d.structures import Batch, BEVGrid, Detections3D
+
+__all__ = ["BEVFusion"]
+
+# Sensors in the order in which the fuser gets them, and the batch field that a point sensor reads.
+_SENSORS = ("camera", "lidar", "radar")
+_FIELDS = {"lidar": "points", "radar": "radar"}
+
+
+@MODELS.register
+class BEVFusion(Detector):
+    """Encodes every sensor into a BEV, fuses, decodes and predicts (BEVFusion).
+
+    `forward` is not defined: use `loss`, `predict`, or `extract` with the taps listed in docs/architecture.md.
+
+    Args:
+        encoders: `camera` {backbone, neck, vtransform}, `lidar` and `radar` {voxelize, voxelize_reduce, backbone}; a
+            sensor that is null or missing is not part of the model.
+        fuser: part config; null if there is one sensor.
+        decoder: `backbone` and `neck`, part configs.
+        heads: `object`, part config; `map` must be null.
+
+    Attributes:
+        grid: the BEV raster of the head.
+        sensors: names of the model's sensors.
+
+    Raises:
+        ValueError: an unknown key, no sensor, several sensors without a fuser, or parts on different BEV rasters.
+    """
+
+    loss_taps = predict_taps = ("heads.object",)
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        heads: Mapping[str, Any],
+        fuser: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_keys(encoders, (), "encoders", optional=_SENSORS)
+        _check_keys(decoder, ("backbone", "neck"), "decoder")
+        self.sensors = tuple(name for name in _SENSORS if encoders.get(name) is not None)
+        _check_fuser(fuser, self.sensors)
+        self.encoders = nn.ModuleDict()
+        self._reduce: dict[str, bool] = {}
+        for name in self.sensors:
+            build = _build_camera if name == "camera" else _build_point_sensor
+            self.encoders[name] = build(encoders[name], f"encoders.{name}")
+            self._reduce[name] = encoders[name].get("voxelize_reduce", True)
+        self.fuser = None if fuser is None else MODELS.build(fuser)
+        self.decoder = nn.ModuleDict({name: MODELS.build(decoder[name]) for name in ("backbone", "neck")})
+        self.heads = nn.ModuleDict({"object": _build_head(heads)})
+        self.grid: BEVGrid = self.heads["object"].grid
+        check_grids({name: self._sensor_grid(name) for name in self.sensors}, self.decoder, self.grid)
+        self._declare_stages()
+
+    def init_weights(self) -> None:
+        """Load the pretrained image backbone that the config names; call it before training from scratch only."""
+        if "camera" in self.encoders:
+            self.encoders["camera"]["backbone"].init_weights()
+
+    # -- stages -----------------------------------------------------------------------------------------------------
+
+    def _declare_stages(self) -> None:
+        for name in self.sensors:
+            if name == "camera":
+                self._declare_camera()
+            else:
+                self._declare_point_sensor(name)
+        bevs = tuple(f"encoders.{name}" for name in self.sensors)
+        self.add_stage(("fuser", *(f"fuser.{name}" for name in self.sensors)), self._fuse, bevs)
+        self.add_stage("decoder.backbone", self._decode_backbone, ("fuser",))
+        self.add_stage("decoder", self._decode_neck, ("decoder.backbone",))
+        self.add_stage("heads.object", self._head, ("decoder",))
+
+    def _declare_camera(self) -> None:
+        camera = "encoders.camera"
+        self.add_stage(f"{camera}.backbone", self._image_backbone)
+        self.add_stage(f"{camera}.neck", self._image_neck, (f"{camera}.backbone",))
+        self.add_stage((camera, f"{camera}.depth"), self._view_transform, (f"{camera}.neck",))
+        if self.encoders["camera"]["vtransform"].supervises_depth:
+            self.loss_taps = (*self.loss_taps, f"{camera}.depth")
+
+    def _declare_point_sensor(self, name: str) -> None:
+        tap = f"encoders.{name}"
+        activated = self.encoders[name]["backbone"].has_activation
+        self.add_stage((tap, f"{tap}.activation") if activated else tap, partial(self._points, name))
+
+    def _image_backbone(self, batch: Batch) -> list[Tensor]:
+        images = batch.require("images", "the camera encoder")
+        return list(self.encoders["camera"]["backbone"](images.flatten(0, 1)))
+
+    def _image_neck(self, batch: Batch, levels: list[Tensor]) -> Tensor:
+        return self.encoders["camera"]["neck"](levels).unflatten(0, (len(batch), -1))
+
+    def _view_transform(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encoders["camera"]["vtransform"](features, batch)
+
+    def _points(self, name: str, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
+        points = batch.require(_FIELDS[name], f"the {name} encoder")
+        encoder = self.encoders[name]
+        return encoder["backbone"](*voxelize_batch(encoder["voxelize"], points, self._reduce[name]))
+
+    def _fuse(self, batch: Batch, *bevs: Tensor) -> tuple[Tensor, ...]:
+        if self.fuser is None:
+            return bevs[0], bevs[0]
+        fused, used = self.fuser(list(bevs))
+        return fused, *used
+
+    def _decode_backbone(self, batch: Batch, bev: Tensor) -> list[Tensor]:
+        return self.decoder["backbone"](bev)
+
+    def _decode_neck(self, batch: Batch, levels: list[Tensor]) -> Tensor:
+        return self.decoder["neck"](levels)
+
+    def _head(self, batch: Batch, bev: Tensor) -> Any:
+        return self.heads["object"](bev)
+
+    # -- the protocol -----------------------------------------------------------------------------------------------
+
+    def losses(self, features: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
+        """`loss/object/...` of the head and, with supervised depth, `loss/depth`.
+
+        Raises:
+            ValueError: the batch holds no ground truth.
+        """
+        boxes = batch.require("boxes", "the detection loss")
+        labels = batch.require("labels", "the detection loss")
+        terms = self.heads["object"].loss(features["heads.object"], boxes, labels)
+        losses = {_loss_name(name): value for name, value in terms.items()}
+        if "encoders.camera.depth" in self.loss_taps:
+            depth = features["encoders.camera.depth"]
+            losses["loss/depth"] = self.encoders["camera"]["vtransform"].depth_loss(depth, batch)
+        return losses
+
+    def predictions(self, features: Mapping[str, Any], batch: Batch) -> list[Detections3D]:
+        """Detections of each sample."""
+        return self.heads["object"].decode(features["heads.object"])
+
+    def _sensor_grid(self, name: str) -> BEVGrid:
+        encoder = self.encoders[name]
+        if name == "camera":
+            return encoder["vtransform"].grid
+        return encoder["voxelize"].bev_grid(encoder["backbone"].output_shape)
+
+
+def _loss_name(name: str) -> str:
+    """A head marks what is only logged by `stats/`."""
+    return f"stats/object/{name.removeprefix('stats/')}" if name.startswith("stats/") else f"loss/object/{name}"
+
+
+def _build_camera(cfg: Mapping[str, Any], where: str) -> nn.ModuleDict:
+    parts = ("backbone", "neck", "vtransform")
+    _check_keys(cfg, parts, where)
+    return nn.ModuleDict({name: MODELS.build(cfg[name]) for name in parts})
+
+
+def _build_point_sensor(cfg: Mapping[str, Any], where: str) -> nn.ModuleDict:
+    _check_keys(cfg, ("voxelize", "backbone"), where, optional=("voxelize_reduce",))
+    return nn.ModuleDict({"voxelize": build_voxelizer(cfg["voxelize"]), "backbone": MODELS.build(cfg["backbone"])})
+
+
+def _build_head(heads: Mapping[str, Any]) -> nn.Module:
+    if heads.get("map") is not None:
+        raise ValueError("heads.map must be null: map segmentation is not part of this project, only detection is")
+    _check_keys(heads, ("object",), "heads", optional=("map",))
+    return MODELS.build(heads["object"])
+
+
+def _check_keys(cfg: Mapping[str, Any], names: Iterable[str], where: str, optional: Iterable[str] = ()) -> None:
+    known = (*names, *optional)
+    for key in cfg:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r} in model.{where}{nearest(key, known)} (known: {', '.join(known)})")
+    missing = [name for name in names if cfg.get(name) is None]
+    if missing:
+        raise ValueError(f"model.{where} needs {', '.join(missing)}")
+
+
+def _check_fuser(fuser: Mapping[str, Any] | None, sensors: tuple[str, ...]) -> None:
+    if not sensors:
+        raise ValueError(f"model.encoders names no sensor; give at least one of {', '.join(_SENSORS)}")
+    if fuser is None:
+        if len(sensors) > 1:
+            raise ValueError(f"model.fuser is null, but there are {len(sensors)} sensors to fuse: {', '.join(sensors)}")
+    elif len(fuser.get("in_channels", sensors)) != len(sensors):
+        raise ValueError(
+            f"model.fuser.in_channels names {len(fuser['in_channels'])} sensors, "
+            f"but model.encoders has {len(sensors)}: {', '.join(sensors)}"
+        )

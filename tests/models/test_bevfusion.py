@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from bev_models import TRANSFUSION_HEAD, make_batch, model_config
+from torch import nn
+
+from mmdet3d.models.detectors import BEVFusion
+from mmdet3d.registry import MODELS
+
+SETS = [
+    (("camera", "lidar", "radar"), "ConvFuser"),
+    (("camera", "lidar", "radar"), "AddFuser"),
+    (("camera", "lidar"), "GatedFuser"),
+    (("camera", "radar"), "GatedFuser"),
+    (("lidar",), None),
+    (("radar",), "ConvFuser"),
+]
+
+
+def build(*sensors: str, fuser: str | None = "ConvFuser", **options: object) -> BEVFusion:
+    torch.manual_seed(0)
+    return MODELS.build(model_config(*sensors, fuser=fuser, **options))
+
+
+def counting(module: nn.Module) -> Callable[[], int]:
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    return lambda: len(calls)
+
+
+# -- the protocol ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sensors", "fuser"), SETS)
+def test_loss_backward_predict(sensors: tuple[str, ...], fuser: str | None) -> None:
+    model, batch = build(*sensors, fuser=fuser), make_batch()
+    losses = model.loss(batch)
+    assert set(losses) == {f"loss/object/{kind}/task{t}" for kind in ("heatmap", "bbox") for t in range(3)}
+    sum(losses.values()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not without
+    model.eval()
+    detections = model.predict(batch)
+    assert len(detections) == 2
+    for found in detections:
+        assert found.boxes.tensor.shape == (len(found), 9)
+        assert ((found.labels >= 0) & (found.labels < 4)).all()
+
+
+@pytest.mark.parametrize("sensors", [("camera", "lidar"), ("lidar",)])
+def test_transfusion_head(sensors: tuple[str, ...]) -> None:
+    model = build(*sensors, fuser="ConvFuser", head=TRANSFUSION_HEAD)
+    losses = model.loss(make_batch())
+    assert "loss/object/loss_heatmap" in losses and "stats/object/matched_ious" in losses
+    sum(v for k, v in losses.items() if k.startswith("loss/")).backward()
+    assert len(model.eval().predict(make_batch())) == 2
+
+
+def test_training_lowers_the_loss() -> None:
+    model, batch = build("lidar", "radar"), make_batch()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    history = []
+    for _ in range(8):
+        total = sum(model.loss(batch).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append(total.item())
+    assert history[-1] < 0.7 * history[0]
+
+
+def test_samples_of_a_batch_do_not_mix() -> None:
+    model, batch = build("camera", "lidar", "radar").eval(), make_batch(3)
+    with torch.no_grad():
+        whole = model.extract(batch, ["heads.object"])["heads.object"][0]["heatmap"]
+        for i in range(3):
+            one = make_batch(3)
+            one.tokens, one.calibration, one.images = (
+                one.tokens[i : i + 1],
+                _at(one.calibration, i),
+                one.images[i][None],
+            )
+            one.points, one.radar = [one.points[i]], [one.radar[i]]
+            alone = model.extract(one, ["heads.object"])["heads.object"][0]["heatmap"]
+            torch.testing.assert_close(alone[0], whole[i], rtol=1e-4, atol=1e-4)
+
+
+def _at(calibration: object, index: int) -> object:
+    return type(calibration).stack([calibration[index]])
+
+
+def test_camera_radar_never_reads_lidar() -> None:
+    model, batch = build("camera", "radar").eval(), make_batch()
+    with torch.no_grad():
+        with_lidar = model.extract(batch, ["heads.object"])["heads.object"]
+        without = model.extract(batch.without("points", "depths", "boxes", "labels"), ["heads.object"])["heads.object"]
+    for a, b in zip(with_lidar, without, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert len(model.predict(batch.without("points", "boxes", "labels"))) == 2
+    assert set(model.loss(batch.without("points"))) == set(model.loss(batch))
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("images", "the camera encoder needs `images`"),
+        ("points", "the lidar encoder needs `points`"),
+        ("radar", "the radar encoder needs `radar`"),
+        ("boxes", "the detection loss needs `boxes`"),
+    ],
+)
+def test_missing_data_is_named(field: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build("camera", "lidar", "radar").loss(make_batch().without(field))
+
+
+@pytest.mark.parametrize("head", ["center", "transfusion"])
+def test_bfloat16_autocast(head: str) -> None:
+    model = build("camera", "radar", **({"head": TRANSFUSION_HEAD} if head == "transfusion" else {}))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model.loss(make_batch())
+    assert all(v.dtype == torch.float32 and v.isfinite() for v in losses.values())
+    sum(v for k, v in losses.items() if k.startswith("loss/")).backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        detections = model.eval().predict(make_batch())
+    assert all(d.boxes.tensor.dtype == d.scores.dtype == torch.float32 for d in detections)
+
+
+def test_empty_sensors_are_seen_as_nothing() -> None:
+    model, batch = build("lidar", "radar"), make_batch()
+    batch.points = [p[:0] for p in batch.points]
+    batch.radar[1] = batch.radar[1][:0]
+    assert all(v.isfinite() for v in model.loss(batch).values())
+    assert len(model.eval().predict(batch)) == 2
+
+
+# -- taps -----------------------------------------------------------------------------------------------------------
+
+
+def test_taps_are_those_of_the_documentation() -> None:
+    camera = [f"encoders.camera{part}" for part in (".backbone", ".neck", "", ".depth")]
+    points = ["encoders.lidar", "encoders.radar"]
+    fused = ["fuser", "fuser.camera", "fuser.lidar", "fuser.radar"]
+    model = build("camera", "lidar", "radar")
+    assert list(model.taps) == [*camera, *points, *fused, "decoder.backbone", "decoder", "heads.object"]
+
+
+def test_tapped_shapes() -> None:
+    model, batch = build("camera", "radar", fuser="GatedFuser").eval(), make_batch()
+    with torch.no_grad():
+        taps = model.extract(batch, model.taps)
+    assert [tuple(f.shape) for f in taps["encoders.camera.backbone"]] == [(4, 8, 4, 8), (4, 16, 2, 4), (4, 32, 1, 2)]
+    assert taps["encoders.camera.neck"].shape == (2, 2, 12, 4, 8)
+    assert taps["encoders.camera"].shape == (2, 6, 64, 64)
+    assert taps["encoders.camera.depth"].shape == (4, 12, 4, 8)
+    assert taps["encoders.radar"].shape == (2, 7, 64, 64)
+    assert taps["fuser"].shape == (2, 8, 64, 64)
+    assert taps["fuser.camera"].shape == (2, 6, 64, 64) and taps["fuser.radar"].shape == (2, 7, 64, 64)
+    assert not torch.equal(taps["fuser.radar"], taps["encoders.radar"])
+    assert [tuple(f.shape) for f in taps["decoder.backbone"]] == [(2, 8, 32, 32), (2, 12, 16, 16)]
+    assert taps["decoder"].shape == (2, 8, 64, 64)
+    assert [task["heatmap"].shape[1] for task in taps["heads.object"]] == [1, 2, 1]
+
+
+def test_only_what_is_asked_for_is_computed() -> None:
+    model, batch = build("camera", "lidar", "radar"), make_batch()
+    counts = {
+        name: counting(module)
+        for name, module in {
+            "camera": model.encoders["camera"]["backbone"],
+            "view": model.encoders["camera"]["vtransform"],
+            "lidar": model.encoders["lidar"]["backbone"],
+            "radar": model.encoders["radar"]["backbone"],
+            "fuser": model.fuser,
+            "head": model.heads["object"],
+        }.items()
+    }
+
+    def seen() -> dict[str, int]:
+        return {name: count() for name, count in counts.items() if count()}
+
+    model.extract(batch, ["encoders.radar"])
+    assert seen() == {"radar": 1}
+    model.extract(batch, ["encoders.camera.neck"])
+    assert seen() == {"radar": 1, "camera": 1}
+    model.extract(batch.without("boxes"), ["fuser.lidar"])
+    assert seen() == {"camera": 2, "view": 1, "lidar": 1, "radar": 2, "fuser": 1}
+    model.loss(batch)
+    assert seen() == {"camera": 3, "view": 2, "lidar": 2, "radar": 3, "fuser": 2, "head": 1}
+
+
+def test_without_fuser_the_sensor_is_the_fused_map() -> None:
+    model = build("lidar", fuser=None)
+    taps = model.extract(make_batch(), ["fuser", "fuser.lidar"])
+    assert taps["fuser"] is taps["encoders.lidar"] is taps["fuser.lidar"]
+
+
+def test_calibrated_radar_offers_its_activation() -> None:
+    cfg = model_config("camera", "radar")
+    cfg["encoders"]["radar"]["backbone"] |= {"type": "RadarEncoderCalib", "distill_caliber": {"dilated": False}}
+    model = MODELS.build(cfg)
+    taps = model.extract(make_batch(), ["encoders.radar.activation"])
+    assert taps["encoders.radar.activation"].shape == (2, 1, 64, 64)
+    assert len(model.eval().predict(make_batch())) == 2
+
+
+def test_unknown_tap() -> None:
+    with pytest.raises(ValueError, match=r"did you mean 'encoders\.lidar'"):
+        build("lidar", fuser=None).extract(make_batch(), ["encoders.lidra"])
+
+
+def test_supervised_depth_adds_its_loss() -> None:
+    cfg = model_config("camera", "radar")
+    cfg["encoders"]["camera"]["vtransform"] |= {"type": "AwareBEVDepth", "mid_channels": 8}
+    model, batch = MODELS.build(cfg), make_batch()
+    assert model.loss_taps == ("heads.object", "encoders.camera.depth")
+    assert model.loss(batch)["loss/depth"] > 0
+    with pytest.raises(ValueError, match="depths"):
+        model.loss(batch.without("depths"))
+    assert len(model.eval().predict(batch.without("depths", "points"))) == 2
+
+
+def test_voxelize_reduce_belongs_to_its_sensor() -> None:
+    cfg = model_config("lidar", "radar")
+    cfg["encoders"]["lidar"]["voxelize_reduce"] = True
+    model = MODELS.build(cfg)
+    model.extract(make_batch(), ["encoders.radar"])
+    with pytest.raises(ValueError, match="voxelize_reduce"):
+        model.extract(make_batch(), ["encoders.lidar"])
+
+
+def test_a_copy_runs_its_own_modules() -> None:
+    model = build("camera", "radar").eval()
+    twin = copy.deepcopy(model)
+    nn.init.zeros_(twin.heads["object"].task_heads[0].heatmap[-1].weight)
+    raw = [m.extract(make_batch(), ["heads.object"])["heads.object"][0]["heatmap"] for m in (model, twin)]
+    assert raw[0].unique().numel() > 1 and raw[1].unique().numel() == 1
+
+
+def test_image_weights_are_loaded_on_request_only(tmp_path: Path) -> None:
+    donor = build("camera", fuser=None).encoders["camera"]["backbone"]
+    torch.save(donor.state_dict(), tmp_path / "image.pth")
+    cfg = model_config("camera", fuser=None)
+    init = {"type": "Pretrained", "checkpoint": str(tmp_path / "image.pth")}
+    cfg["encoders"]["camera"]["backbone"]["init_cfg"] = init
+    torch.manual_seed(1)
+    model = MODELS.build(cfg)
+    mine = model.encoders["camera"]["backbone"]
+    assert not torch.equal(mine.conv1.weight, donor.conv1.weight)
+    model.init_weights()
+    assert torch.equal(mine.conv1.weight, donor.conv1.weight)
+    build("lidar", fuser=None).init_weights()
+
+
+# -- construction ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sensors", "change", "message"),
+    [
+        (("camera", "lidar"), {"fuser": None}, "there are 2 sensors to fuse: camera, lidar"),
+        (("lidar", "radar"), {"fuser.in_channels": [7]}, "names 1 sensors, but model.encoders has 2"),
+        (("lidar",), {"encoders.lidar": None}, "names no sensor"),
+        (("lidar",), {"encoders.lidra": {}}, "did you mean 'lidar'"),
+        (("lidar",), {"encoders.lidar.voxelise": {}}, "did you mean 'voxelize'"),
+        (("camera",), {"encoders.camera.neck": None}, "model.encoders.camera needs neck"),
+        (("lidar",), {"heads.map": {"type": "BEVSegmentationHead"}}, "heads.map must be null"),
+        (("lidar",), {"heads.object": None}, "model.heads needs object"),
+        (("lidar",), {"decoder.neck": None}, "model.decoder needs neck"),
+        (
+            ("camera", "lidar"),
+            {"encoders.camera.vtransform.xbound": [-25.6, 25.6, 0.4]},
+            "encoders.camera gives a BEV of 128x64 cells.*encoders.lidar one of 64x64 cells",
+        ),
+        (
+            ("lidar",),
+            {"heads.object.train_cfg.out_size_factor": 16},
+            "decoder turns into 64x64 cells of 0.8x0.8 m.*heads.object expects 32x32 cells",
+        ),
+        (("lidar",), {"decoder.neck.scale_factor": 1}, "decoder turns into 32x32 cells"),
+    ],
+)
+def test_config_mistakes(sensors: tuple[str, ...], change: dict, message: str) -> None:
+    cfg = model_config(*sensors)
+    for key, value in change.items():
+        node = cfg
+        *parents, last = key.split(".")
+        for part in parents:
+            node = node[part]
+        node[last] = value
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(cfg)
+
+
+def test_extent_is_compared_behind_an_opaque_decoder() -> None:
+    cfg = model_config("lidar")
+    cfg["decoder"] = {
+        "backbone": {"type": "SECOND", "in_channels": 8, "out_channels": [4, 8], "layer_nums": [1, 1]}
+        | {"layer_strides": [1, 2]},
+        "neck": {"type": "SECONDFPN", "in_channels": [4, 8], "out_channels": [4, 4], "upsample_strides": [1, 2]},
+    }
+    assert len(MODELS.build(cfg).eval().predict(make_batch())) == 2
+    cfg["heads"]["object"]["train_cfg"]["point_cloud_range"] = [-24, -24, -5, 24, 24, 3]
+    with pytest.raises(ValueError, match="covers another area: 60x60 cells"):
+        MODELS.build(cfg)
