@@ -54,25 +54,27 @@ _TABLES = (
 
 
 def load_tables(root: str | Path, version: str) -> NuScenes:
-    """The devkit's `NuScenes` object, kept for later calls in this process.
+    """The devkit's `NuScenes` object, kept for later calls in this process as long as the tables do not change.
 
     Raises:
         FileNotFoundError: a table is missing.
     """
-    return _load_tables(str(Path(root).resolve()), version)
-
-
-@functools.lru_cache(maxsize=2)
-def _load_tables(root: str, version: str) -> NuScenes:
-    folder = Path(root) / version
+    root = Path(root).resolve()
+    folder = root / version
     if not folder.is_dir():
-        found = sorted(p.parent.name for p in Path(root).glob("*/sample_data.json"))
+        found = sorted(p.parent.name for p in root.glob("*/sample_data.json"))
         raise FileNotFoundError(
             f"no nuScenes tables of version {version!r} in {root} (versions there: {', '.join(found) or 'none'})"
         )
-    for table in _TABLES:
-        if not (folder / f"{table}.json").is_file():
-            raise FileNotFoundError(f"nuScenes table {folder / table}.json is missing")
+    files = [folder / f"{table}.json" for table in _TABLES]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"nuScenes table {file} is missing")
+    return _load_tables(str(root), version, tuple(f.stat().st_mtime_ns for f in files))
+
+
+@functools.lru_cache(maxsize=2)
+def _load_tables(root: str, version: str, changed: tuple[int, ...]) -> NuScenes:
     from nuscenes import NuScenes
 
     return NuScenes(version=version, dataroot=root, verbose=False)

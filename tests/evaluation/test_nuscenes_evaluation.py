@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from mmdet3d.evaluation.nuscenes import (
     format_metrics,
     write_submission,
 )
-from mmdet3d.evaluation.nuscenes_tables import CLASSES, evaluation_split, split_tokens
+from mmdet3d.evaluation.nuscenes_tables import CLASSES, evaluation_split, load_tables, split_tokens
 from mmdet3d.structures import Boxes3D, Detections3D
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -135,10 +137,16 @@ def test_no_detection_at_all_scores_zero(val: NuScenesDataset, tmp_path: Path) -
     assert metrics["object/map"] == metrics["object/nds"] == 0.0
 
 
-def test_tables_are_loaded_once(val: NuScenesDataset) -> None:
-    from mmdet3d.evaluation.nuscenes_tables import load_tables
-
-    assert load_tables(val.root, "v1.0-mini") is load_tables(str(val.root) + "/", "v1.0-mini")
+def test_tables_are_loaded_once_until_they_change(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "v1.0-mini", tmp_path / "v1.0-mini")
+    (tmp_path / "maps").symlink_to(root / "maps")
+    first = load_tables(tmp_path, "v1.0-mini")
+    assert load_tables(f"{tmp_path}/", "v1.0-mini") is first
+    os.utime(tmp_path / "v1.0-mini" / "scene.json", (1, 1))
+    assert load_tables(tmp_path, "v1.0-mini") is not first
+    (tmp_path / "v1.0-mini" / "scene.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"scene\.json is missing"):
+        load_tables(tmp_path, "v1.0-mini")
 
 
 # -- what goes into a submission ------------------------------------------------------------------------------------

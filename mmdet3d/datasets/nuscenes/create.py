@@ -83,10 +83,9 @@ def _create_infos(
             f"no scene of split {metadata['split']!r} is in {root}; {path.name} was not written", stacklevel=3
         )
         return False
-    max_sweeps, allow_missing = metadata["max_sweeps"], metadata["allow_missing"]
+    reader = FrameReader(tables, metadata["max_sweeps"], metadata["allow_missing"], annotated)
 
     def read(scene_token: str) -> dict[str, Any]:
-        reader = FrameReader(tables, max_sweeps, allow_missing, annotated)
         frames = [dataclasses.asdict(r) for r in reader.scene(scene_token)]
         return {"frames": frames, "missing": sorted(reader.missing)}
 

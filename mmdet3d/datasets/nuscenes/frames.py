@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,10 +55,12 @@ class FrameReader:
         self.annotated = annotated
         self.missing: set[str] = set()
         self._pose = functools.lru_cache(maxsize=4096)(self._read_pose)
-        self._folder = functools.lru_cache(maxsize=None)(_file_names)
+        # A sweep belongs to the history of about ten frames.
+        self._is_file = functools.lru_cache(maxsize=1 << 14)(os.path.isfile)
 
     def scene(self, scene_token: str) -> list[FrameRecord]:
-        """Frames of a scene in time order."""
+        """Frames of a scene in time order; `missing` then holds the scene's files that are not there."""
+        self.missing = set()
         scene = self.tables.get("scene", scene_token)
         location = self.tables.get("log", scene["log_token"])["location"]
         return [self._frame(sample, location) for sample in self._samples(scene["first_sample_token"])]
@@ -142,8 +144,8 @@ class FrameReader:
         return records
 
     def _exists(self, data: dict[str, Any], sample: dict[str, Any]) -> bool:
-        path = Path(self.tables.dataroot, data["filename"])
-        if path.name in self._folder(path.parent):
+        path = os.path.join(self.tables.dataroot, data["filename"])
+        if self._is_file(path):
             return True
         if not self.allow_missing:
             raise FileNotFoundError(
@@ -181,7 +183,3 @@ class FrameReader:
         yaw = np.arctan2(-pose[0, 1], pose[0, 0])
         velocity = np.append(self.tables.box_velocity(annotation["token"])[:2], 0.0)
         return np.array([*pose[:3, 3], length, width, height, yaw, *(global2lidar[:3, :3] @ velocity)[:2]])
-
-
-def _file_names(folder: Path) -> frozenset[str]:
-    return frozenset(p.name for p in folder.iterdir()) if folder.is_dir() else frozenset()
