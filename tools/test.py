@@ -66,7 +66,7 @@ def main(words: list[str]) -> None:
     if args.out:
         writable_folder(Path(args.out).parent)
     seed_everything(args.seed, args.deterministic)
-    dataset = build_dataset(cfg.data.get("test") or cfg.data.val)
+    dataset = build_dataset(cfg.data.get("test") or cfg.data.val, test_mode=True)
     model = build_model(cfg.model)
     get_logger().info("loaded %s", load_checkpoint(model, args.checkpoint))
     detections = predict(
@@ -84,7 +84,7 @@ def write(args: argparse.Namespace, cfg: Config, dataset: Any, detections: list[
     (out_dir / "configs.yaml").write_text(cfg.dump())
     if args.out:
         with Path(args.out).open("wb") as file:
-            pickle.dump(as_records(detections, [dataset.token(i) for i in range(len(dataset))]), file)
+            pickle.dump(as_records(detections, dataset.tokens), file)
         print(f"detections: {args.out}")
     if args.format_only:
         print(f"submission: {dataset.format(detections, out_dir)}")

@@ -39,9 +39,10 @@ def main(words: list[str]) -> None:
     log.info("run folder %s, device %s, %s", run_dir, device, distributed.describe())
     log.info("config\n%s", cfg.dump())
 
-    seed_everything(cfg.get("seed") or 0, cfg.get("deterministic", False))
-    train_dataset = build_dataset(cfg.data.train)
-    val_dataset = build_dataset(cfg.data.val) if cfg.data.get("val") else None
+    seed = cfg.get("seed") or 0
+    seed_everything(seed, cfg.get("deterministic", False))
+    train_dataset = build_dataset(cfg.data.train, seed)
+    val_dataset = build_dataset(cfg.data.val, test_mode=True) if cfg.data.get("val") else None
     model = build_model(cfg.model)
     log.info("%d training samples, %d parameters", len(train_dataset), sum(p.numel() for p in model.parameters()))
     metrics = Trainer(model, train_dataset, val_dataset, cfg, run_dir, device).fit()

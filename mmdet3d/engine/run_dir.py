@@ -49,7 +49,7 @@ def open_run_dir(run_dir: str | Path | None, config_path: str | Path, config: Co
     goes on in the folder of its checkpoint and a new one gets `default_run_dir`. Every rank must call.
 
     Raises:
-        ValueError: the folder cannot be written, it holds a run that is not to be resumed, or nothing is there to resume.
+        ValueError: the folder cannot be written, it holds a run that is not to be resumed, or it has nothing to resume.
     """
     resume = config.get("resume_from")
     if run_dir is None:

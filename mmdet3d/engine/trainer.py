@@ -32,7 +32,7 @@ from mmdet3d.engine.logging import Window, Writer, get_logger
 from mmdet3d.engine.optimizer import build_optimizer
 from mmdet3d.engine.schedule import LearningRate, Momentum
 from mmdet3d.engine.settings import Settings, autocast_dtype
-from mmdet3d.interop.checkpoints import load_state, read_weights
+from mmdet3d.interop.checkpoints import load_state
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.structures import Batch
 
@@ -53,13 +53,12 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 class Trainer:
     """Trains a model and leaves its checkpoints, logs and evaluations in a folder.
 
-    Training is a function of the config: the position in training, so learning rate, data order and augmentation too, is
-    (epoch, batch); stopping anywhere and resuming gives the same weights as never having stopped, bit for bit where the
-    kernels are deterministic, with the same number of processes.
+    The position in training is (epoch, batch); learning rate, data order and augmentation are functions of it. Stopping
+    anywhere and resuming gives the same weights as never having stopped, bit for bit where the kernels are
+    deterministic, with the same number of processes.
 
-    Before the first step the engine calls, in this order, `model.init_weights()` (only without `load_from` and
-    `resume_from`) and `model.setup_training(evaluate)`, both on the final device, and then loads the weights that
-    `resume_from` or `load_from` names.
+    Before the first step the engine loads the weights that `resume_from` or `load_from` names, or without them calls
+    `model.init_weights()`; then it calls `model.setup_training(evaluate)` on the final device.
 
     Args:
         model: anything with `loss` and `predict`.
@@ -144,15 +143,12 @@ class Trainer:
         if s.resume_from:
             resumed = read_training_state(s.resume_from)
             self._check_resumable(resumed[0])
-        elif s.load_from:
-            read_weights(s.load_from)
-        else:
-            self.model.init_weights()
-        self.model.setup_training(lambda model: self.evaluate(model, "setup"))
-        if resumed:
             self._load_resumed_weights(resumed[0])
         elif s.load_from:
             get_logger().info("loaded %s", load_checkpoint(self.model, s.load_from))
+        else:
+            self.model.init_weights()
+        self.model.setup_training(lambda model: self.evaluate(model, "setup"))
         self._step_module = self._parallel(_LossSum(self.model))
         self._ema = EMA(self.model, **s.ema) if s.ema else None
         # The ranks need different dropout.

@@ -53,8 +53,17 @@ class EngineToyModel(Trainable):
 class EngineToyDataset:
     """Sample `index` has points around a centre; the box is a fixed function of it."""
 
-    def __init__(self, size: int = 12, seed: int = 0, augment: bool = False, broken: int | None = None) -> None:
+    def __init__(
+        self,
+        size: int = 12,
+        seed: int = 0,
+        augment: bool = False,
+        broken: int | None = None,
+        test_mode: bool = False,
+    ) -> None:
         self.size, self.seed, self.augment, self.broken, self.epoch = size, seed, augment, broken, 0
+        self.test_mode = test_mode
+        self.tokens = [f"sample-{k}" for k in range(size)]
 
     def __len__(self) -> int:
         return self.size
@@ -73,7 +82,7 @@ class EngineToyDataset:
         eye = torch.eye(4)
         cameras = eye[None]
         return Sample(
-            token=f"sample-{index}",
+            token=self.tokens[index],
             calibration=Calibration(eye, eye, cameras, cameras, cameras, cameras, eye),
             points=torch.from_numpy(points).float(),
             boxes=Boxes3D(torch.from_numpy(box[None]).float()),

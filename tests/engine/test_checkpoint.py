@@ -47,7 +47,7 @@ def test_prefix_and_allowed_gaps(tmp_path: Path) -> None:
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     save_weights(EngineToyModel(width=4).state_dict(), tmp_path / "a.safetensors", {})
-    with pytest.raises(ValueError, match="a.safetensors does not fit EngineToyModel"):
+    with pytest.raises(ValueError, match=r"a.safetensors does not fit EngineToyModel"):
         load_checkpoint(EngineToyModel(), tmp_path / "a.safetensors")
 
 

@@ -220,19 +220,19 @@ def test_config_mistakes_are_found_before_training(changes: dict, message: str, 
 def test_mistakes_in_resuming(tmp_path: Path) -> None:
     make(tmp_path / "a", checkpoint_config={"interval_iters": 3, "max_keep_ckpts": 9}).fit()
     end = str(tmp_path / "a" / "epoch_2.safetensors")
-    with pytest.raises(FileNotFoundError, match="epoch_7.safetensors does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"epoch_7.safetensors does not exist"):
         make(tmp_path / "b", resume_from=str(tmp_path / "a" / "epoch_7.safetensors")).fit()
-    with pytest.raises(FileNotFoundError, match="no training state beside it.*--load_from"):
+    with pytest.raises(FileNotFoundError, match=r"no training state beside it.*--load_from"):
         make(tmp_path / "b", resume_from=str(tmp_path / "a" / "best.safetensors")).fit()
     with pytest.raises(ValueError, match="without an averaged model"):
         make(tmp_path / "b", resume_from=end, ema={"decay": 0.9}).fit()
-    with pytest.raises(ValueError, match="optimiser state of .* does not fit"):
+    with pytest.raises(ValueError, match=r"optimiser state of .* does not fit"):
         keys = {"type": "AdamW", "lr": 1e-2, "paramwise_cfg": {"custom_keys": {"head": {"lr_mult": 0.1}}}}
         make(tmp_path / "b", resume_from=end, optimizer=keys, max_epochs=3).fit()
     with pytest.raises(ValueError, match="does not fit EngineToyModel: 7 of another shape"):
         make(tmp_path / "b", EngineToyModel(width=4), resume_from=end).fit()
     Path(end).with_suffix(".state.pt").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="damaged .* earlier checkpoint"):
+    with pytest.raises(ValueError, match=r"damaged .* earlier checkpoint"):
         make(tmp_path / "b", resume_from=end).fit()
 
 
@@ -259,7 +259,7 @@ def test_a_checkpoint_interrupted_while_writing_is_not_resumed(tmp_path: Path, m
         save(tensors, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(ValueError, match="epoch_2.safetensors .No space left on device.; free space"):
+    with pytest.raises(ValueError, match=r"epoch_2.safetensors .No space left on device.; free space"):
         trainer.fit()
     assert [p.name for p in checkpoint.RunCheckpoints(tmp_path).resumable()] == ["epoch_1.safetensors"]
     assert not list(tmp_path.glob(".*.tmp"))
@@ -271,13 +271,13 @@ def test_losses(tmp_path: Path) -> None:
         trainer.model.loss = loss
         return trainer
 
-    with pytest.raises(ValueError, match="no term named 'loss/...'"):
+    with pytest.raises(ValueError, match=r"no term named 'loss/...'"):
         with_loss("a", lambda batch: {"stats/x": torch.tensor(1.0)}).fit()
     with pytest.raises(ValueError, match="depends on no trainable parameter for the batch sample-"):
         with_loss("b", lambda batch: {"loss/x": torch.tensor(1.0)}).fit()
     nan = with_loss("c", None)
     nan.model.loss = lambda batch: {"loss/x": nan.model.head.bias.sum() * float("nan")}
-    with pytest.raises(ValueError, match="not finite in epoch 1 up to iteration 2; lower optimizer.lr"):
+    with pytest.raises(ValueError, match=r"not finite in epoch 1 up to iteration 2; lower optimizer.lr"):
         nan.fit()
 
 
@@ -303,5 +303,5 @@ def test_a_broken_sample_is_one_sentence(tmp_path: Path) -> None:
     data = EngineToyDataset(6, broken=1)
     cfg = toy_config(data={"samples_per_gpu": 3, "workers_per_gpu": 1})
     trainer = Trainer(EngineToyModel(), data, None, cfg, tmp_path, torch.device("cpu"))
-    with pytest.raises(ValueError, match="^sample 1: points.bin is cut short; copy it again$"):
+    with pytest.raises(ValueError, match=r"^sample 1: points.bin is cut short; copy it again$"):
         trainer.fit()

@@ -30,7 +30,7 @@ class Trainable(nn.Module, ABC):
         """Load what training from scratch starts from; the engine does not call it where it loads a checkpoint."""
 
     def setup_training(self, evaluate: Callable[[Trainable], dict[str, float]]) -> None:
-        """Called once by the engine before the first step, on the final device, before a checkpoint is loaded.
+        """Called once by the engine before the first step, on the final device, when the weights to start from are loaded.
 
         Args:
             evaluate: metrics of any model on the config's validation set.

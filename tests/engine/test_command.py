@@ -1,0 +1,46 @@
+"""Overrides on the command line, as one shell or two hand them over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmdet3d.engine.command import read_overrides, rejoin
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--a.b", "1", "c=x"], {"a.b": 1, "c": "x"}),
+        (["--a", "[1,", "2]", "--b", "3"], {"a": [1, 2], "b": 3}),
+        (["--a", "[1, 2]"], {"a": [1, 2]}),
+        (["a=[1,", "2]"], {"a": [1, 2]}),
+        (["--a=two", "words", "--b=-0.5"], {"a": "two words", "b": -0.5}),
+        (["--a", "{x:", "1,", "y:", "b=2}"], {"a": {"x": 1, "y": "b=2"}}),
+        (["--lr", "-1e-3", "--path", "/a=b/c"], {"lr": -1e-3, "path": "/a=b/c"}),
+        (["--a", "it's fine"], {"a": "it's fine"}),
+        ([], {}),
+    ],
+)
+def test_values_are_whole(words: list[str], expected: dict) -> None:
+    assert read_overrides(words) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [(["x"], "unexpected argument 'x'"), (["--a", "--b", "1"], "--a needs a")]
+)
+def test_mistakes(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rejoin(words)
+
+
+def test_file_comes_first(tmp_path: Path) -> None:
+    file = tmp_path / "o.yaml"
+    file.write_text('a.b: "x; $y"\nc: {d: 1}\ne: 2\n')
+    assert read_overrides(["--e", "3"], str(file)) == {"a.b": "x; $y", "c": {"d": 1}, "e": 3}
+    file.write_text("- 1\n")
+    with pytest.raises(ValueError, match="must hold lines"):
+        read_overrides([], str(file))
+    with pytest.raises(FileNotFoundError, match=r"nowhere.yaml does not exist"):
+        read_overrides([], "nowhere.yaml")
