@@ -26,5 +26,5 @@ def build_dataset(cfg: Mapping[str, Any], seed: int = 0, **fixed: Any) -> FrameD
         FileNotFoundError: a missing info file.
     """
     if isinstance(cfg.get("dataset"), Mapping):
-        return DATASETS.build({"seed": seed, **cfg, "dataset": {"seed": seed, **cfg["dataset"], **fixed}})
+        return DATASETS.build({**cfg, "dataset": {"seed": seed, **cfg["dataset"], **fixed}})
     return DATASETS.build({"seed": seed, **cfg, **fixed})

@@ -47,16 +47,16 @@ class CBGSDataset(torch.utils.data.Dataset):
 
     Args:
         dataset: the data set or its config.
-        seed: of the draw, which does not depend on process or epoch, and of the inner data set if that is built here.
+        seed: of the draw, which depends on neither process nor epoch; None for the data set's own.
 
     Raises:
         ValueError: no frame has any of the classes.
     """
 
-    def __init__(self, dataset: FrameDataset | Mapping[str, Any], seed: int = 0) -> None:
-        self.dataset = DATASETS.build({"seed": seed, **dataset}) if isinstance(dataset, Mapping) else dataset
-        present = self.dataset.classes_present
-        self.indices = balanced_indices(present, len(self.dataset.classes), np.random.RandomState(seed))
+    def __init__(self, dataset: FrameDataset | Mapping[str, Any], seed: int | None = None) -> None:
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+        rng = np.random.RandomState(self.dataset.seed if seed is None else seed)
+        self.indices = balanced_indices(self.dataset.classes_present, len(self.dataset.classes), rng)
         if not self.indices:
             raise ValueError(
                 f"no frame has an object of {', '.join(self.dataset.classes)}, so CBGS has nothing to draw"

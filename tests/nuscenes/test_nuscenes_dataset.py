@@ -187,6 +187,7 @@ def test_cbgs_dataset(tmp_path: Path) -> None:
     np.random.seed(1)
     assert CBGSDataset(inner, seed=3).indices == dataset.indices
     assert CBGSDataset(inner, seed=4).indices != dataset.indices
+    assert CBGSDataset(inner).indices == CBGSDataset(inner, seed=inner.seed).indices
     assert len(dataset) == 10
     buses = [s for s in dataset if s.token == "t9"]
     assert len(buses) == 5
