@@ -1,0 +1,120 @@
+"""Write a synthetic data set, scene by scene, in any number of processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mmdet3d.datasets.synthetic.scene import fragment_path, record_scene
+from mmdet3d.datasets.synthetic.settings import Settings
+from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, VERSION, common_tables, scene_name
+
+__all__ = ["generate"]
+
+_SETTINGS_FILE = "synthetic.json"
+
+
+def generate(out_dir: str | Path, settings: Settings | None = None, workers: int = 1, progress: bool = True) -> Path:
+    """Write the data set that `settings` describe, or what is still missing of it.
+
+    The tree depends on the settings only, not on the number of workers or on interruptions.
+
+    Args:
+        out_dir: dataset root; tables go to its folder `v1.0-synthetic`, which also holds `splits.json` with the splits
+            `synthetic_train` and `synthetic_val`.
+        settings: the defaults if None.
+        workers: processes.
+        progress: show a progress bar.
+
+    Returns:
+        The dataset root.
+
+    Raises:
+        ValueError: the folder holds something else or a data set of other settings, or `workers` is less than one.
+    """
+    root, settings = Path(out_dir), settings or Settings()
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    _claim(root, settings)
+    missing = [i for i in range(settings.scenes) if not fragment_path(root, i).is_file()]
+    with tqdm(total=settings.scenes, initial=settings.scenes - len(missing), unit="scene", disable=not progress) as bar:
+        for _ in _record(partial(record_scene, settings, root), missing, min(workers, len(missing))):
+            bar.update()
+    _write_tables(root, settings)
+    return root
+
+
+def _claim(root: Path, settings: Settings) -> None:
+    """Mark the folder as a data set of these settings, or check that it is one."""
+    marker, wanted = root / _SETTINGS_FILE, settings.to_dict()
+    if marker.is_file():
+        found = json.loads(marker.read_text())
+        different = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        if different:
+            changes = ", ".join(f"{k} {found.get(k)} instead of {wanted.get(k)}" for k in different)
+            raise ValueError(f"{root} holds a synthetic data set with {changes}; remove it or choose another folder")
+        return
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ValueError(f"{root} is not empty and holds no synthetic data set; remove it or choose another folder")
+    root.mkdir(parents=True, exist_ok=True)
+    _write_json(marker, wanted)
+
+
+def _record(record: partial, scenes: list[int], workers: int) -> Iterator[None]:
+    if workers <= 1:
+        for index in scenes:
+            yield record(index)
+        return
+    context = multiprocessing.get_context("spawn")
+    with _single_threaded(), ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = [pool.submit(record, index) for index in scenes]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Processes started meanwhile compute in one thread each."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _write_tables(root: Path, settings: Settings) -> None:
+    tables: dict[str, list[Any]] = common_tables(settings) | {name: [] for name in SCENE_TABLES}
+    for index in range(settings.scenes):
+        rows = json.loads(fragment_path(root, index).read_text())
+        for name in SCENE_TABLES:
+            tables[name] += rows[name]
+    folder = root / VERSION
+    folder.mkdir(exist_ok=True)
+    for name, rows in tables.items():
+        _write_json(folder / f"{name}.json", rows)
+    splits = {name: [scene_name(i) for i in numbers] for name, numbers in settings.split().items()}
+    _write_json(folder / "splits.json", splits)
+
+
+def _write_json(path: Path, content: object) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=0))
+    os.replace(temporary, path)

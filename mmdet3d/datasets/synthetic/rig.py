@@ -1,0 +1,75 @@
+"""The sensor rig: poses and intrinsics of the real nuScenes car, rounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmdet3d.datasets.synthetic.geometry import matrix, quaternion
+
+__all__ = ["CAMERAS", "LIDAR", "RADARS", "Mount"]
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A sensor on the car.
+
+    Args:
+        channel: nuScenes channel.
+        translation: metres, ego frame.
+        rotation: quaternion w, x, y, z, sensor to ego.
+        delay: seconds from the key frame's LiDAR time to this sensor's exposure.
+        pinhole: focal length, cx, cy of a 1600x900 image; cameras only.
+    """
+
+    channel: str
+    translation: tuple[float, float, float]
+    rotation: tuple[float, float, float, float]
+    delay: float = 0.0
+    pinhole: tuple[float, float, float] | None = None
+
+    @property
+    def sensor2ego(self) -> np.ndarray:
+        return matrix(np.array(self.rotation), np.array(self.translation))
+
+    @property
+    def modality(self) -> str:
+        return {"CAM": "camera", "LID": "lidar", "RAD": "radar"}[self.channel[:3]]
+
+    def intrinsics(self, width: int, height: int) -> np.ndarray:
+        """(3, 3) K of an image of that size."""
+        focal, cx, cy = self.pinhole
+        sx, sy = width / 1600, height / 900
+        return np.array([[focal * sx, 0, cx * sx], [0, focal * sy, cy * sy], [0, 0, 1]])
+
+
+def _flat(yaw_degrees: float) -> tuple[float, float, float, float]:
+    return tuple(float(v) for v in quaternion(np.radians(yaw_degrees)))
+
+
+LIDAR = Mount("LIDAR_TOP", (0.944, 0.0, 1.840), _flat(-90))
+
+# Cameras fire when the LiDAR beam, which turns clockwise, passes the middle of their view.
+CAMERAS = (
+    Mount("CAM_FRONT", (1.701, 0.016, 1.511), (0.49980, -0.50303, 0.49978, -0.49737), -0.035, (1266.4, 816.3, 491.5)),
+    Mount(
+        "CAM_FRONT_RIGHT", (1.551, -0.493, 1.496), (0.20603, -0.20269, 0.68245, -0.67136), -0.027, (1260.8, 808, 495.3)
+    ),
+    Mount(
+        "CAM_FRONT_LEFT", (1.524, 0.495, 1.509), (0.67573, -0.67363, 0.21214, -0.21123), -0.043, (1272.6, 826.6, 479.8)
+    ),
+    Mount("CAM_BACK", (0.028, 0.003, 1.579), (0.50379, -0.49740, -0.49419, 0.50455), -0.010, (809.2, 829.2, 481.8)),
+    Mount("CAM_BACK_LEFT", (1.036, 0.485, 1.591), (0.69242, -0.70316, -0.11648, 0.11203), 0.0, (1256.7, 792.1, 492.8)),
+    Mount(
+        "CAM_BACK_RIGHT", (1.015, -0.481, 1.562), (0.12281, -0.13240, -0.70043, 0.69050), -0.019, (1259.5, 807.3, 501.2)
+    ),
+)
+
+RADARS = (
+    Mount("RADAR_FRONT", (3.412, 0.0, 0.50), _flat(0.2), 0.016),
+    Mount("RADAR_FRONT_LEFT", (2.422, 0.8, 0.78), _flat(88.4), 0.009),
+    Mount("RADAR_FRONT_RIGHT", (2.422, -0.8, 0.77), _flat(-91.0), -0.011),
+    Mount("RADAR_BACK_LEFT", (-0.562, 0.628, 0.53), _flat(174.4), 0.021),
+    Mount("RADAR_BACK_RIGHT", (-0.562, -0.618, 0.53), _flat(-176.1), -0.017),
+)

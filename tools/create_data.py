@@ -1,0 +1,90 @@
+"""Prepare a data set: `nuscenes` writes info files and the ground-truth database, `synthetic` writes a procedural world."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; `--help` of each subcommand explains its options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="dataset", required=True)
+    _add_nuscenes(commands)
+    _add_synthetic(commands)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; a mistake of the user ends with one sentence and exit status 2."""
+    args = parse_arguments(arguments)
+    try:
+        args.run(args)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"create_data: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _add_nuscenes(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "nuscenes",
+        help="info files and ground-truth database of a nuScenes-format data set",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--root-path", default="./data/nuscenes", help="dataset root")
+    command.add_argument("--out-dir", default=None, help="where info files go; the dataset root if not given")
+    command.add_argument("--extra-tag", default="nuscenes", help="prefix of the info files")
+    command.add_argument("--version", default="v1.0", help="v1.0 (trainval), v1.0-mini, v1.0-test or v1.0-synthetic")
+    command.add_argument("--max-sweeps", type=int, default=10, help="LiDAR sweeps recorded per key frame")
+    command.add_argument("--workers", type=int, default=4)
+    command.set_defaults(run=_nuscenes)
+
+
+def _nuscenes(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.nuscenes.create import create_nuscenes
+
+    create_nuscenes(
+        args.root_path, args.out_dir or args.root_path, args.extra_tag, args.version, args.workers, args.max_sweeps
+    )
+
+
+def _add_synthetic(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "synthetic",
+        help="a procedural driving world in the nuScenes format",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--out-dir", default="data/synthetic", help="dataset root; finished scenes in it are kept")
+    command.add_argument("--scenes", type=int, default=40)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--workers", type=int, default=1, help="processes; the result does not depend on it")
+    command.add_argument("--keyframes", type=int, default=10, help="per scene, at 2 Hz")
+    command.add_argument("--lidar-sweeps", type=int, default=4, help="between two key frames; 9 give the real 20 Hz")
+    command.add_argument("--radar-sweeps", type=int, default=5, help="between two key frames")
+    command.add_argument("--image-size", type=int, nargs=2, default=(800, 450), metavar=("WIDTH", "HEIGHT"))
+    command.add_argument("--difficulty", type=float, default=1.0, help="0 clean ... 1 as in life ... 3 hard")
+    command.add_argument("--val-fraction", type=float, default=0.2, help="share of the scenes in synthetic_val")
+    command.set_defaults(run=_synthetic)
+
+
+def _synthetic(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.synthetic import VERSION, Settings, generate
+
+    settings = Settings(
+        scenes=args.scenes,
+        seed=args.seed,
+        keyframes=args.keyframes,
+        lidar_sweeps=args.lidar_sweeps,
+        radar_sweeps=args.radar_sweeps,
+        image_size=tuple(args.image_size),
+        difficulty=args.difficulty,
+        val_fraction=args.val_fraction,
+    )
+    root = generate(args.out_dir, settings, args.workers)
+    print(f"{root}: version {VERSION}, splits synthetic_train and synthetic_val")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
