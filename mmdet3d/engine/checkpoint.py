@@ -91,13 +91,18 @@ def load_checkpoint(
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write `path` (`.safetensors`) and the JSON beside it, atomically.
+    """Write weights atomically: `.safetensors` with a JSON beside it, or `.pth` in the layout of mmcv.
 
     Raises:
-        ValueError: the files cannot be written.
+        ValueError: the files cannot be written, or another suffix.
     """
+    if path.suffix not in (".safetensors", ".pth"):
+        raise ValueError(f"weights are written as .safetensors or .pth, not as {path.name}")
     # Separate copies, because tensors that share memory (tied weights) cannot be stored.
     tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}
+    if path.suffix == ".pth":
+        _write(path, lambda file: torch.save({"meta": dict(metadata), "state_dict": tensors}, file))
+        return
     _write(path, lambda file: save_file(tensors, file))
     _write_metadata(path, {**metadata, "sha256": _sha256(path)})
 

@@ -17,9 +17,10 @@ from mmdet3d.engine.checkpoint import random_state, save_weights, set_random_sta
 def test_safetensors_and_mmcv_layout(tmp_path: Path) -> None:
     source = EngineToyModel()
     save_weights(source.state_dict(), tmp_path / "a.safetensors", {"epoch": 3})
+    save_weights(source.state_dict(), tmp_path / "c.pth", {"epoch": 3})
     mmcv = {"meta": {"epoch": 3}, "state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}}
     torch.save(mmcv, tmp_path / "b.pth")
-    for name in ("a.safetensors", "b.pth"):
+    for name in ("a.safetensors", "b.pth", "c.pth"):
         target = EngineToyModel()
         report = load_checkpoint(target, tmp_path / name)
         assert torch.equal(target.head.weight, source.head.weight)

