@@ -39,6 +39,7 @@ def _add_nuscenes(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--version", default="v1.0", help="v1.0 (trainval), v1.0-mini, v1.0-test or v1.0-synthetic")
     command.add_argument("--max-sweeps", type=int, default=10, help="LiDAR sweeps recorded per key frame")
     command.add_argument("--workers", type=int, default=4)
+    command.add_argument("--allow-missing", action="store_true", help="use what exists of an incomplete data set")
     command.set_defaults(run=_nuscenes)
 
 
@@ -46,7 +47,13 @@ def _nuscenes(args: argparse.Namespace) -> None:
     from mmdet3d.datasets.nuscenes.create import create_nuscenes
 
     create_nuscenes(
-        args.root_path, args.out_dir or args.root_path, args.extra_tag, args.version, args.workers, args.max_sweeps
+        args.root_path,
+        args.out_dir or args.root_path,
+        args.extra_tag,
+        args.version,
+        args.workers,
+        args.max_sweeps,
+        args.allow_missing,
     )
 
 

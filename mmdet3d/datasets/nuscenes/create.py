@@ -36,8 +36,8 @@ def create_nuscenes(
         root: folder with `{version}/`, `samples/`, `sweeps/`, `maps/`.
         out_dir: where the files go; the data set expects them in `root`.
         tag: first part of the file names.
-        version: `v1.0-mini`, `v1.0-trainval`, `v1.0-test`, or any version with a `splits.json`, whose splits count as
-            train, val or test by how their names end.
+        version: `v1.0-mini`, `v1.0-trainval` or `v1.0`, `v1.0-test`, or any version with a `splits.json`, whose splits
+            count as train, val or test by how their names end.
         workers: processes.
         max_sweeps: LiDAR history per frame.
         allow_missing: use what exists of an incomplete data set.
@@ -50,6 +50,7 @@ def create_nuscenes(
         ValueError: a bad split file or calibration.
     """
     root, out_dir = Path(root), Path(out_dir)
+    version = "v1.0-trainval" if version == "v1.0" else version
     roles = version_splits(root, version)
     load_tables(root, version)
     source = {
