@@ -170,11 +170,12 @@ def _layout(state: State, own: Mapping[str, Tensor]) -> State:
         student = {k.replace("_student.", ".", 1): v for k, v in state.items() if k.startswith(_STUDENT_PARTS)}
         if not wants_student:
             return student
-        adapters = _below(state, "fused_feat_affinity_loss.adapt_modules.")
-        home = next((k.partition("adapt_modules.")[0] for k in own if ".adapt_modules." in k), "losses.relation.")
-        return {f"student.{k}": v for k, v in student.items()} | {
-            f"{home}adapt_modules.{k}": v for k, v in adapters.items()
-        }
+        student = {f"student.{k}": v for k, v in student.items()}
+        home = next((k.partition("adapt_modules.")[0] for k in own if ".adapt_modules." in k), None)
+        if home is None:  # relation distillation is off
+            return student
+        adapters = _below(state, "fused_feat_affinity_loss.")
+        return student | {f"{home}{k}": v for k, v in adapters.items()}
     if not wants_student and any(k.startswith("student.") for k in state):
         return _below(state, "student.")
     return state

@@ -60,17 +60,10 @@ def meta_model(name: str) -> torch.nn.Module:
         return build_model(load(name).model)
 
 
-def published() -> set[str]:
-    tsv = Path(__file__).resolve().parents[3] / "shared" / "specs" / "crkd_resolved" / "per_file_keys.tsv"
-    if not tsv.is_file():
-        pytest.skip("needs ../shared, which is not beside this checkout")
-    with tsv.open() as file:
-        return {row["file"].removeprefix("configs/") for row in csv.DictReader(file, delimiter="\t")}
-
-
 @pytest.mark.shared
-def test_every_published_path_exists():
-    names = published()
+def test_every_published_path_exists(shared):
+    with (shared / "specs" / "crkd_resolved" / "per_file_keys.tsv").open() as file:
+        names = {row["file"].removeprefix("configs/") for row in csv.DictReader(file, delimiter="\t")}
     assert len(names) == 45
     assert set(files("nuscenes")) | {"default.yaml"} == names
 

@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from mmdet3d.config import load_config
-from mmdet3d.interop.checkpoints import EXCEPTIONS
+from mmdet3d.interop.checkpoints import EXCEPTIONS, load_state
 from mmdet3d.models import build_model
 
 pytestmark = pytest.mark.shared
@@ -174,3 +174,36 @@ def test_distillers_have_the_published_keys_and_shapes(shared, name):
 def test_parameter_counts(name):
     model = on_meta({**DETECTORS, **DISTILLERS}[name])
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == TRAINABLE[name]
+
+
+def published_state(shared: Path, name: str) -> dict[str, torch.Tensor]:
+    return {k: torch.empty(s, device="meta") for k, s in table(shared, name).items()}
+
+
+@pytest.mark.parametrize("name", [*DETECTORS, *DISTILLERS])
+def test_published_checkpoints_are_accepted(shared, name):
+    """Keys and shapes only; the values stay on the meta device."""
+    load_state(on_meta({**DETECTORS, **DISTILLERS}[name]), published_state(shared, name))
+
+
+def test_published_distilled_student_needs_the_calibrated_encoder(shared):
+    state = published_state(shared, "e_distill_swint")
+    overrides = load_config(DISTILLERS["e_distill_swint"]).model.student.overrides
+    with torch.device("meta"):
+        calibrated = build_model(load_config(DETECTORS["c_student_CR_swint_default"], overrides).model)
+    load_state(calibrated, state)
+    with pytest.raises(ValueError, match="RadarEncoderCalib"):
+        load_state(on_meta(DETECTORS["c_student_CR_swint_default"]), state)
+
+
+def test_spconv_2_checkpoint_of_a_teacher_is_accepted(shared):
+    state = published_state(shared, "b_teacher_LC_resnet50_gatedfuser")
+    moved = {k: v.permute(4, 0, 1, 2, 3) if v.ndim == 5 else v for k, v in state.items()}
+    assert any(moved[k].shape != state[k].shape for k in state)
+    load_state(on_meta(DETECTORS["b_teacher_LC_resnet50_gatedfuser"]), moved)
+
+
+def test_a_published_teacher_is_no_student(shared):
+    state = published_state(shared, "a_teacher_LC_swint_v0p075_gatedfuser")
+    with pytest.raises(ValueError, match=r"the file has a LiDAR branch.*this config has a radar branch"):
+        load_state(on_meta(DETECTORS["c_student_CR_swint_default"]), state)

@@ -69,6 +69,12 @@ def test_cells_without_teacher_response_do_not_count():
     assert masked_mse(student, teacher, mask) == pytest.approx(0.5 * 4)
 
 
+def test_a_nan_of_the_teacher_is_not_hidden():
+    teacher = torch.ones(1, 2, 3, 3)
+    teacher[0, 0, 1, 1] = torch.nan
+    assert masked_mse(torch.ones(1, 2, 3, 3), teacher, torch.ones(1, 3, 3, dtype=torch.bool)).isnan()
+
+
 def test_no_boxes_give_zero_with_a_gradient():
     loss = MaskedFeatureLoss()
     loss.bind(detector_on(SMALL), detector_on(SMALL))

@@ -187,6 +187,15 @@ def test_student_features_are_extracted_once(files):
     assert distiller.student.calls == 1 and distiller.teacher.calls == 1
 
 
+def test_teacher_holds_what_its_file_holds(files):
+    state = torch.load(files["teacher_weights"])["state_dict"]
+    distiller = make(files)
+    distiller.setup_training(no_evaluation)
+    distiller.init_weights()
+    assert all(torch.equal(v, state[k]) for k, v in distiller.teacher.state_dict().items())
+    assert not distiller.teacher.pretrained
+
+
 def test_teacher_is_unchanged_to_the_bit_after_training(files):
     distiller = ready(files)
     before = {k: v.clone() for k, v in distiller.teacher.state_dict().items()}

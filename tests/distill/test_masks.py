@@ -77,16 +77,21 @@ def test_no_box_vanishes_and_boxes_outside_leave_no_trace():
     assert mask.flatten(1).sum(1).tolist() == [0, 0, 1]
 
 
+@pytest.mark.shared
 def test_published_rectangle_is_the_same_where_its_formula_is_exact(crkd_values):
-    """Upstream's rectangle is the box for headings along LiDAR y; its rows truncate the borders."""
-    index = 0
-    row = crkd_values["get_gt_masks int rows [x4,y0,x0,y2]"][index]
-    (rows, cols) = footprint_mask([published(crkd_values["boxes (x,y,z_bottom,w,l,h,yaw,vx,vy)"][index])], GRID)[
-        0
-    ].nonzero(as_tuple=True)
-    assert (rows.min(), rows.max()) == (row[2], row[0] - 1) or abs(int(rows.max()) + 1 - row[0]) <= 1
-    assert abs(int(rows.min()) - row[2]) <= 1 and abs(int(cols.min()) - row[1]) <= 1
-    assert abs(int(cols.max()) + 1 - row[3]) <= 1
+    """Upstream's rectangle is the box for headings along LiDAR y; its borders are truncated to cells."""
+    high_x, low_y, low_x, high_y = crkd_values["get_gt_masks int rows [x4,y0,x0,y2]"][0]
+    first = published(crkd_values["boxes (x,y,z_bottom,w,l,h,yaw,vx,vy)"][0])
+    rows, columns = footprint_mask([first], GRID)[0].nonzero(as_tuple=True)
+    ours = (rows.max() + 1, columns.min(), rows.min(), columns.max() + 1)
+    assert all(abs(int(a) - b) <= 1 for a, b in zip(ours, (high_x, low_y, low_x, high_y), strict=True))
+
+
+def test_box_across_the_driving_direction_is_covered(crkd_values):
+    """Upstream's rectangle is empty for this box."""
+    crossing = published(crkd_values["boxes (x,y,z_bottom,w,l,h,yaw,vx,vy)"][1])
+    covered = footprint_mask([crossing], GRID).sum() * 0.36
+    assert covered == pytest.approx(1.9 * 4.5, rel=0.25)
 
 
 def test_enlarged_sizes_are_the_published_ones_for_velocities_in_the_box_frame(crkd_values):
