@@ -9,11 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmdet3d.config import load_config
 from mmdet3d.distill.losses import DistillLoss
-from mmdet3d.distill.teacher import Evaluate, Teacher, check_score
+from mmdet3d.distill.teacher import Evaluate, Teacher, build_detector, check_score
 from mmdet3d.interop.checkpoints import load_weights
-from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.registry import MODELS, nearest
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
@@ -76,8 +74,7 @@ class Distiller(Trainable):
         self._teacher: Teacher | None = None
         self._teacher_spec = _spec(_TeacherSpec, teacher, "model.teacher")
         self._student_spec = _spec(_StudentSpec, student, "model.student")
-        config = load_config(self._student_spec.config, self._student_spec.overrides or {})
-        self.student: Detector = build_model(config.model)
+        self.student = build_detector(self._student_spec.config, self._student_spec.overrides)
         self._terms: dict[str, _Term] = {}
         self.losses = nn.ModuleDict()
         for name, cfg in losses.items():

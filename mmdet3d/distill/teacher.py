@@ -17,9 +17,22 @@ from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.registry import nearest
 from mmdet3d.structures import Batch
 
-__all__ = ["Evaluate", "Teacher", "check_score", "recorded_score"]
+__all__ = ["Evaluate", "Teacher", "build_detector", "check_score", "recorded_score"]
 
 Evaluate = Callable[[Trainable], Mapping[str, float]]
+
+
+def build_detector(config: str | Path, overrides: Mapping[str, Any] | None = None) -> Detector:
+    """The detector that a config file describes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it describes no detector, or an override has an unknown key.
+    """
+    model = build_model(load_config(config, overrides or {}).get("model"))
+    if not isinstance(model, Detector):
+        raise ValueError(f"{config} describes a {type(model).__name__}; teacher and student must be detectors")
+    return model
 
 
 class Teacher:
@@ -43,7 +56,7 @@ class Teacher:
             FileNotFoundError: no such config or checkpoint.
             ValueError: the checkpoint does not hold exactly this detector's tensors.
         """
-        model = build_model(load_config(config).model)
+        model = build_detector(config)
         load_weights(model, checkpoint)
         return cls(model)
 

@@ -314,6 +314,27 @@ def test_other_grid_is_refused_with_both_grids(files, tmp_path):
         make(files, teacher={"config": other}).setup_training(no_evaluation)
 
 
+def test_only_detectors_are_taught(files, tmp_path):
+    nested = tmp_path / "configs" / "nested.yaml"
+    student = {"config": files["student"]}
+    nested.write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "type": "Distiller",
+                    "teacher": {"config": "t", "checkpoint": "c"},
+                    "student": student,
+                    "losses": {},
+                }
+            }
+        )
+    )
+    with pytest.raises(ValueError, match=r"nested\.yaml describes a Distiller"):
+        make(files, student={"config": str(nested), "overrides": None})
+    with pytest.raises(ValueError, match="needs a `type` key"):
+        make(files, student={"config": "nuscenes/default.yaml", "overrides": None})
+
+
 def test_unknown_taps_name_the_nearest(files):
     with pytest.raises(ValueError, match=r"losses\.feature\.student.*'fusers', did you mean 'fuser'"):
         make(files, losses={"feature": LOSSES["feature"] | {"student": "fusers"}})
