@@ -26,6 +26,7 @@ def create_nuscenes(
     workers: int = 4,
     max_sweeps: int = 10,
     allow_missing: bool = False,
+    database: bool = True,
 ) -> dict[str, Path]:
     """Write `{tag}_infos_{train, val, test}.pkl` and, from the train infos, the ground-truth database.
 
@@ -41,6 +42,7 @@ def create_nuscenes(
         workers: processes.
         max_sweeps: LiDAR history per frame.
         allow_missing: use what exists of an incomplete data set.
+        database: also cut out the objects that `ObjectPaste` needs.
 
     Returns:
         Paths by name: `train`, `val`, `test`, `database`, as far as the version has them.
@@ -66,7 +68,7 @@ def create_nuscenes(
         metadata = {**source, "split": name, "allow_missing": allow_missing}
         if _create_infos(root, path, metadata, scenes, annotated=role != "test", workers=workers):
             written[role] = path
-    if "train" in written:
+    if database and "train" in written:
         written["database"] = create_database(written["train"], root, out_dir, tag, workers)
     return written
 
