@@ -8,26 +8,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import FrameDataset, build_dataset
-from mmdet3d.datasets.transforms.images import read_image
 from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.command import add_override_options, read_overrides, run
+from mmdet3d.engine.pictures import detect, draw_sample
 from mmdet3d.engine.run_dir import writable_folder
-from mmdet3d.engine.settings import autocast_dtype
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Trainable
-from mmdet3d.structures import Batch, Detections3D, Sample
-from mmdet3d.visualization import Layer, draw_frame
-
-# Ground truth beside detections; no class has this colour.
-_TRUTH = (0, 190, 80)
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -63,7 +55,15 @@ def main(words: list[str]) -> None:
     for index in tqdm(range(count), desc="draw", unit="sample"):
         sample = dataset[index]
         detections = None if model is None else detect(model, sample, device, cfg.get("precision") or "auto")
-        picture = draw(sample, detections, dataset, args, max(map(abs, cfg.point_cloud_range)))
+        picture = draw_sample(
+            sample,
+            dataset,
+            detections,
+            truth=args.mode != "pred",
+            min_score=args.bbox_score,
+            only=args.bbox_classes or (),
+            extent=max(map(abs, cfg.point_cloud_range)),
+        )
         picture.save(out_dir / f"{sample.meta['timestamp']}-{sample.token}.png")
     print(f"{count} pictures: {out_dir}")
 
@@ -78,39 +78,6 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device) -> Trainable:
     model = build_model(cfg.model)
     print(f"loaded {load_checkpoint(model, checkpoint)}")
     return model.to(device).eval()
-
-
-@torch.no_grad()
-def detect(model: Trainable, sample: Sample, device: torch.device, precision: str) -> Detections3D:
-    dtype = autocast_dtype(precision, device)
-    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        return model.predict(Batch.collate([sample]).to(device))[0].to("cpu")
-
-
-def draw(
-    sample: Sample, detections: Detections3D | None, dataset: FrameDataset, args: argparse.Namespace, extent: float
-) -> Image.Image:
-    """The picture of one sample. Images are the raw ones: boxes are brought back from the augmented frame."""
-    layers = []
-    if args.mode != "pred":
-        if sample.boxes is None:
-            raise ValueError(f"sample {sample.token} has no annotation to draw; use --mode pred")
-        layers.append(Layer("ground truth", sample.boxes, sample.labels, _TRUTH if args.mode == "both" else None))
-    if detections is not None:
-        layers.append(Layer.from_detections(f"detections >= {args.bbox_score:g}", detections, args.bbox_score))
-    if args.bbox_classes:
-        layers = [layer.select(args.bbox_classes) for layer in layers]
-    identity = torch.eye(4).expand_as(sample.calibration.image_aug)
-    return draw_frame(
-        layers,
-        dataset.classes,
-        replace(sample.calibration, image_aug=identity),
-        images=[read_image(dataset.root / path) for path in sample.meta["image_paths"]],
-        names=sample.meta["cameras"],
-        points=sample.points,
-        radar=sample.radar,
-        extent=extent,
-    )
 
 
 if __name__ == "__main__":

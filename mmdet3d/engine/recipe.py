@@ -9,12 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from mmdet3d.config import Config, find_config, load_config
 from mmdet3d.datasets import build_dataset
-from mmdet3d.engine.checkpoint import RunCheckpoints
+from mmdet3d.datasets.nuscenes.create import create_nuscenes
+from mmdet3d.datasets.synthetic.generate import generate
+from mmdet3d.datasets.synthetic.settings import Settings as WorldSettings
+from mmdet3d.datasets.synthetic.tables import VERSION
+from mmdet3d.engine.checkpoint import RunCheckpoints, load_checkpoint
 from mmdet3d.engine.logging import get_logger
+from mmdet3d.engine.pictures import compare
 from mmdet3d.engine.trainer import Trainer, seed_everything
 from mmdet3d.evaluation.control import ControlTable
 from mmdet3d.interop.checkpoints import metadata_path
@@ -23,6 +29,7 @@ from mmdet3d.registry import nearest
 
 __all__ = ["Recipe", "RecipeRun", "run_recipe"]
 
+INFO_PREFIX = "synthetic"
 ROLES = ("teacher", "student", "control", "distilled")
 
 
@@ -80,10 +87,16 @@ class Recipe:
         return recipe
 
 
+    def make_data(self, root: Path, seed: int, workers: int) -> None:
+        """Make the synthetic world of this recipe and its info files, or what is missing of them."""
+        generate(root, WorldSettings(**(self.data or {}), seed=seed), workers=workers)
+        create_nuscenes(root, root, INFO_PREFIX, VERSION, workers=workers, database=False)
+
+
 def run_recipe(
     recipe: Recipe, run_dir: str | Path, seeds: Sequence[int], overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Train what is not trained yet, and write `results.json` and `table.md` into `run_dir`.
+    """Train what is not trained yet, write `results.json` into `run_dir` and pictures into `run_dir/pictures`.
 
     A finished run is reused and an interrupted one resumed, as long as its resolved config is the same.
 
@@ -109,6 +122,8 @@ def run_recipe(
             checkpoints[name] = results[name][actual]["checkpoint"]
     summary = _summary(recipe, results, seeds)
     (run_dir / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
+    if recipe.pictures:
+        _draw(recipe, {n: results[n][seeds[0] if recipe.runs[n].shared else seeds[-1]] for n in results}, run_dir)
     return summary
 
 
@@ -125,6 +140,20 @@ def _summary(recipe: Recipe, results: Mapping[str, Any], seeds: Sequence[int]) -
         summary["table"] = table.to_dict()
         summary["text"] = str(table)
     return summary
+
+
+def _draw(recipe: Recipe, results: Mapping[str, Mapping[str, Any]], run_dir: Path) -> None:
+    """Ground truth and detections of the recipe's columns, side by side."""
+    models = {}
+    for name in recipe.pictures["columns"]:
+        config = Config(yaml.safe_load((Path(results[name]["checkpoint"]).parent / "configs.yaml").read_text()))
+        model = build_model(config.model).eval()
+        load_checkpoint(model, results[name]["checkpoint"])
+        models[f"{name}: mAP {results[name]['metrics']['object/map']:.3f}"] = model
+    dataset = build_dataset(config.data["val"], test_mode=True)
+    chosen = np.linspace(0, len(dataset) - 1, recipe.pictures["samples"]).round().astype(int)
+    extent = float(max(map(abs, config.point_cloud_range)))
+    compare(models, dataset, [int(i) for i in chosen], run_dir / "pictures", extent)
 
 
 def _train(
@@ -162,7 +191,8 @@ def _fit(folder: Path, config: Config) -> None:
         config["resume_from"] = str(resumable[-1])
     seed_everything(config.seed)
     model = build_model(config.model)
-    Trainer(model, build_dataset(config.data.train), build_dataset(config.data.val), config, folder).fit()
+    train_dataset = build_dataset(config.data.train, config.seed)
+    Trainer(model, train_dataset, build_dataset(config.data.val, test_mode=True), config, folder).fit()
 
 
 def _finished(folder: Path, config: Config) -> tuple[Path, dict[str, Any]] | None:

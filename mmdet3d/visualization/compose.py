@@ -27,22 +27,20 @@ def draw_frame(
     points: Tensor | None = None,
     radar: Tensor | None = None,
     extent: float = 54.0,
+    tall: bool = False,
 ) -> Image.Image:
-    """Camera mosaic and bird's-eye view next to each other, the legend below.
+    """Camera mosaic and bird's-eye view next to each other (`tall`: one above the other), the legend below.
 
-    Arguments as in `draw_cameras` and `draw_bev`; without images the bird's-eye view alone.
+    Other arguments as in `draw_cameras` and `draw_bev`; without images the bird's-eye view alone.
     """
     if images:
         mosaic = draw_cameras(images, calibration, layers, classes, names)
-        views = [mosaic, draw_bev(layers, classes, points, radar, extent, size=max(mosaic.height, 400))]
+        size = mosaic.width if tall else max(mosaic.height, 400)
+        views = [mosaic, draw_bev(layers, classes, points, radar, extent, size=size)]
     else:
         views = [draw_bev(layers, classes, points, radar, extent)]
-    row = _row(views)
-    legend = draw_legend(layers, classes, row.width, radar=radar is not None)
-    picture = Image.new("RGB", (row.width, row.height + legend.height), BACKGROUND)
-    picture.paste(row, (0, 0))
-    picture.paste(legend, (0, row.height))
-    return picture
+    picture = _stack(views) if tall else _row(views)
+    return _stack([picture, draw_legend(layers, classes, picture.width, radar=radar is not None)])
 
 
 def side_by_side(pictures: Mapping[str, Image.Image]) -> Image.Image:
@@ -73,4 +71,13 @@ def _row(pictures: Sequence[Image.Image]) -> Image.Image:
     for picture in pictures:
         out.paste(picture, (x, 0))
         x += picture.width + _GAP
+    return out
+
+
+def _stack(pictures: Sequence[Image.Image]) -> Image.Image:
+    out = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), BACKGROUND)
+    y = 0
+    for picture in pictures:
+        out.paste(picture, (0, y))
+        y += picture.height
     return out

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from mmdet3d.datasets.nuscenes import write_infos
+from mmdet3d.engine.pictures import _TRUTH
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.structures import Batch, Detections3D
 from mmdet3d.visualization import PALETTE
@@ -87,7 +88,7 @@ def test_detections(tool: ModuleType, config: Path, mode: str, monkeypatch: pyte
         (file,) = pictures(tool, config, "--mode", mode, "--checkpoint", "weights.pth", "--bbox-score", score)
         pixels = np.asarray(Image.open(file).convert("RGB"))
         drawn[score] = {c: int((pixels == np.array(PALETTE[c])).all(-1).sum()) for c in ("car", "pedestrian")}
-        truth = (pixels == np.array(tool._TRUTH)).all(-1).sum()
+        truth = (pixels == np.array(_TRUTH)).all(-1).sum()
         assert (truth > 0) == (mode == "both")
     assert drawn["0.1"]["car"] > 100 and drawn["0.1"]["pedestrian"] == 0 and drawn["0.01"]["pedestrian"] > 100
 

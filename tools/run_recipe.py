@@ -1,0 +1,44 @@
+"""Run a recipe: trainings that build on each other, over seeds, to one table.
+
+python tools/run_recipe.py configs/synthetic/recipes/crkd_demo.yaml --run-dir runs/demo
+python tools/run_recipe.py configs/synthetic/recipes/crkd_small.yaml --run-dir runs/crkd_small --seeds 0 1 2
+
+What is finished is reused, what was interrupted is resumed. The table goes to RUN_DIR/results.json and the screen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from mmdet3d.engine.command import add_override_options, read_overrides, run
+from mmdet3d.engine.recipe import Recipe, run_recipe
+from mmdet3d.engine.run_dir import writable_folder
+
+
+def main(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("recipe", help="YAML file; also looked for below configs/")
+    parser.add_argument("--run-dir", required=True, help="where runs, table and pictures go")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="training seeds (default: 0)")
+    parser.add_argument("--world", type=int, default=0, help="seed of the synthetic world (default: 0)")
+    parser.add_argument("--data-dir", help="folder of the synthetic world (default: data/RECIPE-world-SEED)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that make the data")
+    add_override_options(parser)
+    args, rest = parser.parse_known_args(words)
+    recipe = Recipe.load(args.recipe)
+    run_dir = writable_folder(args.run_dir)
+    overrides = read_overrides(rest, args.overrides_file)
+    if recipe.data is not None:
+        root = Path(args.data_dir or f"data/{Path(args.recipe).stem}-world-{args.world}")
+        recipe.make_data(root, args.world, args.workers)
+        overrides["dataset_root"] = f"{root}/"
+    summary = run_recipe(recipe, run_dir, args.seeds, overrides)
+    print(f"\n{summary.get('text', '')}\n\nresults: {run_dir / 'results.json'}")
+
+
+if __name__ == "__main__":
+    run(main)
