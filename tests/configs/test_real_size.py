@@ -25,12 +25,10 @@ DETECTORS = [
     f"{LSSFPN}/camera+radar/swint/default.yaml",
     f"{LSSFPN}/camera+radar/resnet50/default.yaml",
     f"{LSSFPN}/camera+radar/resnet50/dlss.yaml",
-    f"{LSSFPN}/camera/256x704/resnet/default.yaml",
     f"{LSSFPN}/camera/256x704/resnet/bevdepth.yaml",
     f"{LSSFPN}/lidar/voxelnet_0p1.yaml",
     f"{LSSFPN}/lidar/pointpillars.yaml",
     "nuscenes/det/centerhead/secfpn/lidar/pointpillars.yaml",
-    "nuscenes/det/transfusion/secfpn/lidar/voxelnet_0p075.yaml",
     "nuscenes/det/transfusion/secfpn/lidar/pointpillars.yaml",
 ]
 
