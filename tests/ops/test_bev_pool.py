@@ -156,3 +156,9 @@ def test_real_size():
     # The op is linear in depth, so the gradient of a square satisfies Euler's identity.
     torch.testing.assert_close((depth.grad * depth).sum(), 2 * bev.square().sum(), rtol=1e-3, atol=0)
     torch.testing.assert_close((context.grad * context).sum(), 2 * bev.square().sum(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("height", [1, 2])
+def test_result_is_contiguous(height):
+    grid = GRID | {"cell": (1.0, 0.5, 4.0 / height), "shape": (8, 12, height)}
+    assert bev_pool(*inputs(), **grid).is_contiguous()

@@ -39,7 +39,7 @@ def bev_pool(
             below the lower border falls into cell 0. True drops such points.
 
     Returns:
-        (B, Z*C, X, Y), channel = z * C + c, float32 (float64 for float64 inputs).
+        (B, Z*C, X, Y), contiguous, channel = z * C + c, float32 (float64 for float64 inputs).
 
     Raises:
         ValueError: shapes that do not fit together or tensors that are not floating point.

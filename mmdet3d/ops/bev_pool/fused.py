@@ -43,7 +43,7 @@ def lift_splat(depth: Tensor, context: Tensor, cells: Tensor, batch_size: int, s
     pixels = kept // depth.shape[1]
     bev = _LiftSplat.apply(weights[kept], rows, pixels, cells[kept], batch_size * nz * nx * ny)
     bev = bev.view(batch_size, nz, nx, ny, channels).permute(0, 1, 4, 2, 3)
-    return bev.reshape(batch_size, nz * channels, nx, ny)
+    return bev.reshape(batch_size, nz * channels, nx, ny).contiguous()
 
 
 class _LiftSplat(torch.autograd.Function):

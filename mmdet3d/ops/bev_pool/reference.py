@@ -51,4 +51,4 @@ def bev_pool(
     bev = lifted.new_zeros(batch_size * nz * nx * ny, channels)
     bev = bev.index_add(0, cells[kept], lifted.reshape(-1, channels)[kept])
     bev = bev.view(batch_size, nz, nx, ny, channels).permute(0, 1, 4, 2, 3)
-    return bev.reshape(batch_size, nz * channels, nx, ny)
+    return bev.reshape(batch_size, nz * channels, nx, ny).contiguous()

@@ -47,7 +47,9 @@ def dynamic_voxelize(
     kept = ((cell >= 0) & (cell < cell.new_tensor(shape))).all(1).nonzero().squeeze(1)
     x, y, z = cell[kept].long().unbind(1)
     keys, voxel = torch.unique((x * ny + y) * nz + z, return_inverse=True)
-    first = torch.full_like(keys, len(kept)).scatter_reduce(0, voxel, torch.arange(len(kept), device=voxel.device), "amin")
+    first = torch.full_like(keys, len(kept)).scatter_reduce(
+        0, voxel, torch.arange(len(kept), device=voxel.device), "amin"
+    )
     order = first.argsort()
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
