@@ -19,7 +19,7 @@ from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.command import add_override_options, read_overrides, run
 from mmdet3d.engine.evaluate import as_records, metrics_table, predict
-from mmdet3d.engine.logging import get_logger, log_to_folder
+from mmdet3d.engine.logging import finite, get_logger, log_to_folder
 from mmdet3d.engine.run_dir import default_run_dir, writable_folder
 from mmdet3d.engine.trainer import seed_everything
 from mmdet3d.models import build_model
@@ -91,7 +91,7 @@ def write(args: argparse.Namespace, cfg: Config, dataset: Any, detections: list[
     if args.eval:
         metrics = dataset.evaluate(detections, out_dir)
         print(metrics_table(metrics))
-        summary = {"config": args.config, "checkpoint": args.checkpoint, "metrics": metrics}
+        summary = {"config": args.config, "checkpoint": args.checkpoint, "metrics": finite(metrics)}
         (out_dir / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
         print(f"results: {out_dir}")
 

@@ -13,7 +13,6 @@ from mmdet3d.config import load_config
 from mmdet3d.datasets import build_dataset
 from mmdet3d.engine import distributed
 from mmdet3d.engine.command import add_override_options, read_overrides, run
-from mmdet3d.engine.evaluate import metrics_table
 from mmdet3d.engine.logging import get_logger, log_to_folder
 from mmdet3d.engine.run_dir import open_run_dir
 from mmdet3d.engine.settings import Settings
@@ -45,9 +44,7 @@ def main(words: list[str]) -> None:
     val_dataset = build_dataset(cfg.data.val, test_mode=True) if cfg.data.get("val") else None
     model = build_model(cfg.model)
     log.info("%d training samples, %d parameters", len(train_dataset), sum(p.numel() for p in model.parameters()))
-    metrics = Trainer(model, train_dataset, val_dataset, cfg, run_dir, device).fit()
-    if metrics and distributed.is_main():
-        print(metrics_table(metrics))
+    Trainer(model, train_dataset, val_dataset, cfg, run_dir, device).fit()
 
 
 if __name__ == "__main__":

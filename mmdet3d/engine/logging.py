@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mmdet3d.engine import distributed
 
-__all__ = ["Window", "Writer", "get_logger", "log_to_folder"]
+__all__ = ["Window", "Writer", "finite", "get_logger", "log_to_folder"]
 
 
 def get_logger() -> logging.Logger:
@@ -108,12 +109,10 @@ class Writer:
         self._write("train", position, values)
         get_logger().info("Epoch [%d][%d/%d]\t%s", position["epoch"], position["iter"], of, ", ".join(shown))
 
-    def evaluation(self, position: Mapping[str, int], metrics: Mapping[str, float]) -> None:
-        """The metrics after an epoch."""
+    def evaluation(self, position: Mapping[str, int], metrics: Mapping[str, float], table: str) -> None:
+        """The metrics after an epoch; `table` is what the console shows of them."""
         self._write("val", position, metrics)
-        get_logger().info(
-            "Epoch(val) [%d]\t%s", position["epoch"], ", ".join(f"{k}: {v:.4f}" for k, v in metrics.items())
-        )
+        get_logger().info("Epoch(val) [%d]\n%s", position["epoch"], table)
 
     def close(self) -> None:
         if self._board is not None:
@@ -123,9 +122,14 @@ class Writer:
     def _write(self, mode: str, position: Mapping[str, int], values: Mapping[str, Any]) -> None:
         if self._board is None:
             return
-        self._lines.write(json.dumps({"mode": mode, **position, **values}) + "\n")
+        self._lines.write(json.dumps({"mode": mode, **position, **finite(values)}) + "\n")
         for key, value in values.items():
             self._board.add_scalar(f"{mode}/{key}", value, position["iteration"])
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON knows neither NaN (a metric that is not defined) nor infinity: both become null."""
+    return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
 def _show(key: str, value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import time
@@ -26,9 +27,9 @@ from mmdet3d.engine.checkpoint import (
 )
 from mmdet3d.engine.data import DetectionDataset, TrainSampler, batches, build_loader
 from mmdet3d.engine.ema import EMA
-from mmdet3d.engine.evaluate import evaluate
+from mmdet3d.engine.evaluate import evaluate, metrics_table
 from mmdet3d.engine.interrupt import Interrupt, Interrupted
-from mmdet3d.engine.logging import Window, Writer, get_logger
+from mmdet3d.engine.logging import Window, Writer, finite, get_logger
 from mmdet3d.engine.optimizer import build_optimizer
 from mmdet3d.engine.schedule import LearningRate, Momentum
 from mmdet3d.engine.settings import Settings, autocast_dtype
@@ -200,7 +201,7 @@ class Trainer:
             self.model.load_state_dict(current)
         self.epoch, self.batch = state["epoch"], state["batch"]
         self._best = metadata["best"]
-        self.metrics = metadata["metrics"] or {}
+        self.metrics = {k: math.nan if v is None else v for k, v in (metadata["metrics"] or {}).items()}
         if len(state["random"]) == distributed.world_size():
             set_random_state(state["random"][distributed.rank()])
         else:
@@ -323,7 +324,7 @@ class Trainer:
             distributed.on_main(lambda: self._keep_metrics(weights))
         position = {"epoch": self.epoch, "iter": 0, "iteration": self.iteration}
         if distributed.is_main():
-            self._writer.evaluation(position, self.metrics)
+            self._writer.evaluation(position, self.metrics, metrics_table(self.metrics))
 
     def _keep_metrics(self, weights: Mapping[str, Tensor]) -> None:
         """Note the metrics in the epoch's checkpoint; keep the weights if they are the best so far."""
@@ -336,7 +337,7 @@ class Trainer:
             self._best = {"metric": name, "value": self.metrics[name], "epoch": self.epoch}
         path = self.run_dir / f"epoch_{self.epoch}.safetensors"
         if path in self._checkpoints.resumable():
-            self._checkpoints.annotate(path, {"metrics": self.metrics, "best": self._best})
+            self._checkpoints.annotate(path, {"metrics": finite(self.metrics), "best": self._best})
         if better:
             self._checkpoints.save_best(weights, self._metadata())
 
@@ -402,7 +403,7 @@ class Trainer:
             "epoch": self.epoch,
             "batch": self.batch,
             "iteration": self.iteration,
-            "metrics": self.metrics,
+            "metrics": finite(self.metrics),
             "best": self._best,
             "model": type(self.model).__name__,
             "averaged": self._ema is not None,
