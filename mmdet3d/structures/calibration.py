@@ -60,16 +60,16 @@ class Calibration:
 
 
 def project(points: Tensor, lidar2image: Tensor, min_depth: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """Project LiDAR points into an image.
+    """Project LiDAR points into one image or several.
 
     Args:
         points: (P, >=3) LiDAR metres.
-        lidar2image: (4, 4).
+        lidar2image: (..., 4, 4).
         min_depth: depth below which the division is clamped.
 
     Returns:
-        Pixels (P, 2) and depth (P,) along the optical axis in metres (negative behind the camera, unclamped).
+        Pixels (..., P, 2) and depth (..., P) along the optical axis in metres (negative behind the camera, unclamped).
     """
-    homogeneous = points[:, :3] @ lidar2image[:3, :3].T + lidar2image[:3, 3]
-    depth = homogeneous[:, 2]
-    return homogeneous[:, :2] / depth.clamp(min=min_depth)[:, None], depth
+    homogeneous = points[:, :3] @ lidar2image[..., :3, :3].mT + lidar2image[..., None, :3, 3]
+    depth = homogeneous[..., 2]
+    return homogeneous[..., :2] / depth.clamp(min=min_depth)[..., None], depth

@@ -74,6 +74,10 @@ class DepthMap:
         pixel, depth, inside = self._pixels(points, calibration)
         camera, point = inside.nonzero(as_tuple=True)
         pixel, depth = pixel[inside], depth[inside]
+        if self.dbound is None and not self.point_channels:
+            nearest = torch.full_like(canvas.view(-1), torch.inf)
+            nearest.scatter_reduce_(0, camera * height * width + pixel, depth, "amin")
+            return nearest.where(nearest.isfinite(), 0).view(cameras, 1, height, width)
         if self.dbound is not None:
             canvas[camera, pixel, self._bin(depth)] = 1
         nearest = _nearest(camera * height * width + pixel, depth)
@@ -88,9 +92,7 @@ class DepthMap:
         """Flat pixel index, depth and whether the point is in the image, each (N, P)."""
         undo = torch.linalg.inv(calibration.lidar_aug[:3, :3])
         raw = (points[:, :3] - calibration.lidar_aug[:3, 3]) @ undo.T
-        projected = [project(raw, matrix, _MIN_DEPTH) for matrix in calibration.lidar2image]
-        uv = torch.stack([p for p, _ in projected])
-        depth = torch.stack([d for _, d in projected])
+        uv, depth = project(raw, calibration.lidar2image, _MIN_DEPTH)
         uv = uv @ calibration.image_aug[:, :2, :2].transpose(1, 2) + calibration.image_aug[:, None, :2, 3]
         height, width = self.image_size
         u, v = uv.unbind(-1)
