@@ -1,4 +1,4 @@
-"""Prepare a data set: `nuscenes` writes info files and the ground-truth database, `synthetic` writes a procedural world."""
+"""Prepare a data set: `nuscenes` writes info files and a database of objects, `synthetic` writes a procedural world."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def _add_synthetic(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("--out-dir", default="data/synthetic", help="dataset root; finished scenes in it are kept")
-    command.add_argument("--scenes", type=int, default=40)
+    command.add_argument("--scenes", type=int, default=60)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--workers", type=int, default=1, help="processes; the result does not depend on it")
-    command.add_argument("--keyframes", type=int, default=10, help="per scene, at 2 Hz")
+    command.add_argument("--keyframes", type=int, default=6, help="per scene, at 2 Hz")
     command.add_argument("--lidar-sweeps", type=int, default=4, help="between two key frames; 9 give the real 20 Hz")
     command.add_argument("--radar-sweeps", type=int, default=5, help="between two key frames")
     command.add_argument("--image-size", type=int, nargs=2, default=(800, 450), metavar=("WIDTH", "HEIGHT"))

@@ -6,8 +6,8 @@ import numpy as np
 
 __all__ = ["BOTTOM", "FACES", "face_planes", "hexahedron", "invert", "matrix", "quaternion", "rotation", "transform"]
 
-# Corner numbers of each face, anticlockwise from its bottom left as seen from outside. Corners: 0 front left, 1 rear left,
-# 2 rear right, 3 front right of the lower rectangle, 4-7 the same of the upper one.
+# Corner numbers of each face, anticlockwise from its bottom left as seen from outside: front, back, left, right, top,
+# bottom. Corners: 0 front left, 1 rear left, 2 rear right, 3 front right of the lower rectangle, 4-7 of the upper one.
 FACES = np.array([[3, 0, 4, 7], [1, 2, 6, 5], [0, 1, 5, 4], [2, 3, 7, 6], [6, 7, 4, 5], [0, 3, 2, 1]])
 BOTTOM = 5
 

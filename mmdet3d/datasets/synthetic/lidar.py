@@ -99,7 +99,7 @@ def _ground(lidar2global: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _windows(corners: np.ndarray) -> list[tuple[int, slice, slice]]:
-    """For each solid within range the rows and columns of beams that may hit it; two if it lies across the wrap-around."""
+    """Rows and columns of beams that may hit each solid within range; two windows across the wrap-around."""
     flat, height = corners[..., :2], corners[..., 2]
     middle = flat.mean(1)
     distance = np.hypot(*middle.T)

@@ -10,10 +10,10 @@ __all__ = ["CELL", "CURB", "EXTENT", "LANES", "Road"]
 
 EXTENT = 280.0  # metres, side of the square that a scene lives in
 CELL = 0.25  # metres per pixel of the ground raster
-LANES = (-1.75, -5.25, 1.75, 5.25)  # lane centres, left of the centre line positive; the first is the ego lane
+LANES = (-1.75, -5.15, 1.75, 5.15)  # lane centres, left of the centre line positive; the first is the ego lane
 EDGE = 7.0  # end of the lanes, beginning of the parking strip
-CURB = 10.7  # end of the asphalt
-SIDEWALK = 15.0
+CURB = 11.6  # end of the asphalt
+SIDEWALK = 16.2
 
 _ASPHALT, _PAINT, _WALK, _YARD, _GRASS = range(5)
 _COLOURS = np.array([[92, 92, 96], [222, 220, 208], [158, 154, 148], [138, 124, 104], [96, 120, 70]], dtype=np.int16)
@@ -76,7 +76,7 @@ class Road:
         across = np.abs(d)
         kind = np.full(s.shape, _GRASS, dtype=np.int8)
         for side, start, stop in self.yards:
-            kind[(d * side > SIDEWALK) & (across < 24) & (s > start) & (s < stop)] = _YARD
+            kind[(d * side > SIDEWALK) & (across < 25.5) & (s > start) & (s < stop)] = _YARD
         kind[across < SIDEWALK] = _WALK
         kind[across < CURB] = _ASPHALT
         dashes = np.mod(s, 9.0) < 3.0

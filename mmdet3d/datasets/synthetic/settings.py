@@ -25,18 +25,18 @@ class Settings:
         keyframes: per scene, at 2 Hz.
         lidar_sweeps, radar_sweeps: scans between two key frames (4 give 10 Hz, 9 give 20 Hz).
         image_size: width and height, pixels.
-        difficulty: 0 is a clean world, 1 the default, larger is harder for every sensor. It scales the car's sway, which
-            blurs what a camera can infer from where an object meets the ground; light and noise of the cameras; the
-            radar's angular error, misses and clutter; and, least of all, the LiDAR's drop-out.
+        difficulty: 0 is a clean world, 1 the default, larger is harder for every sensor. It scales the car's sway,
+            which blurs what a camera can infer from where an object meets the ground; light and noise of the cameras;
+            the radar's angular error, misses and clutter; and, least of all, the LiDAR's drop-out.
         val_fraction: share of the scenes in the split `synthetic_val`.
 
     Raises:
         ValueError: a value outside its range.
     """
 
-    scenes: int = 40
+    scenes: int = 60
     seed: int = 0
-    keyframes: int = 10
+    keyframes: int = 6
     lidar_sweeps: int = 4
     radar_sweeps: int = 5
     image_size: tuple[int, int] = (800, 450)

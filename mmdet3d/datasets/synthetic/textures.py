@@ -12,6 +12,7 @@ SIZE = 32
 
 # Row 0 is the bottom of a face, column 0 its left edge seen from outside.
 _V, _U = np.meshgrid((np.arange(SIZE) + 0.5) / SIZE, (np.arange(SIZE) + 0.5) / SIZE, indexing="ij")
+_GRAIN = np.random.default_rng(0).normal(0, 5, (16, SIZE, SIZE, 1))
 _GLASS, _DARK = np.array([42.0, 54.0, 66.0]), np.array([24.0, 24.0, 26.0])
 
 # Textures of a skin: front, back, sides, top.
@@ -39,7 +40,7 @@ def paint(name: str, main: np.ndarray, second: np.ndarray, rng: np.random.Genera
     if name in _PAINTERS:
         for mask, colour in _PAINTERS[name](second):
             texture[mask] = colour
-    return np.clip(texture + rng.normal(0, 5, (SIZE, SIZE, 1)), 0, 255).astype(np.float32)
+    return np.clip(texture + _GRAIN[rng.integers(len(_GRAIN))], 0, 255).astype(np.float32)
 
 
 def _rows(low: float, high: float) -> np.ndarray:

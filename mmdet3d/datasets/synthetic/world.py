@@ -195,7 +195,7 @@ def _repeats(actor: Actor) -> np.ndarray:
 
 _TRAFFIC = {"car": 0.4, "truck": 0.16, "bus": 0.16, "trailer": 0.1, "motorcycle": 0.18}
 _PARKED = {"car": 0.34, "truck": 0.18, "trailer": 0.12, "bus": 0.08, "construction_vehicle": 0.13, "motorcycle": 0.15}
-_KERB = {"traffic_cone": 0.32, "barrier": 0.2, "bicycle": 0.22, "motorcycle": 0.12, "pedestrian": 0.14}
+_KERB = {"traffic_cone": 0.34, "barrier": 0.2, "bicycle": 0.16, "motorcycle": 0.18, "pedestrian": 0.12}
 _YARD = {"construction_vehicle": 0.26, "trailer": 0.36, "truck": 0.16, "bus": 0.12, "car": 0.10}
 
 _FACADES = ((168, 150, 132), (150, 92, 74), (176, 176, 172), (128, 132, 140), (190, 176, 150))
@@ -210,7 +210,7 @@ class _Builder:
         speed = rng.uniform(3.0, 10.0) if rng.random() < 0.85 else 0.0
         self.ego = Motion(speed, rng.uniform(-0.8, 0.8) if speed else 0.0)
         travel = self.ego.distance(duration)
-        self.start, self.stop = -62.0, travel + 62.0
+        self.start, self.stop = -45.0, travel + 45.0
         crossing = rng.uniform(10, travel + 35) if rng.random() < 0.6 else None
         radius = rng.choice([-1, 1]) * rng.uniform(120, 300)
         curvature = 0.0 if rng.random() < 0.5 else 1 / radius
@@ -265,7 +265,7 @@ class _Builder:
     def _driver(self, name: str, s: float, d: float, motion: Motion, direction: int) -> None:
         turn = 0.0 if direction > 0 else np.pi
         ridden = name in ("motorcycle", "bicycle")
-        offset = d + self.rng.normal(0, 0.2)
+        offset = d + self.rng.normal(0, 0.08)
         turn += self.rng.normal(0, 0.02)
         self.add(name, s, offset, turn=turn, motion=motion, direction=direction, waits=True, ridden=ridden)
 
@@ -277,13 +277,13 @@ class _Builder:
         motion = Motion(self.rng.uniform(2.5, 6.0))
         s = self.start + self.rng.exponential(30)
         while s < self.stop:
-            self._driver("bicycle", s, side * 7.15, motion, -side)
-            s += 8 + self.rng.exponential(55)
+            self._driver("bicycle", s, side * 7.4, motion, -side)
+            s += 8 + self.rng.exponential(75)
 
     def _parking(self, side: int) -> None:
         s = self.start + self.rng.exponential(10)
         while s < self.stop:
-            if self.rng.random() < 0.22:
+            if self.rng.random() < 0.25:
                 s = self._work_zone(side, s)
             else:
                 name = self._pick(_PARKED)
@@ -291,7 +291,7 @@ class _Builder:
                 s += half
                 if self._clear_of_crossing(s, half):
                     turn = (0.0 if side < 0 else np.pi) + self.rng.normal(0, 0.05)
-                    self.add(name, s, side * (9.05 + self.rng.normal(0, 0.08)), turn=turn)
+                    self.add(name, s, side * (9.5 + self.rng.normal(0, 0.08)), turn=turn)
                 s += half
             s += 1.5 + self.rng.exponential(15)
 
@@ -303,10 +303,10 @@ class _Builder:
         for position in np.arange(s, s + length, step):
             if self._clear_of_crossing(position, 1):
                 turn = (np.pi / 2 if name == "barrier" else 0.0) + self.rng.normal(0, 0.1)
-                self.add(name, position, side * (7.75 + self.rng.normal(0, 0.08)), turn=turn)
+                self.add(name, position, side * (8.2 + self.rng.normal(0, 0.08)), turn=turn)
         middle = s + length / 2
         if self.rng.random() < 0.6 and self._clear_of_crossing(middle, 4):
-            self.add("construction_vehicle", middle, side * 9.75, turn=self.rng.choice([0, np.pi]))
+            self.add("construction_vehicle", middle, side * 10.3, turn=self.rng.choice([0, np.pi]))
         return s + length
 
     def _kerb(self, side: int) -> None:
@@ -316,11 +316,11 @@ class _Builder:
             if self._clear_of_crossing(s, 1.5):
                 turn = self.rng.uniform(-np.pi, np.pi) if name != "barrier" else np.pi / 2 + self.rng.normal(0, 0.3)
                 sits = name == "pedestrian" and self.rng.random() < 0.2
-                self.add(name, s, side * (11.9 + self.rng.normal(0, 0.15)), turn=turn, sits=sits)
-            s += 4 + self.rng.exponential(17)
+                self.add(name, s, side * (13.0 + self.rng.normal(0, 0.15)), turn=turn, sits=sits)
+            s += 5 + self.rng.exponential(18)
 
     def _walkers(self, side: int) -> None:
-        for d, direction in ((13.2, 1), (14.2, -1)):
+        for d, direction in ((14.7, 1), (15.5, -1)):
             s = self.start + self.rng.exponential(25)
             while s < self.stop:
                 motion = Motion(max(0.5, self.rng.normal(1.35, 0.25)))
@@ -328,12 +328,12 @@ class _Builder:
                 self.add(
                     "pedestrian", s, side * (d + self.rng.normal(0, 0.1)), turn=turn, motion=motion, direction=direction
                 )
-                s += 6 + self.rng.exponential(66)
+                s += 6 + self.rng.exponential(75)
 
     def _backdrop(self, side: int) -> None:
         """Buildings at the sidewalk, or a yard with machines and a building behind it."""
-        s = self.start - 15
-        while s < self.stop + 15:
+        s = self.start - 25
+        while s < self.stop + 25:
             length = self.rng.uniform(22, 38)
             crossing = self.road.crossing
             if crossing is not None and s - 7 < crossing < s + length + 7:
@@ -342,10 +342,10 @@ class _Builder:
                     s = crossing + 7.1
                     continue
             if self.rng.random() < 0.5:
-                self._building(s, length, side, SIDEWALK + 0.8)
+                self._building(s, length, side, SIDEWALK + 0.6)
             else:
                 self.road.yards.append((side, s, s + length))
-                self._building(s, length, side, 25.5)
+                self._building(s, length, side, 26.5)
                 self._yard(s, length, side)
             s += length + self.rng.uniform(0.5, 4)
 
@@ -357,14 +357,15 @@ class _Builder:
         self.actors.append(Actor("", "", size, colours, s + length / 2, side * (front + depth / 2 + 0.8)))
 
     def _yard(self, s: float, length: float, side: int) -> None:
-        position = s + self.rng.uniform(5, 9)
-        while position < s + length - 5:
+        position = s + self.rng.uniform(0, 4)
+        while True:
             name = self._pick(_YARD)
+            half = 0.7 * KINDS[name].size[0]  # room for long ones, for their turn, and for the inside of a bend
+            if position + 2 * half > s + length:
+                return
             turn = self.rng.choice([0.0, np.pi]) + self.rng.normal(0, 0.25)
-            half = KINDS[name].size[0] / 2 + 1
-            position += half if position > s + 9 else 0
-            self.add(name, position, side * self.rng.uniform(18.5, 21), turn=turn)
-            position += half + self.rng.uniform(3, 14)
+            self.add(name, position + half, side * self.rng.uniform(19.5, 22), turn=turn)
+            position += 2 * half + self.rng.uniform(0, 9)
 
     def _side_street(self) -> None:
         """Vehicles that wait at the crossing; they face the road."""
