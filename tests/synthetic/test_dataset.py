@@ -189,10 +189,15 @@ def test_folders_of_something_else_are_refused(root: Path, tmp_path: Path):
         generate(root, SMALL, workers=0)
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.fixture(scope="module")
+def tool():
     spec = importlib.util.spec_from_file_location("create_data", ROOT / "tools" / "create_data.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_command_line(tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     common = ["synthetic", "--out-dir", str(tmp_path / "world"), "--scenes", "1", "--keyframes", "1"]
     small = ["--lidar-sweeps", "0", "--radar-sweeps", "0", "--image-size", "64", "36"]
     assert tool.main(common + small) == 0
@@ -200,3 +205,19 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     capsys.readouterr()
     assert tool.main([*common, *small, "--seed", "9"]) == 2
     assert "another folder" in capsys.readouterr().err
+
+
+def test_command_line_refuses_unknown_data_sets(tool, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        tool.main(["nuscense"])
+    assert stop.value.code == 2
+    assert "nuscense" in capsys.readouterr().err
+
+
+def test_command_line_makes_info_files(tool, root: Path, tmp_path: Path):
+    code = tool.main(
+        ["nuscenes", "--root-path", str(root), "--out-dir", str(tmp_path), "--version", VERSION, "--workers", "1"]
+    )
+    assert code == 0
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"nuscenes_infos_train.pkl", "nuscenes_infos_val.pkl", "nuscenes_dbinfos_train.pkl"} <= names

@@ -26,10 +26,10 @@ _SETTINGS_FILE = "synthetic.json"
 def generate(out_dir: str | Path, settings: Settings | None = None, workers: int = 1, progress: bool = True) -> Path:
     """Write the data set that `settings` describe, or what is still missing of it.
 
-    The tree depends on the settings only, not on the number of workers or on interruptions. Of the annotations,
-    `num_lidar_pts` counts the key-frame points strictly inside the box, `num_radar_pts` the returns of the five key-frame
-    sweeps (no state filter) strictly inside its footprint, because radars do not measure height. An object is annotated
-    from the first to the last key frame in which it has a point, at most 80 m away.
+    The tree depends on the settings only, not on the number of workers or on interruptions. In the annotations
+    `num_lidar_pts` counts the key-frame points strictly inside the box, and `num_radar_pts` the returns of the five
+    key-frame sweeps (no state filter) strictly inside its footprint, because radars do not measure height. An object
+    is annotated from the first to the last key frame in which it has a point, at most 80 m away.
 
     Args:
         out_dir: dataset root; tables go to its folder `v1.0-synthetic`, which also holds `splits.json` with the splits
