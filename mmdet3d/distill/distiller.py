@@ -57,7 +57,8 @@ class Distiller(Trainable):
         student: `config` of the student; `overrides` of that config by dotted key; `checkpoint` to start from;
             `new_modules`, prefixes of keys that this checkpoint need not hold.
         losses: by name, each `type`, `student` tap, `teacher` tap (or lists of taps), `weight` (default 1) and the
-            arguments of its class. A loss that is null is off.
+            arguments of its class. A loss that is null is off. Without any loss this is the control of an experiment:
+            the same student and schedule, no distillation, and no teacher is needed.
 
     Raises:
         ValueError: unknown keys, types, or taps of the student.
@@ -66,13 +67,12 @@ class Distiller(Trainable):
 
     def __init__(
         self,
-        teacher: Mapping[str, Any],
+        teacher: Mapping[str, Any] | None,
         student: Mapping[str, Any],
         losses: Mapping[str, Mapping[str, Any] | None],
     ) -> None:
         super().__init__()
         self._teacher: Teacher | None = None
-        self._teacher_spec = _spec(_TeacherSpec, teacher, "model.teacher")
         self._student_spec = _spec(_StudentSpec, student, "model.student")
         self.student = build_detector(self._student_spec.config, self._student_spec.overrides)
         self._terms: dict[str, _Term] = {}
@@ -80,6 +80,7 @@ class Distiller(Trainable):
         for name, cfg in losses.items():
             if cfg is not None:
                 self._terms[name], self.losses[name] = _build_loss(name, cfg)
+        self._teacher_spec = _spec(_TeacherSpec, teacher or {}, "model.teacher") if self._terms else None
         self._check_taps(self.student, "student")
 
     @property
@@ -113,7 +114,9 @@ class Distiller(Trainable):
             load_weights(self.student, spec.checkpoint, allow_missing=tuple(spec.new_modules))
 
     def setup_training(self, evaluate: Evaluate) -> None:
-        """Build, load, check and freeze the teacher. Call it once before training, on the final device.
+        """Build, load, check and freeze the teacher, if there is anything to distil.
+
+        Call it once before training, on the final device.
 
         Args:
             evaluate: scores a model on the validation set, as `{metric: value}`.
@@ -124,6 +127,8 @@ class Distiller(Trainable):
                 teacher's score is below `min_score`.
         """
         wanted = self._teacher_spec
+        if wanted is None:
+            return
         _existing(wanted.checkpoint, "model.teacher.checkpoint")
         teacher = Teacher.load(wanted.config, wanted.checkpoint)
         if not teacher.model.grid.matches(self.student.grid):
@@ -141,7 +146,7 @@ class Distiller(Trainable):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The student's own terms, and `loss/kd/<name>` or `loss/kd/<name>/<part>` per distillation loss."""
-        taught = self._frozen().extract(batch, self._taps("teacher"))
+        taught = self._frozen().extract(batch, self._taps("teacher")) if self._terms else {}
         features = self.student.extract(batch, {*self.student.loss_taps, *self._taps("student")})
         entries = self.student.losses(features, batch)
         for name, term in self._terms.items():

@@ -166,6 +166,15 @@ def test_a_null_loss_is_off(files):
     assert set(terms) == {"loss/object/heatmap/task0", "loss/kd/feature", "loss/kd/radar"}
 
 
+def test_without_losses_it_is_the_control_and_needs_no_teacher(files):
+    control = Distiller(None, {"config": make(files)._student_spec.config}, {}).eval()
+    control.setup_training(no_evaluation)
+    terms = control.loss(batch())
+    assert set(terms) == {"loss/object/heatmap/task0"}
+    plain = control.student.loss(batch())
+    assert all(torch.equal(terms[k], plain[k]) for k in plain)
+
+
 def test_several_taps_arrive_as_a_list(files):
     distiller = ready(files)
 
