@@ -28,7 +28,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	@touch $@
 
 demo: setup
-	$(BIN)/python tools/run_recipe.py configs/synthetic/demo/recipe.yaml --run-dir runs/demo --seed $(SEED)
+	$(BIN)/python tools/run_recipe.py configs/synthetic/recipes/crkd_demo.yaml --run-dir runs/demo --world $(SEED) --seeds $(SEED)
 
 test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"

@@ -86,7 +86,6 @@ class Recipe:
                 )
         return recipe
 
-
     def make_data(self, root: Path, seed: int, workers: int) -> None:
         """Make the synthetic world of this recipe and its info files, or what is missing of them."""
         generate(root, WorldSettings(**(self.data or {}), seed=seed), workers=workers)

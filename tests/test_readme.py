@@ -1,0 +1,76 @@
+"""What the README tells a user to type is typed here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmdet3d import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str, heading: str | None = None) -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    if heading is not None:
+        text = re.split(r"(?m)^## ", text.split(f"## {heading}\n")[1])[0]
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands(heading: str | None = None) -> list[str]:
+    lines = [line for block in blocks("bash", heading) for line in block.splitlines()]
+    return [c for c in (line.split("#")[0].strip() for line in lines) if c]
+
+
+def test_every_command_is_covered_here_or_elsewhere() -> None:
+    elsewhere = (
+        r"make demo|python tools/run_recipe\.py",  # tests/test_demo.py
+        r"make setup|export PATH|docker build|docker/run\.sh",  # tests/install/test_docker.py
+        r"python tools/doctor\.py",  # tests/install/test_docker.py
+        r"python tools/create_data\.py nuscenes --root-path \./data/nuscenes",  # tests/nuscenes, on real files
+        r"torchpack dist-run",  # below, and tests/launch
+    )
+    here = set(commands("Synthetic data"))
+    left = [c for c in commands() if c not in here and not any(re.match(p, c) for p in elsewhere)]
+    assert left == []
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("torchpack dist-run")])
+def test_published_commands_name_configs_that_resolve(command: str) -> None:
+    words = shlex.split(command)
+    config = next(w for w in words if w.endswith(".yaml"))
+    assert load_config(ROOT / config).model.type in ("BEVFusion", "Distiller")
+    tool = next(w for w in words if w.startswith("tools/"))
+    assert (ROOT / tool).is_file()
+
+
+def test_python_blocks_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    whole = [b for b in blocks("python") if b.startswith("from mmdet3d import")]
+    assert whole
+    for block in whole:
+        exec(compile(block, "README.md", "exec"), {})
+    assert "encoders.radar" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_synthetic_data_section_from_top_to_bottom(tmp_path: Path) -> None:
+    for name in ("mmdet3d", "configs", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    outputs = []
+    for command in commands("Synthetic data"):
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        outputs.append(done.stdout)
+    assert len(list((tmp_path / "runs" / "pictures").glob("*.png"))) == 2
+    assert "mAP" in outputs[-1] and (tmp_path / "runs" / "student-metrics" / "metrics_summary.json").is_file()
