@@ -50,8 +50,8 @@ class Config(dict):
 def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
     """Read a config file with everything it inherits.
 
-    Every `default.yaml` from the `configs` folder down to the file's own is merged first, then the file: mappings merge,
-    anything else replaces. Then overrides apply, then every string `${expression}` is evaluated.
+    Every `default.yaml` from the `configs` folder down to the file's own is merged first, then the file: mappings
+    merge, anything else replaces. Then overrides apply, then every string `${expression}` is evaluated.
 
     Args:
         path: a YAML file; a path that does not exist is also looked for below the project's `configs`.
@@ -84,7 +84,9 @@ def find_config(path: str | Path) -> Path:
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """`["--a.b", "1", "c=x"]` to `{"a.b": 1, "c": "x"}`. Values are YAML, so `[1, 2]`, `null`, `true`, `1e-3` and quotes work.
+    """`["--a.b", "1", "c=x"]` to `{"a.b": 1, "c": "x"}`.
+
+    Values are YAML, so `[1, 2]`, `null`, `true`, `1e-3` and quotes work.
 
     Raises:
         ValueError: a key without a value.

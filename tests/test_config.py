@@ -18,7 +18,8 @@ def tree(tmp_path: Path) -> Path:
     )
     (root / "a" / "default.yaml").write_text("model: {lidar: null, camera: {width: 3}}\nsteps: [1, 2]\n")
     (root / "a" / "b" / "leaf.yaml").write_text(
-        "model: {lidar: {d: 2}}\nsteps: [3]\nann: ${dataset_root + 'train.pkl'}\ncells: ${[range[2] // 2, -range[0] * 2]}\n"
+        "model: {lidar: {d: 2}}\nsteps: [3]\nann: ${dataset_root + 'train.pkl'}\n"
+        "cells: ${[range[2] // 2, -range[0] * 2]}\n"
         "width: ${model.camera.width}\npipeline: ${inner}\ninner: [{size: '${range[:2]}'}]\n"
     )
     return root / "a" / "b" / "leaf.yaml"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from mmdet3d.config import load_config
-from mmdet3d.interop.checkpoints import load_weights, metadata_path
+from mmdet3d.interop.checkpoints import file_digest, load_weights, metadata_path
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.registry import nearest
@@ -98,15 +97,6 @@ def recorded_score(checkpoint: str | Path, metric: str) -> float | None:
         return None
     record = json.loads(side.read_text())
     value = (record.get("metrics") or {}).get(metric)
-    if value is None or record.get("sha256") != _digest(Path(checkpoint)):
+    if value is None or record.get("sha256") != file_digest(checkpoint):
         return None
     return float(value)
-
-
-def _digest(path: Path) -> str:
-    # hashlib.file_digest needs Python 3.11.
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

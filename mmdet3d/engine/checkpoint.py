@@ -12,7 +12,6 @@ checkpoint whose JSON exists is complete:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -26,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmdet3d.interop.checkpoints import load_state, metadata_path, read_weights
+from mmdet3d.interop.checkpoints import file_digest, load_state, metadata_path, read_weights
 
 __all__ = [
     "LoadReport",
@@ -104,7 +103,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
         _write(path, lambda file: torch.save({"meta": dict(metadata), "state_dict": tensors}, file))
         return
     _write(path, lambda file: save_file(tensors, file))
-    _write_metadata(path, {**metadata, "sha256": _sha256(path)})
+    _write_metadata(path, {**metadata, "sha256": file_digest(path)})
 
 
 def _write_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
@@ -130,14 +129,6 @@ def _write(path: Path, write: Any) -> None:
             f"cannot write {path} ({error.strerror or error}); free space or pass a writable --run-dir; "
             "checkpoints written before are intact"
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class RunCheckpoints:

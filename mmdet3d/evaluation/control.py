@@ -65,9 +65,10 @@ class ControlTable:
     """Metrics of the four roles.
 
     Args:
-        teacher, student, control, distilled: per role a list over seeds of metric dicts (keys of `COLUMNS`). `student` is
-            where control and distilled start from; `control` is the student trained on exactly as long as `distilled`,
-            without distillation. Control and distilled are paired by position (same seed); the others may be shorter.
+        teacher, student, control, distilled: per role a list over seeds of metric dicts (keys of `COLUMNS`). `student`
+            is where control and distilled start from; `control` is the student trained on exactly as long as
+            `distilled`, without distillation. Control and distilled are paired by position (same seed); the others may
+            be shorter.
         title: first line of the report.
     """
 

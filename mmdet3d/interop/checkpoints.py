@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import zipfile
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["EXCEPTIONS", "load_state", "load_weights", "metadata_path", "read_weights"]
+__all__ = ["EXCEPTIONS", "file_digest", "load_state", "load_weights", "metadata_path", "read_weights"]
 
 State = dict[str, Tensor]
 
@@ -44,6 +45,16 @@ _TRAITS = {
     "a CenterHead": "heads.object.task_heads.",
     "a TransFusionHead": "heads.object.prediction_heads.",
 }
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    # hashlib.file_digest needs Python 3.11.
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def metadata_path(path: str | Path) -> Path:

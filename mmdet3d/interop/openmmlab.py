@@ -50,7 +50,8 @@ def _import(module: str, wanted: str) -> types.ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
-            f"{wanted} needs {module}, which cannot be imported ({error}); pip install -e '.[openmmlab]' in the checkout"
+            f"{wanted} needs {module}, which cannot be imported ({error}); "
+            "pip install -e '.[openmmlab]' in the checkout"
         ) from error
 
 

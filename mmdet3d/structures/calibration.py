@@ -15,10 +15,10 @@ __all__ = ["Calibration", "project"]
 class Calibration:
     """Matrices of one sample, or of a batch with a leading B. `a2b` maps frame a to frame b (column vectors).
 
-    Frames: LiDAR (LIDAR_TOP at the key frame; in nuScenes x right, y forward, z up), ego (at LiDAR time), global, camera
-    (x right, y down, z forward). Sensor matrices describe the raw sensors and are not changed by augmentation: the pixel
-    of an augmented LiDAR point p is `image_aug . project(lidar2image . inverse(lidar_aug) . p)`, the perspective
-    division before `image_aug`.
+    Frames: LiDAR (LIDAR_TOP at the key frame; in nuScenes x right, y forward, z up), ego (at LiDAR time), global,
+    camera (x right, y down, z forward). Sensor matrices describe the raw sensors and are not changed by augmentation:
+    the pixel of an augmented LiDAR point p is `image_aug . project(lidar2image . inverse(lidar_aug) . p)`, the
+    perspective division before `image_aug`.
 
     Args:
         lidar2ego: (4, 4).

@@ -43,4 +43,5 @@ class BEVGrid:
         return self.shape == other.shape and all(near)
 
     def __str__(self) -> str:
-        return f"{self.shape[0]}x{self.shape[1]} cells of {self.cell[0]:g}x{self.cell[1]:g} m from ({self.lower[0]:g}, {self.lower[1]:g})"
+        cells = f"{self.shape[0]}x{self.shape[1]} cells of {self.cell[0]:g}x{self.cell[1]:g} m"
+        return f"{cells} from ({self.lower[0]:g}, {self.lower[1]:g})"

@@ -30,7 +30,7 @@ class Trainable(nn.Module, ABC):
         """Load what training from scratch starts from; the engine does not call it where it loads a checkpoint."""
 
     def setup_training(self, evaluate: Callable[[Trainable], dict[str, float]]) -> None:
-        """Called once by the engine before the first step, on the final device, when the weights to start from are loaded.
+        """Called once by the engine before the first step, on the final device, with the starting weights loaded.
 
         Args:
             evaluate: metrics of any model on the config's validation set.
@@ -135,5 +135,6 @@ class Detector(Trainable):
     def _check_tap(self, name: str) -> None:
         if name not in self._stages:
             raise ValueError(
-                f"{type(self).__name__} has no tap {name!r}{nearest(name, self._stages)} (taps: {', '.join(self._stages)})"
+                f"{type(self).__name__} has no tap {name!r}{nearest(name, self._stages)} "
+                f"(taps: {', '.join(self._stages)})"
             )
