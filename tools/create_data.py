@@ -72,6 +72,7 @@ def _add_synthetic(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--radar-sweeps", type=int, default=5, help="between two key frames")
     command.add_argument("--image-size", type=int, nargs=2, default=(800, 450), metavar=("WIDTH", "HEIGHT"))
     command.add_argument("--difficulty", type=float, default=1.0, help="0 clean ... 1 as in life ... 3 hard")
+    command.add_argument("--reach", type=float, default=45.0, help="populated road before and behind the car, metres")
     command.add_argument("--val-fraction", type=float, default=0.2, help="share of the scenes in synthetic_val")
     command.set_defaults(run=_synthetic)
 
@@ -87,6 +88,7 @@ def _synthetic(args: argparse.Namespace) -> None:
         radar_sweeps=args.radar_sweeps,
         image_size=tuple(args.image_size),
         difficulty=args.difficulty,
+        reach=args.reach,
         val_fraction=args.val_fraction,
     )
     root = generate(args.out_dir, settings, args.workers)

@@ -59,7 +59,7 @@ class _Recorder:
     def __init__(self, settings: Settings, root: Path, index: int) -> None:
         self.settings, self.root, self.index = settings, root, index
         self.name = scene_name(index)
-        self.world: World = build_world(settings.seed, index, settings.duration, settings.sway)
+        self.world: World = build_world(settings.seed, index, settings.duration, settings.sway, settings.reach)
         self.rows: dict[str, list[dict[str, Any]]] = {table: [] for table in SCENE_TABLES}
         self.base = 1_600_000_000_000_000 + index * 1_000_000_000
         actors, frames = len(self.world.actors), settings.keyframes

@@ -12,7 +12,7 @@ from mmdet3d.datasets.synthetic.radar import RadarNoise
 __all__ = ["KEYFRAME_INTERVAL", "Settings"]
 
 KEYFRAME_INTERVAL = 0.5  # seconds
-_GENERATION = 1  # raised whenever the same settings give another world
+_GENERATION = 2  # raised whenever the same settings give another world
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Settings:
         difficulty: 0 is a clean world, 1 the default, larger is harder for every sensor. It scales the car's sway,
             which blurs what a camera can infer from where an object meets the ground; light and noise of the cameras;
             the radar's angular error, misses and clutter; and, least of all, the LiDAR's drop-out.
+        reach: how far the road is populated before and behind the way that the car drives, metres.
         val_fraction: share of the scenes in the split `synthetic_val`.
 
     Raises:
@@ -41,6 +42,7 @@ class Settings:
     radar_sweeps: int = 5
     image_size: tuple[int, int] = (800, 450)
     difficulty: float = 1.0
+    reach: float = 45.0
     val_fraction: float = 0.2
 
     def __post_init__(self) -> None:
@@ -50,6 +52,8 @@ class Settings:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
         if not 0 <= self.difficulty <= 3:
             raise ValueError(f"difficulty must lie in [0, 3], got {self.difficulty:g}")
+        if not 20 <= self.reach <= 100:
+            raise ValueError(f"reach must lie in [20, 100] metres, got {self.reach:g}")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction must lie in [0, 1), got {self.val_fraction:g}")
         if len(self.image_size) != 2 or min(self.image_size) < 16:

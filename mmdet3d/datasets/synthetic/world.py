@@ -204,14 +204,14 @@ _FACADES = ((168, 150, 132), (150, 92, 74), (176, 176, 172), (128, 132, 140), (1
 class _Builder:
     """Fills the bands of one road from its end to its beginning."""
 
-    def __init__(self, rng: np.random.Generator, duration: float) -> None:
+    def __init__(self, rng: np.random.Generator, duration: float, reach: float) -> None:
         self.rng = rng
         self.actors: list[Actor] = []
         speed = rng.uniform(3.0, 10.0) if rng.random() < 0.85 else 0.0
         self.ego = Motion(speed, rng.uniform(-0.8, 0.8) if speed else 0.0)
         travel = self.ego.distance(duration)
-        self.start, self.stop = -45.0, travel + 45.0
-        crossing = rng.uniform(10, travel + 35) if rng.random() < 0.6 else None
+        self.start, self.stop = -reach, travel + reach
+        crossing = rng.uniform(10, travel + reach - 10) if rng.random() < 0.6 else None
         radius = rng.choice([-1, 1]) * rng.uniform(120, 300)
         curvature = 0.0 if rng.random() < 0.5 else 1 / radius
         heading = rng.uniform(-np.pi, np.pi)
@@ -341,7 +341,8 @@ class _Builder:
                 if length < 8:
                     s = crossing + 7.1
                     continue
-            if self.rng.random() < 0.5:
+            populated = self.start <= s + length / 2 <= self.stop
+            if self.rng.random() < 0.5 or not populated:
                 self._building(s, length, side, SIDEWALK + 0.6)
             else:
                 self.road.yards.append((side, s, s + length))
@@ -385,7 +386,7 @@ class _Builder:
                 )
 
 
-def build_world(seed: int, scene: int, duration: float, sway: float) -> World:
+def build_world(seed: int, scene: int, duration: float, sway: float, reach: float = 45.0) -> World:
     """The scene with that number: the same for the same arguments.
 
     Args:
@@ -393,8 +394,9 @@ def build_world(seed: int, scene: int, duration: float, sway: float) -> World:
         scene: number of the scene.
         duration: seconds that the ego car drives.
         sway: amplitude of the ego car's pitch and roll, radians.
+        reach: how far the road is populated before and behind the way that the ego car drives, metres.
     """
     rng = np.random.default_rng([seed, scene, 0])
-    builder = _Builder(rng, duration)
+    builder = _Builder(rng, duration, reach)
     builder.fill()
     return World(builder.road, builder.actors, builder.ego, sway, rng)
