@@ -70,7 +70,7 @@ def _add_synthetic(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--keyframes", type=int, default=6, help="per scene, at 2 Hz")
     command.add_argument("--lidar-sweeps", type=int, default=4, help="between two key frames; 9 give the real 20 Hz")
     command.add_argument("--radar-sweeps", type=int, default=5, help="between two key frames")
-    command.add_argument("--image-size", type=int, nargs=2, default=(800, 450), metavar=("WIDTH", "HEIGHT"))
+    command.add_argument("--image-size", type=int, nargs=2, default=(400, 225), metavar=("WIDTH", "HEIGHT"))
     command.add_argument("--difficulty", type=float, default=1.0, help="0 clean ... 1 as in life ... 3 hard")
     command.add_argument("--reach", type=float, default=45.0, help="populated road before and behind the car, metres")
     command.add_argument("--val-fraction", type=float, default=0.2, help="share of the scenes in synthetic_val")

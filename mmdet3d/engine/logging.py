@@ -23,8 +23,8 @@ def get_logger() -> logging.Logger:
     return logging.getLogger("mmdet3d")
 
 
-def log_to_folder(folder: Path | None) -> None:
-    """Send the project's log to the console of rank 0 and to a file in `folder` (none for None).
+def log_to_folder(folder: Path | None, console: bool = True) -> None:
+    """Send the project's log to the console of rank 0 (if `console`) and to a file in `folder` (none for None).
 
     The other ranks write a file of their own only when they have a warning or an error, because launchers hide their
     console.
@@ -36,7 +36,7 @@ def log_to_folder(folder: Path | None) -> None:
         logger.removeHandler(handler)
         handler.close()
     form = logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s")
-    handlers: list[logging.Handler] = [logging.StreamHandler()] if distributed.is_main() else []
+    handlers: list[logging.Handler] = [logging.StreamHandler()] if console and distributed.is_main() else []
     if folder is not None:
         stamp = time.strftime("%Y%m%d_%H%M%S")
         name = f"{stamp}.log" if distributed.is_main() else f"{stamp}_rank{distributed.rank()}.log"

@@ -19,7 +19,7 @@ from mmdet3d.datasets.synthetic.generate import generate
 from mmdet3d.datasets.synthetic.settings import Settings as WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
 from mmdet3d.engine.checkpoint import RunCheckpoints, load_checkpoint
-from mmdet3d.engine.logging import get_logger
+from mmdet3d.engine.logging import log_to_folder
 from mmdet3d.engine.pictures import compare
 from mmdet3d.engine.trainer import Trainer, seed_everything
 from mmdet3d.evaluation.control import ControlTable
@@ -163,9 +163,8 @@ def _train(
     config = load_config(run.config, {**overrides, **filled, "seed": seed})
     done = _finished(folder, config)
     if done is None:
-        get_logger().info("== %s, seed %d: %s", name, seed, run.config)
         began = time.perf_counter()
-        _fit(folder, config)
+        _fit(folder, config, f"{name}, seed {seed}")
         done = _finished(folder, config)
         assert done is not None, f"{folder} has no evaluated final checkpoint"
         seconds = time.perf_counter() - began
@@ -182,8 +181,9 @@ def _train(
     }
 
 
-def _fit(folder: Path, config: Config) -> None:
+def _fit(folder: Path, config: Config, title: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    log_to_folder(folder, console=False)
     (folder / "configs.yaml").write_text(config.dump())
     resumable = RunCheckpoints(folder).resumable()
     if resumable:
@@ -191,7 +191,7 @@ def _fit(folder: Path, config: Config) -> None:
     seed_everything(config.seed)
     model = build_model(config.model)
     train_dataset = build_dataset(config.data.train, config.seed)
-    Trainer(model, train_dataset, build_dataset(config.data.val, test_mode=True), config, folder).fit()
+    Trainer(model, train_dataset, build_dataset(config.data.val, test_mode=True), config, folder, progress=title).fit()
 
 
 def _finished(folder: Path, config: Config) -> tuple[Path, dict[str, Any]] | None:

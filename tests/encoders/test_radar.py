@@ -124,7 +124,7 @@ def test_calibration_initialisation():
     conv, head = encoder.caliber[0], encoder.distill_activation_head[0]
     assert not conv.bias.any()
     assert conv.weight.std().item() == pytest.approx((2 / (8 * 9)) ** 0.5, rel=0.15)  # Kaiming, fan out
-    assert head.weight.std().item() == pytest.approx(2**0.5, rel=0.7)
+    assert head.weight.abs().max() < 0.05 and head.weight.std() > 0
 
 
 @pytest.mark.parametrize("cfg", [RADAR, CALIBRATED])

@@ -24,7 +24,7 @@ class Settings:
         seed: of everything random.
         keyframes: per scene, at 2 Hz.
         lidar_sweeps, radar_sweeps: scans between two key frames (4 give 10 Hz, 9 give 20 Hz).
-        image_size: width and height, pixels.
+        image_size: width and height, pixels; `configs/synthetic` expects the default, published configs 1600 x 900.
         difficulty: 0 is a clean world, 1 the default, larger is harder for every sensor. It scales the car's sway,
             which blurs what a camera can infer from where an object meets the ground; light and noise of the cameras;
             the radar's angular error, misses and clutter; and, least of all, the LiDAR's drop-out.
@@ -40,7 +40,7 @@ class Settings:
     keyframes: int = 6
     lidar_sweeps: int = 4
     radar_sweeps: int = 5
-    image_size: tuple[int, int] = (800, 450)
+    image_size: tuple[int, int] = (400, 225)
     difficulty: float = 1.0
     reach: float = 45.0
     val_fraction: float = 0.2

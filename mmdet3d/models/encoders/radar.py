@@ -96,7 +96,8 @@ class RadarEncoderCalib(RadarEncoder):
             channels = self.out_channels
             self.caliber = _caliber(channels, _dilation(distill_caliber))
             self.distill_activation_head = nn.Sequential(nn.Conv2d(channels, 1, 1, bias=False), nn.ReLU())
-            nn.init.kaiming_normal_(self.distill_activation_head[0].weight, mode="fan_out", nonlinearity="relu")
+            # Responses are near 0 almost everywhere; larger weights would let the first steps undo the pre-training.
+            nn.init.normal_(self.distill_activation_head[0].weight, std=0.01)
 
     def forward(
         self, features: Tensor, coordinates: Tensor, counts: Tensor, batch_size: int
