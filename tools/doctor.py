@@ -22,6 +22,7 @@ import torch
 
 import mmdet3d
 from mmdet3d import ops
+from mmdet3d.ops.native import Kernels
 
 ROOT = Path(mmdet3d.__file__).resolve().parents[1]
 REQUIRED = [
@@ -101,14 +102,15 @@ def devices() -> list[Finding]:
 
 
 def operators() -> list[Finding]:
-    """Every operator package; they are written in PyTorch and so run wherever torch does."""
+    """Every operator package, and what its calls take on each kind of device here."""
     found = []
-    where = "cuda" if torch.cuda.is_available() else "cpu"
+    where = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for module in pkgutil.iter_modules(ops.__path__):
         if module.ispkg:
             try:
                 importlib.import_module(f"mmdet3d.ops.{module.name}")
-                found.append(Finding(module.name, f"PyTorch, on {where}"))
+                states = "; ".join(f"{device}: {Kernels(module.name).state(device)}" for device in where)
+                found.append(Finding(module.name, states))
             except Exception as error:
                 mend = f"pip install -r {ROOT / 'requirements.txt'}"
                 found.append(Finding(module.name, f"cannot be imported: {error!r}", mend, True))

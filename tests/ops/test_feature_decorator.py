@@ -5,6 +5,8 @@ import torch
 
 from mmdet3d.ops.feature_decorator import feature_decorator
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 RANGE = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
 SIZE = [0.6, 0.6, 8.0]
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmdet3d.ops.checks import check_shapes
 from mmdet3d.ops.feature_decorator import reference
+from mmdet3d.ops.native import DTYPE_CODES, Kernels
 
 __all__ = ["feature_decorator"]
+
+_kernels = Kernels("feature_decorator")
 
 
 def feature_decorator(
@@ -50,6 +55,70 @@ def feature_decorator(
         raise ValueError(
             f"voxel_size needs 3 values and point_cloud_range 6, got {list(voxel_size)} and {list(point_cloud_range)}"
         )
-    return reference.feature_decorator(
-        features, counts, coordinates, voxel_size, point_cloud_range, normalize, cluster, center, distance
+    flags = [bool(f) for f in (normalize, cluster, center, distance)]
+    if not _kernels.available(features):
+        return reference.feature_decorator(features, counts, coordinates, voxel_size, point_cloud_range, *flags)
+    box = [float(v) for v in (*voxel_size, *point_cloud_range)]
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    return _decorate(wide, counts.long(), coordinates.long(), box, flags)
+
+
+@torch.library.custom_op("mmdet3d::feature_decorator", mutates_args=())
+def _decorate(points: Tensor, counts: Tensor, cells: Tensor, box: list[float], flags: list[bool]) -> Tensor:
+    out = points.new_empty(*points.shape[:2], _width(points, flags))
+    _kernels.call(
+        "decorate_forward",
+        *_sizes(points, box, flags),
+        points.contiguous(),
+        counts.contiguous(),
+        cells.contiguous(),
+        out,
     )
+    return out
+
+
+@_decorate.register_fake
+def _(points: Tensor, counts: Tensor, cells: Tensor, box: list[float], flags: list[bool]) -> Tensor:
+    return points.new_empty(*points.shape[:2], _width(points, flags))
+
+
+@torch.library.custom_op("mmdet3d::feature_decorator_backward", mutates_args=())
+def _decorate_backward(grad_out: Tensor, points: Tensor, counts: Tensor, box: list[float], flags: list[bool]) -> Tensor:
+    grad = torch.empty_like(points, memory_format=torch.contiguous_format)
+    _kernels.call(
+        "decorate_gradient",
+        *_sizes(points, box, flags),
+        points.contiguous(),
+        counts.contiguous(),
+        grad_out.contiguous(),
+        grad,
+    )
+    return grad
+
+
+@_decorate_backward.register_fake
+def _(grad_out: Tensor, points: Tensor, counts: Tensor, box: list[float], flags: list[bool]) -> Tensor:
+    return torch.empty_like(points, memory_format=torch.contiguous_format)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    points, counts, _, ctx.box, ctx.flags = inputs
+    ctx.save_for_backward(points, counts)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    points, counts = ctx.saved_tensors
+    return _decorate_backward(grad, points, counts, ctx.box, ctx.flags), None, None, None, None
+
+
+_decorate.register_autograd(_differentiate, setup_context=_save)
+
+
+def _width(points: Tensor, flags: list[bool]) -> int:
+    _, cluster, center, distance = flags
+    return points.shape[2] + 3 * cluster + 2 * center + distance
+
+
+def _sizes(points: Tensor, box: list[float], flags: list[bool]) -> list[Any]:
+    """The scalar arguments that both kernels begin with."""
+    return [DTYPE_CODES[points.dtype], *points.shape, _width(points, flags), *box, *flags]
