@@ -1,6 +1,6 @@
 """Compile the kernels of an op into a shared library. Needs a compiler and nothing else: the sources include no torch.
 
-An op's folder holds `csrc/cpu.cpp` (C++, OpenMP) and `csrc/cuda.cu`. Both export plain C functions that `native.py` calls
+An op's folder holds `csrc/cpu.cpp` (C++, OpenMP) and `csrc/cuda.cu`. Both export plain C functions, called by `native.py`
 with pointers. File names carry a digest of sources, flags and processor, so a stale library is never loaded.
 """
 
@@ -21,7 +21,7 @@ __all__ = ["BuildError", "build", "cache_folder", "compiler", "library_name", "o
 
 OPS = Path(__file__).resolve().parent
 SOURCES = {"cpu": "cpu.cpp", "cuda": "cuda.cu", "emulated": "cuda.cu"}
-# What is built when nobody says for which cards: the oldest that CUDA 13 compiles for to the newest, PTX for later ones.
+# For which cards, if nobody says: the oldest that CUDA 13 compiles for to the newest, and PTX for later ones.
 ALL_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 

@@ -132,25 +132,32 @@ def _resolve(op: str, device: str, wish: str) -> Path | None:
     if wish == "reference" or device not in ("cpu", "cuda"):
         return None
     target = "emulated" if wish == "emulated" else device
-    architectures = _present_architectures() if target == "cuda" else ()
-    path = None if target == "cuda" else build.prebuilt(op, target)
-    reason = _obstacle(op, target)
-    if target == "cuda":
-        path = _prebuilt_cuda(op)
-    if path is None and not reason:
+    path = _prebuilt(op, target)
+    reason = "" if path else _obstacle(op, target)
+    if not path and not reason:
         try:
-            path = build.build(op, target, build.cache_folder(), architectures)
+            path = build.build(op, target, build.cache_folder(), _present_architectures() if target == "cuda" else ())
         except build.BuildError as error:
             reason = str(error)
-    if path is None and wish != "auto":
+    if not path and wish != "auto":
         raise RuntimeError(
-            f"MMDET3D_OPS={wish}, but {op} has no kernels for {device}: {reason} (unset MMDET3D_OPS to use the PyTorch twin)"
+            f"MMDET3D_OPS={wish}, but {op} has no kernels for {device}: {reason} (unset it to use the PyTorch twin)"
         )
-    if path is None and op in build.ops_with_kernels(target):
-        _logger.warning("%s on %s: PyTorch twin, slower, because %s", op, device, reason)
-    elif path is not None:
+    if path:
         _logger.info("%s on %s: compiled kernels", op, device)
+    elif op in build.ops_with_kernels(target):
+        _logger.warning("%s on %s: PyTorch twin, slower, because %s", op, device, reason)
     return path
+
+
+def _prebuilt(op: str, target: str) -> Path | None:
+    """A library that exists already: for CUDA one for these cards, or one for all cards."""
+    if op not in build.ops_with_kernels(target):
+        return None
+    if target != "cuda":
+        return build.prebuilt(op, target)
+    choices = (_present_architectures(), tuple(build.ALL_ARCHITECTURES.split(";")))
+    return next(filter(None, (build.prebuilt(op, "cuda", c) for c in choices)), None)
 
 
 def _obstacle(op: str, target: str) -> str:
@@ -172,15 +179,6 @@ def _present_architectures() -> tuple[str, ...]:
         return tuple(wanted.split(";"))
     cards = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
     return tuple(f"{major}.{minor}" for major, minor in sorted(cards))
-
-
-def _prebuilt_cuda(op: str) -> Path | None:
-    """A library for these cards, or one for all cards."""
-    for architectures in (_present_architectures(), tuple(build.ALL_ARCHITECTURES.split(";"))):
-        path = build.prebuilt(op, "cuda", architectures)
-        if path is not None:
-            return path
-    return None
 
 
 @functools.cache
