@@ -1,6 +1,6 @@
 """Compile the kernels of an op into a shared library. Needs a compiler and nothing else: the sources include no torch.
 
-An op's folder holds `csrc/cpu.cpp` (C++, OpenMP) and `csrc/cuda.cu`. Both export plain C functions, called by `native.py`
+An op folder holds `csrc/cpu.cpp` (C++, OpenMP) and `csrc/cuda.cu`. Both export plain C functions that `native.py` calls
 with pointers. File names carry a digest of sources, flags and processor, so a stale library is never loaded.
 """
 
