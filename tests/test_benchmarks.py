@@ -1,0 +1,70 @@
+"""The benchmarks run on tiny cases and report what their contract promises."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import ops
+from benchmarks.cases import feature_decorator
+from benchmarks.framework import Budget, Case, forward_backward, peak_memory, run_case, twin
+from mmdet3d.ops import native
+
+CPU = torch.device("cpu")
+QUICK = Budget(seconds=0.01, runs=5, least=2)
+
+
+def test_report_of_a_tiny_case(monkeypatch, tmp_path, capsys):
+    sizes = {"pillars": 3, "slots": 2, "features": 4}
+    small = feature_decorator.cases(CPU, **sizes)
+    monkeypatch.setattr(feature_decorator, "cases", lambda device: small)
+    monkeypatch.setattr(ops, "floors", lambda *_: {"copy_bytes_per_s": 1e9, "matmul_flops_per_s": 1e9})
+    ops.main(["--only", "feature_decorator", "--seconds", "0.01", "--out", str(tmp_path / "new" / "r.json")])
+    report = json.loads((tmp_path / "new" / "r.json").read_text())
+    assert set(report) == {"date", "device", "machine", "floors", "implementation of ours", "cases"}
+    assert {"cpu", "cores", "threads", "torch", "compiler", "python", "peers"} <= set(report["machine"])
+    forward, both = report["cases"]
+    assert (forward["name"], forward["shape"]) == ("feature_decorator forward", "3x2x4")
+    assert forward["floor_ms"] == pytest.approx(forward["bytes"] / 1e9 * 1e3)
+    for case in (forward, both):
+        ours, other = case["results"]
+        assert (ours["implementation"], other["implementation"]) == ("ours", "twin")
+        assert ours["runs"] >= 5 and ours["median_ms"] > 0 and ours["iqr_ms"] >= 0 and ours["times_ours"] == 1
+        assert other["difference"] < 1e-6
+        assert ours["peak_bytes"] is None or ours["peak_bytes"] >= 0
+    assert "| twin |" in capsys.readouterr().out
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(SystemExit, match="no cases named warp"):
+        ops.main(["--only", "warp", "--seconds", "0.01"])
+
+
+def test_peak_memory_counts_what_a_call_touches():
+    peak = peak_memory(lambda: torch.ones(1 << 22).add(1).sum(), CPU)  # two tensors of 16 MiB
+    if peak is None:
+        pytest.skip("this system does not say how much memory a process holds")
+    assert 30 << 20 < peak < 40 << 20
+
+
+def test_a_failing_peer_keeps_its_row_and_differences_are_relative():
+    def broken():
+        raise NotImplementedError("no such kernel")
+
+    case = Case(
+        "x", "2", {"ours": lambda: torch.tensor([2.0, 4.0]), "near": lambda: torch.tensor([2.0, 4.4]), "no": broken}
+    )
+    result = run_case(case, CPU, QUICK, {})
+    ours, near, no = result["results"]
+    assert ours["difference"] is None and near["difference"] == pytest.approx(0.1)
+    assert no["error"] == "NotImplementedError: no such kernel" and result["floor_ms"] is None
+    assert "no such kernel" in ops.table([result])
+
+
+def test_helpers():
+    x = torch.ones(3, requires_grad=True)
+    out, grad = forward_backward(lambda v: v * 2, x)()
+    assert out.tolist() == [2, 2, 2] and not out.requires_grad and grad.shape == (3,)
+    assert twin(native.setting)() == "reference"
