@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -337,4 +338,7 @@ def _version(module: str) -> str | None:
     """The version of the package that a peer's module belongs to; None if the module does not load."""
     if optional(module) is None:
         return None
-    return str(getattr(importlib.import_module(module.split(".")[0]), "__version__", "unknown version"))
+    package = module.split(".")[0]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return str(getattr(importlib.import_module(package), "__version__", "unknown version"))

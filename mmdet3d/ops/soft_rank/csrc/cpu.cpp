@@ -1,0 +1,79 @@
+#include "pool.h"
+#include <algorithm>
+
+template <typename T>
+static void forward(int64_t rows, int64_t n, bool entropic, const void* values, double* pooled, int64_t* blocks, void* ranks,
+                    int threads) {
+#pragma omp parallel for num_threads(threads)
+  for (int64_t r = 0; r < rows; ++r)
+    pool(entropic, n, (const T*)values + r * n, pooled + r * n, blocks + r * n, (T*)ranks + r * n);
+}
+
+template <typename T>
+static void backward(int64_t rows, int64_t n, bool entropic, const void* grad_out, const void* ranks, const int64_t* blocks,
+                     void* grad, int threads) {
+#pragma omp parallel for num_threads(threads)
+  for (int64_t r = 0; r < rows; ++r)
+    pool_backward(entropic, n, (const T*)grad_out + r * n, (const T*)ranks + r * n, blocks + r * n, (T*)grad + r * n);
+}
+
+// partial (rows, chunks, 5): sums of s, s s, t, t t, s t over a chunk. Both sides are taken less a value of their own (all
+// of the student less its first, each row of the teacher less its first), so that a large mean costs no digits.
+template <typename T>
+static void moments(int64_t rows, int64_t n, int64_t chunk, const void* student, const void* teacher, double* partial,
+                    int threads) {
+  const int64_t chunks = (n + chunk - 1) / chunk;
+  const T first_s = *(const T*)student;
+#pragma omp parallel for num_threads(threads)
+  for (int64_t i = 0; i < rows * chunks; ++i) {
+    const int64_t row = i / chunks, begin = i % chunks * chunk, end = std::min(n, begin + chunk);
+    const T *s = (const T*)student + row * n, *t = (const T*)teacher + row * n, first_t = t[0];
+    double sum_s = 0, sum_ss = 0, sum_t = 0, sum_tt = 0, sum_st = 0;
+#pragma omp simd reduction(+ : sum_s, sum_ss, sum_t, sum_tt, sum_st)
+    for (int64_t k = begin; k < end; ++k) {
+      const double a = (double)s[k] - (double)first_s, b = (double)t[k] - (double)first_t;
+      sum_s += a, sum_ss += a * a, sum_t += b, sum_tt += b * b, sum_st += a * b;
+    }
+    const double sums[5] = {sum_s, sum_ss, sum_t, sum_tt, sum_st};
+    std::copy(sums, sums + 5, partial + i * 5);
+  }
+}
+
+// grad = factors[0] * other - factors[1] * own + constants of the rows.
+template <typename T>
+static void blend(int64_t rows, int64_t n, const void* other, const void* own, const double* factors, const double* constants,
+                  void* grad, int threads) {
+  const double a = factors[0], b = factors[1];
+#pragma omp parallel num_threads(threads)
+  for (int64_t r = 0; r < rows; ++r) {
+    const T *x = (const T*)other + r * n, *y = (const T*)own + r * n;
+    T* out = (T*)grad + r * n;
+    const double constant = constants[r];
+#pragma omp for simd nowait
+    for (int64_t k = 0; k < n; ++k) out[k] = (T)(a * (double)x[k] - b * (double)y[k] + constant);
+  }
+}
+
+EXPORT int soft_rank_forward(int64_t dtype, int64_t rows, int64_t n, int64_t entropic, const void* values, double* pooled,
+                             int64_t* blocks, void* ranks, int threads, void*) {
+  (dtype ? forward<double> : forward<float>)(rows, n, entropic != 0, values, pooled, blocks, ranks, threads);
+  return 0;
+}
+
+EXPORT int soft_rank_gradient(int64_t dtype, int64_t rows, int64_t n, int64_t entropic, const void* grad_out,
+                              const void* ranks, const int64_t* blocks, void* grad, int threads, void*) {
+  (dtype ? backward<double> : backward<float>)(rows, n, entropic != 0, grad_out, ranks, blocks, grad, threads);
+  return 0;
+}
+
+EXPORT int spearman_moments(int64_t dtype, int64_t rows, int64_t n, int64_t chunk, const void* student, const void* teacher,
+                            double* partial, int threads, void*) {
+  (dtype ? moments<double> : moments<float>)(rows, n, chunk, student, teacher, partial, threads);
+  return 0;
+}
+
+EXPORT int spearman_blend(int64_t dtype, int64_t rows, int64_t n, const void* other, const void* own, const double* factors,
+                          const double* constants, void* grad, int threads, void*) {
+  (dtype ? blend<double> : blend<float>)(rows, n, other, own, factors, constants, grad, threads);
+  return 0;
+}
