@@ -2,5 +2,6 @@
 
 from mmdet3d.models.backbones.resnet import ResNet
 from mmdet3d.models.backbones.swin import SwinTransformer
+from mmdet3d.models.backbones.vitae import ViTAEv2
 
-__all__ = ["ResNet", "SwinTransformer"]
+__all__ = ["ResNet", "SwinTransformer", "ViTAEv2"]

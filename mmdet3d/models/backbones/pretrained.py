@@ -23,7 +23,7 @@ _TORCHVISION = {
     "resnet50": "resnet50-0676ba61.pth",
     "resnet101": "resnet101-63fe2227.pth",
 }
-_WRAPPERS = ("state_dict", "model")
+_WRAPPERS = ("state_dict_ema", "state_dict", "model")
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ def checkpoint_of(init_cfg: Mapping[str, Any] | None, owner: str) -> str | None:
 def read_weights(checkpoint: str, owner: str) -> dict[str, Tensor]:
     """Tensors by name from a `.pth` or `.safetensors` file.
 
-    A URL stands for the file of that name in `pretrained/`. Wrappers (`{"model": ...}`, `{"state_dict": ...}`) and the
-    prefixes `module.` and `backbone.` are taken off.
+    A URL stands for the file of that name in `pretrained/`. Wrappers (`{"model": ...}`, `{"state_dict": ...}`; averaged
+    weights in `state_dict_ema` come first) and the prefixes `module.` and `backbone.` are taken off.
 
     Raises:
         ValueError: the file is not there, or holds more than tensors; the message says what to do.

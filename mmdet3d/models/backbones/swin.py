@@ -15,32 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from mmdet3d.models.backbones.pretrained import checkpoint_of, load_weights, read_weights
 from mmdet3d.models.backbones.swin_weights import convert_original, fit_position_bias
+from mmdet3d.models.backbones.windows import from_windows, pad_to_multiple, to_windows
 from mmdet3d.models.layers import DropPath, freeze
 from mmdet3d.registry import MODELS
 
 __all__ = ["SwinTransformer"]
 
 _MASKED = -100.0
-
-
-def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Zero-pad (B, C, H, W) right and bottom until `multiple` divides H and W."""
-    height, width = x.shape[-2:]
-    return F.pad(x, (0, -width % multiple, 0, -height % multiple))
-
-
-def _to_windows(x: Tensor, size: int) -> Tensor:
-    """(B, h, w, C) to (B, K, M*M, C), windows and tokens row-major."""
-    b, h, w, c = x.shape
-    x = x.view(b, h // size, size, w // size, size, c).transpose(2, 3)
-    return x.reshape(b, -1, size * size, c)
-
-
-def _from_windows(windows: Tensor, size: int, h: int, w: int) -> Tensor:
-    """Inverse of `_to_windows`."""
-    b, _, _, c = windows.shape
-    x = windows.view(b, h // size, w // size, size, size, c).transpose(2, 3)
-    return x.reshape(b, h, w, c)
 
 
 def _shift_mask(h: int, w: int, size: int, shift: int, device: torch.device) -> Tensor:
@@ -51,7 +32,7 @@ def _shift_mask(h: int, w: int, size: int, shift: int, device: torch.device) -> 
         return (position >= length - size).long() + (position >= length - shift)
 
     regions = 3 * bands(h)[:, None] + bands(w)[None]
-    regions = _to_windows(regions[None, :, :, None], size)[0, :, :, 0]
+    regions = to_windows(regions[None, :, :, None], size)[0, :, :, 0]
     return (regions[:, :, None] != regions[:, None]).float() * _MASKED
 
 
@@ -105,7 +86,7 @@ class _ShiftedWindowAttention(nn.Module):
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
             mask = _shift_mask(padded_h, padded_w, self.size, self.shift, x.device)
-        x = _from_windows(self.w_msa(_to_windows(x, self.size), mask), self.size, padded_h, padded_w)
+        x = from_windows(self.w_msa(to_windows(x, self.size), mask), self.size, padded_h, padded_w)
         if self.shift:
             x = x.roll((self.shift, self.shift), (1, 2))
         return self.drop(x[:, :h, :w])
@@ -155,7 +136,7 @@ class _PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) to (B, ceil(h / 2), ceil(w / 2), 2C); odd sizes are zero-padded."""
         # pixel_unshuffle orders channels as c * 4 + row * 2 + column, the order of OpenMMLab's checkpoints
-        x = F.pixel_unshuffle(_pad_to_multiple(x.permute(0, 3, 1, 2), 2), 2)
+        x = F.pixel_unshuffle(pad_to_multiple(x.permute(0, 3, 1, 2), 2), 2)
         return self.reduction(self.norm(x.permute(0, 2, 3, 1)))
 
 
@@ -181,7 +162,7 @@ class _PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, h, w, C), h = ceil(H / patch_size)."""
-        return self.norm(self.projection(_pad_to_multiple(images, self.patch_size)).permute(0, 2, 3, 1))
+        return self.norm(self.projection(pad_to_multiple(images, self.patch_size)).permute(0, 2, 3, 1))
 
 
 @MODELS.register
