@@ -1,4 +1,4 @@
-"""Score a results file with a benchmark's official metrics."""
+"""Score results with a benchmark's official metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main(words: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(words)
     try:
         args.run(args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -31,6 +31,14 @@ def _parser() -> argparse.ArgumentParser:
     nuscenes.add_argument("--out", type=Path, help="folder for metrics_summary.json (default: beside the results)")
     nuscenes.add_argument("--tokens", type=Path, help="JSON list of sample tokens: score these only")
     nuscenes.set_defaults(run=_nuscenes)
+    kitti = benchmarks.add_parser("kitti", help="KITTI 3-D objects (AP_R40 and AP_R11: bbox, bev, 3d, aos)")
+    kitti.add_argument("detections", type=Path, help="folder of result files, one per frame (000001.txt)")
+    kitti.add_argument(
+        "--labels", type=Path, default=Path("data/KITTI3D/training/label_2"), help="folder of label files"
+    )
+    kitti.add_argument("--ids", type=Path, help="list of the frames to score (default: the 3,769 validation frames)")
+    kitti.add_argument("--out", type=Path, help="folder for metrics.json (default: beside the folder of detections)")
+    kitti.set_defaults(run=_kitti)
     return parser
 
 
@@ -42,6 +50,18 @@ def _nuscenes(args: argparse.Namespace) -> None:
     metrics = evaluate_submission(args.results, args.dataroot, args.version, args.split, out, tokens)
     print(format_metrics(metrics))
     print(f"\nmetrics written to {out / 'metrics_summary.json'}")
+
+
+def _kitti(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.kitti.files import read_ids, split_ids
+    from mmdet3d.evaluation.kitti import evaluate_folder, format_metrics, write_metrics
+
+    ids = read_ids(args.ids) if args.ids else split_ids("val")
+    metrics = evaluate_folder(args.detections, args.labels, ids)
+    path = (args.out or args.detections.parent) / "metrics.json"
+    write_metrics(metrics, path)
+    print(format_metrics(metrics))
+    print(f"\n{len(ids)} frames scored, metrics written to {path}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,190 @@
+"""KITTI object detection: the official average precision in the image, on the ground, in space, and of orientation.
+
+The rules are those of the benchmark's development kit (`evaluate_object_3d_offline`): which objects count at which
+difficulty, what is ignored, how detections are assigned, and at which 41 scores precision is sampled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mmdet3d.datasets.kitti.objects import NO_ORIENTATION, Objects, frame_files, read_labels, read_results
+from mmdet3d.evaluation.files import atomic_write
+from mmdet3d.evaluation.kitti_matching import SAMPLES, Candidates, Counts, best_by_score, count, thresholds
+from mmdet3d.evaluation.kitti_overlap import Pairs, pair_up
+
+__all__ = [
+    "CLASSES",
+    "DIFFICULTIES",
+    "LOOSE",
+    "METRICS",
+    "STRICT",
+    "evaluate",
+    "evaluate_folder",
+    "format_metrics",
+    "precision_curves",
+    "write_metrics",
+]
+
+CLASSES = ("Car", "Pedestrian", "Cyclist")
+METRICS = ("bbox", "bev", "3d", "aos")
+DIFFICULTIES = ("easy", "moderate", "hard")
+
+# Class -> IoU that a match must exceed, by metric. `STRICT` is the benchmark's; papers also quote `LOOSE`.
+STRICT = {name: dict.fromkeys(("bbox", "bev", "3d"), iou) for name, iou in zip(CLASSES, (0.7, 0.5, 0.5), strict=True)}
+LOOSE = {
+    name: {"bbox": STRICT[name]["bbox"], "bev": iou, "3d": iou}
+    for name, iou in zip(CLASSES, (0.5, 0.25, 0.25), strict=True)
+}
+
+_MIN_HEIGHT = (40, 25, 25)  # pixels, by difficulty
+_MAX_OCCLUSION = (0, 1, 2)
+_MAX_TRUNCATION = (0.15, 0.3, 0.5)
+_NEIGHBOURS = {"Car": "Van", "Pedestrian": "Person_sitting"}  # found or not, they do not count
+
+Metrics = dict[str, dict[str, dict[str, list[float]]]]
+
+
+def evaluate_folder(
+    detections: str | Path,
+    labels: str | Path,
+    ids: Sequence[str],
+    overlaps: Mapping[str, Mapping[str, float]] = STRICT,
+) -> Metrics:
+    """Score the result files `{detections}/{id}.txt` against the label files `{labels}/{id}.txt`; see `evaluate`.
+
+    Args:
+        ids: frames to score; every one needs both files, a frame without detections an empty one.
+
+    Raises:
+        FileNotFoundError: a folder or a file is missing.
+        ValueError: no frame, or a malformed line.
+    """
+    result_files, label_files = frame_files(detections, ids), frame_files(labels, ids)
+    return evaluate([read_labels(f) for f in label_files], [read_results(f) for f in result_files], overlaps)
+
+
+def evaluate(
+    labels: Sequence[Objects], results: Sequence[Objects], overlaps: Mapping[str, Mapping[str, float]] = STRICT
+) -> Metrics:
+    """Average precision of the detections `results[i]` of frame i, of which `labels[i]` is the truth.
+
+    Returns:
+        `{class: {metric: {"R40": [easy, moderate, hard], "R11": [...]}}}` in percent, for `METRICS`: average precision
+        `bbox`, `bev`, `3d`, and `aos` for orientation (a detection with alpha -10 has none, so it adds nothing). 0
+        where there is nothing to find.
+
+    Raises:
+        ValueError: no frame, or different numbers of frames.
+    """
+    curves = precision_curves(labels, results, overlaps)
+    return {
+        name: {
+            metric: {"R40": _percent(samples[:, 1:]), "R11": _percent(samples[:, ::4])}
+            for metric, samples in metrics.items()
+        }
+        for name, metrics in curves.items()
+    }
+
+
+def precision_curves(
+    labels: Sequence[Objects], results: Sequence[Objects], overlaps: Mapping[str, Mapping[str, float]] = STRICT
+) -> dict[str, dict[str, np.ndarray]]:
+    """Precision at recall 0, 1/40, ..., 1, made monotone: `{class: {metric: (3 difficulties, 41)}}`, 0 to 1."""
+    if len(labels) != len(results) or not labels:
+        raise ValueError(f"as many frames of labels as of results are needed, got {len(labels)} and {len(results)}")
+    pairs = pair_up(labels, results)
+    curves: dict[str, dict[str, np.ndarray]] = {}
+    for name in CLASSES:
+        curves[name] = {metric: np.zeros((len(DIFFICULTIES), SAMPLES)) for metric in METRICS}
+        for level in range(len(DIFFICULTIES)):
+            for metric, minimum in overlaps[name].items():
+                precision, similarity = _curves(_candidates(pairs, name, level, metric, minimum))
+                curves[name][metric][level] = precision
+                if metric == "bbox":
+                    curves[name]["aos"][level] = similarity
+    return curves
+
+
+def _percent(samples: np.ndarray) -> list[float]:
+    return (100 * samples.mean(1)).tolist()
+
+
+# -- which objects and detections count -----------------------------------------------------------------------------
+
+
+def _candidates(pairs: Pairs, name: str, level: int, metric: str, minimum: float) -> Candidates:
+    labels, results = pairs.labels, pairs.results
+    of_class = labels.names == name
+    hard = (
+        (labels.occluded > _MAX_OCCLUSION[level])
+        | (labels.truncated > _MAX_TRUNCATION[level])
+        | (_heights(labels) <= _MIN_HEIGHT[level])
+    )
+    label_matters = of_class | (labels.names == _NEIGHBOURS.get(name))
+    small = np.abs(_heights(results)) < _MIN_HEIGHT[level]
+    result_matters = small | (results.names == name)  # small ones of any class, as the official program has it
+
+    overlap = pairs.overlaps[metric]
+    kept = np.flatnonzero((overlap > minimum) & label_matters[pairs.label] & result_matters[pairs.result])
+    label, result = pairs.label[kept], pairs.result[kept]
+    similarity = (1 + np.cos(labels.alpha[label] - results.alpha[result])) / 2
+    return Candidates(
+        label=label,
+        result=result,
+        overlap=overlap[kept],
+        frames=pairs.frames,
+        label_counts=of_class & ~hard,
+        result_counts=(results.names == name) & ~small,
+        scores=results.scores,
+        similarity=np.where(results.alpha[result] == NO_ORIENTATION, 0.0, similarity),
+        excused=pairs.unlabelled > minimum if metric == "bbox" else np.zeros(len(results), dtype=bool),
+    )
+
+
+def _heights(objects: Objects) -> np.ndarray:
+    return objects.boxes2d[:, 3] - objects.boxes2d[:, 1]
+
+
+def _curves(candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+    """(41,) precision and (41,) orientation similarity at the sampled recalls; 0 beyond the largest recall."""
+    precision, similarity = np.zeros(SAMPLES), np.zeros(SAMPLES)
+    if not len(candidates.label):
+        return precision, similarity
+    limits = thresholds(best_by_score(candidates), int(candidates.label_counts.sum()))
+    counts = count(candidates, limits)
+    precision[: len(limits)] = _of_detections(counts.true, counts)
+    similarity[: len(limits)] = _of_detections(counts.similarity, counts)
+    return _monotone(precision), _monotone(similarity)
+
+
+def _of_detections(part: np.ndarray, counts: Counts) -> np.ndarray:
+    return part / np.maximum(counts.true + counts.false, 1)
+
+
+def _monotone(samples: np.ndarray) -> np.ndarray:
+    return np.maximum.accumulate(samples[::-1])[::-1]
+
+
+# -- output ---------------------------------------------------------------------------------------------------------
+
+
+def write_metrics(metrics: Metrics, path: str | Path) -> None:
+    """Write what `evaluate` returns as JSON."""
+    with atomic_write(path) as file:
+        json.dump(metrics, file, indent=1)
+
+
+def format_metrics(metrics: Metrics, overlaps: Mapping[str, Mapping[str, float]] = STRICT) -> str:
+    """The familiar table: a block per class and kind of average precision, with easy, moderate, hard in percent."""
+    blocks = []
+    for name, values in metrics.items():
+        minima = ", ".join(f"{iou:.2f}" for iou in overlaps[name].values())
+        for kind in ("R40", "R11"):
+            rows = [f"{metric:<4} AP:{', '.join(f'{v:.4f}' for v in values[metric][kind])}" for metric in METRICS]
+            blocks.append("\n".join([f"{name} AP_{kind}@{minima}:", *rows]))
+    return "\n".join(blocks)
