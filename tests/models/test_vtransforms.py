@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet3d.models.vtransforms import AwareBEVDepth, AwareDBEVDepth, DepthLSSTransform, LSSTransform
 from mmdet3d.models.vtransforms.depth_map import DepthMap
-from mmdet3d.models.vtransforms.depth_net import DepthNet, FrustumRefinement, camera_vector, depth_targets
+from mmdet3d.models.vtransforms.depth_net import DepthNet, FrustumRefinement, camera_vector
+from mmdet3d.models.vtransforms.depth_supervision import depth_loss, depth_targets
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, BEVGrid, Calibration
 
@@ -546,6 +548,55 @@ def test_depth_loss_without_measurements_is_zero() -> None:
     loss = transform.depth_loss(depth, replace(batch, depths=torch.zeros_like(batch.depths)))
     loss.backward()
     assert loss.item() == 0 and depth.grad.count_nonzero() == 0
+
+
+def published_depths() -> Tensor:
+    """(2, 16, 24): the input of SimDistill's published depth labels."""
+    k = torch.arange(2 * 16 * 24)
+    return torch.where(k % 5 == 0, (k % 97) * 0.7, 0.0).view(2, 16, 24)
+
+
+def test_published_depth_labels_and_loss() -> None:
+    dbound = (1.0, 60.0, 0.5)
+    bins, valid = depth_targets(published_depths(), 8, dbound)
+    assert bins.where(valid, -1).flatten().tolist() == [2, 9, 23, -1, 6, 17, 0, 5, 14, 23, -1, 13]
+    predicted = torch.sin(0.017 * torch.arange(2 * 118 * 2 * 3).double()).view(2, 118, 2, 3).softmax(1)
+    assert 3 * depth_loss(predicted, published_depths(), 8, dbound).item() == pytest.approx(16.47163963, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["LSSTransform", "DepthLSSTransform"])
+def test_any_view_transform_can_supervise_its_depth(kind: str) -> None:
+    assert not tiny(kind, **KINDS[kind]).supervises_depth
+    transform, batch = tiny(kind, **KINDS[kind], depth_loss_factor=3.0), tiny_batch()
+    assert transform.supervises_depth and transform.stride == 8
+    _, depth = transform(tiny_features(), batch)
+    loss = transform.depth_loss(depth, batch)
+    assert loss.item() == pytest.approx(3 * depth_loss(depth, batch.depths.flatten(0, 1), 8, (1, 13, 1)).item())
+    loss.backward()
+    assert next(transform.depthnet.parameters()).grad.any()
+    with pytest.raises(ValueError, match=f"depth loss of {kind} needs `depths`"):
+        transform.depth_loss(depth, batch.without("depths"))
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_depth_is_paired_with_the_image_it_belongs_to(samples: int) -> None:
+    """Each image of each sample has a depth of its own; whoever swaps samples and cameras is far off."""
+    depths = (1.5 + torch.arange(2.0 * samples)).view(samples, 2, 1, 1).expand(samples, 2, 32, 64)
+    certain = F.one_hot(torch.arange(2 * samples), 12).float()[:, :, None, None].expand(-1, -1, 4, 8)
+    batch = Batch(["a", "b"][:samples], tiny_calibration(samples), depths=depths)
+    transform = tiny("LSSTransform", depth_loss_factor=1.0)
+    assert transform.depth_loss(certain, batch).item() == 0
+    if samples == 2:
+        assert transform.depth_loss(certain[[0, 2, 1, 3]], batch).item() > 10
+
+
+def test_impossible_depth_supervision_is_refused() -> None:
+    with pytest.raises(ValueError, match="depth_loss_factor of LSSTransform must not be negative, got -1"):
+        tiny("LSSTransform", depth_loss_factor=-1.0)
+    uneven = {"image_size": [32, 60], "feature_size": [4, 8]}
+    assert not tiny("LSSTransform", **uneven).supervises_depth
+    with pytest.raises(ValueError, match=r"LSSTransform needs image_size \[32, 60\] to be a multiple"):
+        tiny("LSSTransform", **uneven, depth_loss_factor=1.0)
 
 
 def test_depth_loss_names_depths_of_another_size() -> None:

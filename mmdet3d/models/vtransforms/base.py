@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdet3d.models.layers import conv_bn_relu
+from mmdet3d.models.vtransforms.depth_supervision import depth_loss
 from mmdet3d.ops.bev_pool import bev_pool
 from mmdet3d.structures import Batch, BEVGrid, Calibration
 
@@ -31,18 +32,17 @@ class BaseTransform(nn.Module, ABC):
         xbound, ybound, zbound: lower border, upper border, cell, in metres of the augmented LiDAR frame.
         dbound: nearest depth, farthest depth (excluded), bin, in metres along the optical axis.
         downsample: 1, or 2 for convolutions that halve the pooled map.
+        depth_loss_factor: weight of the supervision of depth by measurements, see `depth_loss`; 0 for none.
         pool_floor: drop points just below the lower borders. Published checkpoints were trained with them: their cells
             are truncated toward zero, so points up to one cell below a border count for the first cell.
 
     Attributes:
         grid: the raster of the result.
-        supervises_depth: whether there is a `depth_loss(depth, batch)`.
 
     Raises:
-        ValueError: bounds that do not hold a whole number of cells, or another downsample.
+        ValueError: bounds that do not hold a whole number of cells, another downsample, or supervised depth at features
+            that are no whole number of pixels apart.
     """
-
-    supervises_depth = False
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class BaseTransform(nn.Module, ABC):
         zbound: Sequence[float],
         dbound: Sequence[float],
         downsample: int = 1,
+        depth_loss_factor: float = 0.0,
         pool_floor: bool = False,
     ) -> None:
         super().__init__()
@@ -65,6 +66,8 @@ class BaseTransform(nn.Module, ABC):
         self.image_size = tuple(image_size)
         self.feature_size = tuple(feature_size)
         self.dbound = tuple(float(d) for d in dbound)
+        self.depth_loss_factor = depth_loss_factor
+        self._check_supervision()
         self.pool_floor = pool_floor
         self.lower = tuple(float(b[0]) for b in bounds.values())
         self.cell = tuple(float(b[2]) for b in bounds.values())
@@ -85,6 +88,26 @@ class BaseTransform(nn.Module, ABC):
         """D"""
         return self.frustum.shape[0]
 
+    @property
+    def stride(self) -> int:
+        """Pixels per feature.
+
+        Raises:
+            ValueError: no whole number, or not the same along both axes.
+        """
+        (height, width), (h, w) = self.image_size, self.feature_size
+        stride = height // h
+        if (h * stride, w * stride) != (height, width):
+            raise ValueError(
+                f"{type(self).__name__} needs image_size {[height, width]} to be a multiple of feature_size {[h, w]}"
+            )
+        return stride
+
+    @property
+    def supervises_depth(self) -> bool:
+        """Whether `depth_loss` is part of the training."""
+        return self.depth_loss_factor > 0
+
     def forward(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Image features to bird's-eye view.
 
@@ -103,6 +126,28 @@ class BaseTransform(nn.Module, ABC):
             depth, context = self.lift(features.flatten(0, 1).float(), batch)
             bev = self.splat(depth, context, self.geometry(batch.calibration))
         return self.downsample(bev), depth
+
+    def depth_loss(self, depth: Tensor, batch: Batch) -> Tensor:
+        """How far the depth distribution is from the measured depths, see `depth_supervision.depth_loss`.
+
+        Args:
+            depth: (B*N, D, h, w) as returned by the forward pass.
+            batch: with `depths` (B, N, H, W), metres.
+
+        Returns:
+            Scalar, `depth_loss_factor` included.
+
+        Raises:
+            ValueError: no depths in the batch, or of another size than the images.
+        """
+        name = type(self).__name__
+        measured = batch.require("depths", f"the depth loss of {name}").flatten(0, 1)
+        if tuple(measured.shape[-2:]) != self.image_size:
+            raise ValueError(
+                f"{name} was built with image_size {list(self.image_size)} and is given depths of size "
+                f"{list(measured.shape[-2:])}; both must be the network's image size"
+            )
+        return self.depth_loss_factor * depth_loss(depth, measured, self.stride, self.dbound)
 
     @abstractmethod
     def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -149,6 +194,14 @@ class BaseTransform(nn.Module, ABC):
                 f"{name} is given features of (samples, cameras) {tuple(features.shape[:2])}, "
                 f"but calibration of {tuple(calibration.camera2lidar.shape[:2])}"
             )
+
+    def _check_supervision(self) -> None:
+        if self.depth_loss_factor < 0:
+            raise ValueError(
+                f"depth_loss_factor of {type(self).__name__} must not be negative, got {self.depth_loss_factor}"
+            )
+        if self.supervises_depth:
+            _ = self.stride  # raises unless features are whole pixels apart
 
     def _build_downsample(self) -> nn.Module:
         """The layers between pooled map and result."""

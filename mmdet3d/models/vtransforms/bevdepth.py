@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet3d.models.layers import conv_bn_relu
 from mmdet3d.models.vtransforms.base import BaseTransform
 from mmdet3d.models.vtransforms.depth_map import DepthMap
-from mmdet3d.models.vtransforms.depth_net import DepthNet, FrustumRefinement, camera_vector, depth_targets
+from mmdet3d.models.vtransforms.depth_net import DepthNet, FrustumRefinement, camera_vector
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
 
@@ -28,7 +27,6 @@ class AwareBEVDepth(BaseTransform):
         bevdepth_downsample: stride of the features in the image; None takes image_size / feature_size.
         bevdepth_refine: convolve the lifted features over depth and image column before pooling. This forms the lifted
             tensor, which costs memory.
-        depth_loss_factor: weight of the depth loss.
         mid_channels: width of the depth network; None takes the channels of its input.
         others: see `BaseTransform`.
 
@@ -36,7 +34,6 @@ class AwareBEVDepth(BaseTransform):
         ValueError: `bevdepth_downsample` contradicts image_size and feature_size.
     """
 
-    supervises_depth = True
     measured_channels = 0
 
     def __init__(
@@ -66,10 +63,15 @@ class AwareBEVDepth(BaseTransform):
             zbound,
             dbound,
             downsample=downsample,
+            depth_loss_factor=depth_loss_factor,
             pool_floor=pool_floor,
         )
-        self.stride = self._stride(bevdepth_downsample)
-        self.depth_loss_factor = depth_loss_factor
+        if bevdepth_downsample not in (None, self.stride):
+            raise ValueError(
+                f"{type(self).__name__}: bevdepth_downsample {bevdepth_downsample} contradicts image_size "
+                f"{list(self.image_size)} and feature_size {list(self.feature_size)}; set it to {self.stride} or leave "
+                "it out"
+            )
         channels = in_channels + self.measured_channels
         self.depthnet = DepthNet(channels, mid_channels or channels, out_channels, self.depth_bins)
         self.refinement = FrustumRefinement(out_channels) if bevdepth_refine else None
@@ -83,47 +85,6 @@ class AwareBEVDepth(BaseTransform):
         lifted = self.refinement(depth[:, None] * context[:, :, None]).flatten(2, 3)
         # The depth weights are in `lifted` already: pool it as one bin of D * h rows that all weigh 1.
         return super().splat(torch.ones_like(lifted[:, :1]), lifted, geometry.flatten(2, 3)[:, :, None])
-
-    def depth_loss(self, depth: Tensor, batch: Batch) -> Tensor:
-        """Binary cross-entropy of the depth distribution where depth was measured (BEVDepth), in float32.
-
-        Args:
-            depth: (B*N, D, h, w) as returned by the forward pass.
-            batch: with `depths` (B, N, H, W), metres.
-
-        Returns:
-            Scalar: `depth_loss_factor` times the sum over bins, averaged over those pixels; 0 if there are none.
-
-        Raises:
-            ValueError: no depths in the batch, or of another size than the images.
-        """
-        name = type(self).__name__
-        measured = batch.require("depths", f"the depth loss of {name}").flatten(0, 1)
-        if tuple(measured.shape[-2:]) != self.image_size:
-            raise ValueError(
-                f"{name} was built with image_size {list(self.image_size)} and is given depths of size "
-                f"{list(measured.shape[-2:])}; both must be the network's image size"
-            )
-        bins, valid = depth_targets(measured, self.stride, self.dbound)
-        with torch.autocast(depth.device.type, enabled=False):
-            predicted = depth.float().permute(0, 2, 3, 1)[valid]
-            target = F.one_hot(bins[valid], self.depth_bins).float()
-            loss = F.binary_cross_entropy(predicted, target, reduction="sum")
-            return self.depth_loss_factor * loss / valid.sum().clamp(min=1)
-
-    def _stride(self, given: int | None) -> int:
-        """The whole number of pixels per feature, which `given` must equal if it is not None."""
-        name = type(self).__name__
-        (height, width), (h, w) = self.image_size, self.feature_size
-        stride = height // h
-        if (h * stride, w * stride) != (height, width):
-            raise ValueError(f"{name} needs image_size {[height, width]} to be a multiple of feature_size {[h, w]}")
-        if given not in (None, stride):
-            raise ValueError(
-                f"{name}: bevdepth_downsample {given} contradicts image_size {[height, width]} and feature_size "
-                f"{[h, w]}; set it to {stride} or leave it out"
-            )
-        return stride
 
 
 @MODELS.register

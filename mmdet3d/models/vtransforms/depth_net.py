@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet3d.models.layers import conv_bn_relu
 from mmdet3d.structures import Calibration
 
-__all__ = ["CAMERA_VALUES", "DepthNet", "FrustumRefinement", "camera_vector", "depth_targets"]
+__all__ = ["CAMERA_VALUES", "DepthNet", "FrustumRefinement", "camera_vector"]
 
 CAMERA_VALUES = 27
 _DILATIONS = (1, 6, 12, 18)
@@ -168,22 +167,3 @@ class FrustumRefinement(nn.Module):
         rows = self.reduce_conv(rows)
         rows = self.out_conv(self.conv(rows) + rows)
         return rows.view(p, h, c, w, d).permute(0, 2, 4, 1, 3)
-
-
-def depth_targets(depths: Tensor, stride: int, dbound: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
-    """Depth bin of each feature pixel from measured depth, the nearest measurement of its block.
-
-    Args:
-        depths: (P, H, W) metres, 0 where nothing was measured.
-        stride: side of a block, pixels.
-        dbound: nearest, farthest, bin, metres.
-
-    Returns:
-        Bin (P, h, w) int64, and (P, h, w) bool: whether the block has a measurement within the bounds.
-    """
-    measured = depths.float().masked_fill(depths <= 0, torch.inf)
-    nearest = -F.max_pool2d(-measured[:, None], stride)[:, 0]
-    near, far, step = dbound
-    position = (nearest - near) / step
-    valid = (position >= 0) & (position < round((far - near) / step))
-    return position.where(valid, 0).long(), valid
