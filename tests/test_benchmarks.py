@@ -7,9 +7,11 @@ import json
 import pytest
 import torch
 
-from benchmarks import ops
+from benchmarks import ops, train_step
 from benchmarks.cases import feature_decorator
 from benchmarks.framework import Budget, Case, forward_backward, peak_memory, run_case, twin
+from mmdet3d.config import load_config
+from mmdet3d.models import build_model
 from mmdet3d.ops import native
 
 CPU = torch.device("cpu")
@@ -68,3 +70,31 @@ def test_helpers():
     out, grad = forward_backward(lambda v: v * 2, x)()
     assert out.tolist() == [2, 2, 2] and not out.requires_grad and grad.shape == (3,)
     assert twin(native.setting)() == "reference"
+
+
+def test_shares_of_a_step_add_up():
+    runs = [
+        {"encoder": 1.0, "teacher/encoder": 0.5, "loss": 2.0, "backward": 3.0, "optimizer": 1.0},
+        {"encoder": 1.0, "teacher/encoder": 0.5, "loss": 2.0, "backward": 3.0, "optimizer": 1.0},
+    ]
+    shares = train_step._shares(runs)
+    assert shares == pytest.approx(
+        {"encoder": 1 / 6, "teacher/encoder": 0.5 / 6, "losses": 0.5 / 6, "backward": 0.5, "optimizer": 1 / 6}
+    )
+
+
+@pytest.mark.slow
+def test_training_step_report(tmp_path, capsys):
+    """The command on a small distiller: three models, every stage of each, and what distilling costs."""
+    out = tmp_path / "step.json"
+    train_step.main(["--config", "synthetic/crkd/small.yaml", "--runs", "1", "--out", str(out)])
+    report = json.loads(out.read_text())
+    assert list(report["models"]) == ["teacher", "student", "distiller"]
+    for row in report["models"].values():
+        assert row["samples_per_s"] > 0 and row["step"]["runs"] == 1
+        assert sum(row["parts"].values()) == pytest.approx(1, abs=1e-6)
+    student = build_model(load_config("synthetic/crkd/small.yaml").model).student
+    assert {"losses", "backward", "optimizer", "fuser", "heads.object"} <= set(report["models"]["student"]["parts"])
+    assert len(report["models"]["distiller"]["parts"]) > len(report["models"]["student"]["parts"])
+    assert report["models"]["student"]["parameters"] == sum(p.numel() for p in student.parameters())
+    assert "Distilling costs" in capsys.readouterr().out
