@@ -3,6 +3,7 @@
 from mmdet3d.structures.boxes import Boxes3D, limit_period, rotate_z
 from mmdet3d.structures.calibration import Calibration, project
 from mmdet3d.structures.grid import BEVGrid
+from mmdet3d.structures.image_objects import ImageObjects
 from mmdet3d.structures.sample import Batch, Detections3D, Sample
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Boxes3D",
     "Calibration",
     "Detections3D",
+    "ImageObjects",
     "Sample",
     "limit_period",
     "project",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -11,8 +11,11 @@ from torch import Tensor
 
 from mmdet3d.structures.boxes import Boxes3D
 from mmdet3d.structures.calibration import Calibration
+from mmdet3d.structures.image_objects import ImageObjects
 
 __all__ = ["Batch", "Detections3D", "Sample"]
+
+_MOVABLE = (Tensor, Boxes3D, Calibration, ImageObjects)
 
 
 @dataclass
@@ -28,6 +31,7 @@ class Sample:
         boxes: ground truth, augmented LiDAR frame.
         labels: (M,) int64, index into the class list.
         depths: (N, H, W) float, metres, 0 where no LiDAR point falls.
+        objects: ground truth of the image, for detectors that look through one camera.
         meta: anything small that a user may want to see (paths, timestamp, image size).
     """
 
@@ -39,6 +43,7 @@ class Sample:
     boxes: Boxes3D | None = None
     labels: Tensor | None = None
     depths: Tensor | None = None
+    objects: ImageObjects | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
 
@@ -54,6 +59,7 @@ class Batch:
     boxes: list[Boxes3D] | None = None
     labels: list[Tensor] | None = None
     depths: Tensor | None = None
+    objects: list[ImageObjects] | None = None
     metas: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -81,6 +87,7 @@ class Batch:
             boxes=column("boxes"),
             labels=column("labels"),
             depths=stacked("depths"),
+            objects=column("objects"),
             metas=[s.meta for s in samples],
         )
 
@@ -95,9 +102,9 @@ class Batch:
         """The same batch on another device."""
 
         def move(value: Any) -> Any:
-            if isinstance(value, (Tensor, Boxes3D, Calibration)):
+            if isinstance(value, _MOVABLE):
                 return value.to(device, non_blocking=non_blocking)
-            if isinstance(value, list) and value and isinstance(value[0], (Tensor, Boxes3D)):
+            if isinstance(value, list) and value and isinstance(value[0], _MOVABLE):
                 return [move(v) for v in value]
             return value
 
@@ -122,20 +129,29 @@ class Detections3D:
     """Detections of one sample.
 
     Args:
-        boxes: LiDAR frame of the sample, augmentation not undone (evaluation pipelines do not augment).
+        boxes: LiDAR frame of the sample, augmentation not undone (evaluation pipelines do not augment). Detectors that
+            look through one camera: its level frame, see `interop.boxes.boxes_from_kitti`.
         scores: (N,) in [0, 1].
         labels: (N,) int64, index into the class list.
+        boxes2d: (N, 4) x1, y1, x2, y2 in pixels of the raw image, from detectors that predict them.
+        alphas: (N,) observation angles in radians, from detectors that predict them.
     """
 
     boxes: Boxes3D
     scores: Tensor
     labels: Tensor
+    boxes2d: Tensor | None = None
+    alphas: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, index: Tensor) -> Detections3D:
-        return Detections3D(self.boxes[index], self.scores[index], self.labels[index])
+        return self._each(lambda value: value[index])
 
     def to(self, device: torch.device | str) -> Detections3D:
-        return Detections3D(self.boxes.to(device), self.scores.to(device), self.labels.to(device))
+        return self._each(lambda value: value.to(device))
+
+    def _each(self, function: Callable[[Any], Any]) -> Detections3D:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Detections3D(**{name: None if v is None else function(v) for name, v in values.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdet3d.structures import Batch, BEVGrid, Boxes3D, Calibration, Sample, limit_period, project
+from mmdet3d.structures import (
+    Batch,
+    BEVGrid,
+    Boxes3D,
+    Calibration,
+    Detections3D,
+    ImageObjects,
+    Sample,
+    limit_period,
+    project,
+)
 
 BOX = torch.tensor([[10.0, 5.0, -1.0, 4.0, 2.0, 1.5, 0.3, 3.0, 1.0]], dtype=torch.float64)
 
@@ -131,3 +142,39 @@ def test_require_names_the_user() -> None:
     batch = Batch.collate([Sample("a", make_calibration())])
     with pytest.raises(ValueError, match="DepthLSSTransform needs `points`"):
         batch.require("points", "DepthLSSTransform")
+
+
+def image_objects() -> ImageObjects:
+    rng = torch.Generator().manual_seed(0)
+    values = {name: torch.rand(3, generator=rng) for name in ("yaws", "alphas")}
+    columns = {"boxes2d": 4, "sizes": 3, "centers": 3}
+    values |= {name: torch.rand(3, width, generator=rng) for name, width in columns.items()}
+    return ImageObjects(labels=torch.tensor([1, 0, 2]), regressed=torch.tensor([True, False, True]), **values)
+
+
+def test_image_objects_flip_twice_is_nothing() -> None:
+    objects = image_objects()
+    once, twice = objects.flip(10.0), objects.flip(10.0).flip(10.0)
+    for field in dataclasses.fields(objects):
+        torch.testing.assert_close(getattr(twice, field.name), getattr(objects, field.name))
+    torch.testing.assert_close(once.boxes2d[:, 0] + objects.boxes2d[:, 2], torch.full((3,), 10.0))
+    torch.testing.assert_close(once.yaws, torch.pi - objects.yaws)
+
+
+def test_image_objects_travel_in_a_batch() -> None:
+    none = Calibration(*(torch.eye(4) for _ in range(7)))
+    batch = Batch.collate([Sample("a", none, objects=image_objects()), Sample("b", none, objects=ImageObjects.empty())])
+    moved = batch.to("meta")
+    assert [len(o) for o in moved.objects] == [3, 0]
+    assert moved.objects[0].boxes2d.device.type == "meta"
+    assert batch.objects[0][torch.tensor([True, False, False])].labels.tolist() == [1]
+    with pytest.raises(ValueError, match=r"sizes of ImageObjects must have shape \(3, 3\), got \(1, 3\)"):
+        dataclasses.replace(image_objects(), sizes=torch.zeros(1, 3))
+
+
+def test_detections_keep_what_they_know() -> None:
+    plain = Detections3D(Boxes3D(BOX.repeat(2, 1)), torch.tensor([0.1, 0.2]), torch.tensor([0, 1]))
+    assert plain[torch.tensor([1])].to("cpu").boxes2d is None
+    full = dataclasses.replace(plain, boxes2d=torch.arange(8.0).view(2, 4), alphas=torch.tensor([1.0, 2.0]))
+    assert full[torch.tensor([1])].to("cpu").boxes2d.tolist() == [[4, 5, 6, 7]]
+    assert full[torch.tensor([1])].alphas.tolist() == [2]
