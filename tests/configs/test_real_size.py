@@ -5,14 +5,13 @@ The distillers take a step on the real frame, in tests/real.
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
+from benchmarks.samples import random_sample
 from mmdet3d.config import load_config
 from mmdet3d.models import build_model
-from mmdet3d.structures import Batch, Boxes3D, Calibration, Sample
+from mmdet3d.structures import Batch
 
 pytestmark = pytest.mark.slow
 
@@ -31,55 +30,10 @@ DETECTORS = [
 ]
 
 
-def ring_of_cameras() -> tuple[torch.Tensor, torch.Tensor]:
-    """camera2lidar and intrinsics (6, 4, 4) of cameras that look outward every 60 degrees."""
-    poses, intrinsics = [], []
-    for k in range(6):
-        a = math.pi / 2 + k * math.pi / 3
-        pose = torch.eye(4)
-        pose[:3, :3] = torch.tensor(
-            [[math.sin(a), 0.0, math.cos(a)], [-math.cos(a), 0.0, math.sin(a)], [0.0, -1.0, 0.0]]
-        )
-        pose[2, 3] = -0.3
-        poses.append(pose)
-        matrix = torch.eye(4)
-        matrix[0, 0] = matrix[1, 1] = 1266.0
-        matrix[0, 2], matrix[1, 2] = 816.0, 491.0
-        intrinsics.append(matrix)
-    return torch.stack(poses), torch.stack(intrinsics)
-
-
 @pytest.fixture(scope="module")
 def batch() -> Batch:
     """One sample of random values: 6 images, 30,000 LiDAR and 700 radar points, 30 boxes."""
-    generator = torch.Generator().manual_seed(0)
-
-    def spread(count: int, width: int) -> torch.Tensor:
-        values = torch.rand(count, width, generator=generator)
-        values[:, :2] = (values[:, :2] - 0.5) * 100
-        values[:, 2] = values[:, 2] * 4 - 3
-        return values
-
-    boxes = torch.cat([spread(30, 3), torch.rand(30, 6, generator=generator)], dim=1)
-    boxes[:, 3:6] = boxes[:, 3:6] * 3 + 1
-    boxes[:, 6] = boxes[:, 6] * 6.2 - 3.1
-    camera2lidar, intrinsics = ring_of_cameras()
-    image_aug = torch.diag(torch.tensor([0.48, 0.48, 1.0, 1.0])).repeat(6, 1, 1)
-    image_aug[:, 0, 3], image_aug[:, 1, 3] = -32.0, -176.0
-    depths = torch.rand(6, 256, 704, generator=generator) * 58 + 1
-    sample = Sample(
-        token="random",
-        calibration=Calibration(
-            torch.eye(4), torch.eye(4), camera2lidar, camera2lidar.clone(), intrinsics, image_aug, torch.eye(4)
-        ),
-        images=torch.randn(6, 3, 256, 704, generator=generator),
-        points=spread(30_000, 5),
-        radar=spread(700, 45),
-        boxes=Boxes3D(boxes),
-        labels=torch.randint(0, 10, (30,), generator=generator),
-        depths=depths * (torch.rand(6, 256, 704, generator=generator) < 0.02),
-    )
-    return Batch.collate([sample])
+    return Batch.collate([random_sample()])
 
 
 def step(model: torch.nn.Module, batch: Batch) -> dict[str, float]:
