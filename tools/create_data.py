@@ -1,4 +1,7 @@
-"""Prepare a data set: `nuscenes` writes info files and a database of objects, `synthetic` writes a procedural world."""
+"""Prepare a data set.
+
+`nuscenes` writes info files and a database of objects, `depth` depth labels as files, `synthetic` a procedural world.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="dataset", required=True)
     _add_nuscenes(commands)
+    _add_depth(commands)
     _add_synthetic(commands)
     return parser.parse_args(arguments)
 
@@ -55,6 +59,26 @@ def _nuscenes(args: argparse.Namespace) -> None:
         args.max_sweeps,
         args.allow_missing,
     )
+
+
+def _add_depth(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "depth",
+        help="depth labels of the key-frame images as files (GTDepth in a pipeline needs none)",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--root-path", default="./data/nuscenes", help="dataset root")
+    command.add_argument("--out-dir", default=None, help="where depth_gt/ goes; the dataset root if not given")
+    command.add_argument("--version", default="v1.0", help="v1.0 (trainval), v1.0-mini or v1.0-synthetic")
+    command.add_argument("--workers", type=int, default=4)
+    command.add_argument("--allow-missing", action="store_true", help="use what exists of an incomplete data set")
+    command.set_defaults(run=_depth)
+
+
+def _depth(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.nuscenes.depth_files import create_depth
+
+    create_depth(args.root_path, args.version, args.out_dir, args.workers, args.allow_missing)
 
 
 def _add_synthetic(commands: argparse._SubParsersAction) -> None:

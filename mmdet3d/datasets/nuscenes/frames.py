@@ -46,13 +46,17 @@ class FrameReader:
         max_sweeps: LiDAR history per frame.
         allow_missing: leave out sensors and sweeps whose file is absent instead of raising FileNotFoundError.
         annotated: read boxes (false for the test split).
+        radar: read radar sweeps.
     """
 
-    def __init__(self, tables: NuScenes, max_sweeps: int, allow_missing: bool, annotated: bool) -> None:
+    def __init__(
+        self, tables: NuScenes, max_sweeps: int, allow_missing: bool, annotated: bool, radar: bool = True
+    ) -> None:
         self.tables = tables
         self.max_sweeps = max_sweeps
         self.allow_missing = allow_missing
         self.annotated = annotated
+        self.radar = radar
         self.missing: set[str] = set()
         self._pose = functools.lru_cache(maxsize=4096)(self._read_pose)
         # A sweep belongs to the history of about ten frames.
@@ -85,7 +89,7 @@ class FrameReader:
             ego2global=ego2global,
             sweeps=self._history(key, sample, global2lidar, self.max_sweeps + 1)[1:],
             cameras=self._cameras(sample, global2lidar),
-            radars=self._radars(sample, global2lidar),
+            radars=self._radars(sample, global2lidar) if self.radar else {},
             scene_token=sample["scene_token"],
             prev_token=sample["prev"],
             next_token=sample["next"],

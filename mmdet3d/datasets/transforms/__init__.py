@@ -2,7 +2,7 @@
 
 from mmdet3d.datasets.transforms.augment import GlobalRotScaleTrans, ImageAug3D, PointShuffle, RandomFlip3D
 from mmdet3d.datasets.transforms.compose import Compose, empty_sample
-from mmdet3d.datasets.transforms.depth import GTDepth
+from mmdet3d.datasets.transforms.depth import GTDepth, LoadDepthFromFiles
 from mmdet3d.datasets.transforms.filters import ObjectNameFilter, ObjectRangeFilter, PointsRangeFilter
 from mmdet3d.datasets.transforms.images import GridMask, ImageNormalize, LoadMultiViewImageFromFiles
 from mmdet3d.datasets.transforms.lidar import LoadPointsFromFile, LoadPointsFromMultiSweeps, read_points
@@ -18,6 +18,7 @@ __all__ = [
     "ImageAug3D",
     "ImageNormalize",
     "LoadAnnotations3D",
+    "LoadDepthFromFiles",
     "LoadMultiViewImageFromFiles",
     "LoadPointsFromFile",
     "LoadPointsFromMultiSweeps",

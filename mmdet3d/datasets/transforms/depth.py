@@ -1,7 +1,10 @@
-"""Depth labels from LiDAR."""
+"""Depth labels: from the LiDAR points of the sample, or from files of projected points."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,8 +13,9 @@ from mmdet3d.datasets.transforms.loading import need
 from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Boxes3D, Sample, project
 
-__all__ = ["GTDepth", "rasterise_depth"]
+__all__ = ["DEPTH_FOLDER", "GTDepth", "LoadDepthFromFiles", "draw_depth", "rasterise_depth", "read_depth"]
 
+DEPTH_FOLDER = "depth_gt"
 _MIN_DEPTH = 1e-5
 # Points of a pasted object may lie on its faces; the margin catches them.
 _PASTE_MARGIN = 0.02
@@ -29,14 +33,52 @@ def rasterise_depth(points: Tensor, lidar2image: Tensor, image_aug: Tensor, size
     Returns:
         (H, W) depth along the optical axis in metres; 0 where no point in front of the camera falls.
     """
-    height, width = size
     pixels, depth = project(points, lidar2image, _MIN_DEPTH)
+    return draw_depth(pixels, depth, image_aug, size)
+
+
+def draw_depth(pixels: Tensor, depth: Tensor, image_aug: Tensor, size: tuple[int, int]) -> Tensor:
+    """The nearest depth in each pixel.
+
+    Args:
+        pixels: (P, 2), u and v in raw pixels.
+        depth: (P,) metres.
+        image_aug: (4, 4) raw to network pixels.
+        size: height and width in network pixels.
+
+    Returns:
+        (H, W) metres; 0 where no point of positive depth falls.
+    """
+    height, width = size
     u, v = (pixels @ image_aug[:2, :2].T + image_aug[:2, 3]).unbind(dim=1)
     seen = (depth > _MIN_DEPTH) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
     index = v[seen].long() * width + u[seen].long()
     canvas = depth.new_full((height * width,), torch.inf)
     canvas.scatter_reduce_(0, index, depth[seen], reduce="amin")
     return torch.where(canvas.isinf(), 0, canvas).view(height, width)
+
+
+def read_depth(path: Path) -> Tensor:
+    """(P, 3) float32 of a depth file: u and v in raw pixels, depth in metres.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, or a value that is not finite.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"depth file {path} does not exist; write such files with tools/create_data.py depth, or take GTDepth, "
+            "which needs none, in place of LoadDepthFromFiles"
+        ) from None
+    rows = np.frombuffer(content, dtype="<f4", count=len(content) // 12 * 3).reshape(-1, 3)
+    if len(content) % 12 or not np.isfinite(rows).all():
+        raise ValueError(
+            f"depth file {path} ({len(content)} bytes) must hold rows of three finite float32 (u, v, depth); it is "
+            "truncated or damaged, delete it and run tools/create_data.py depth again"
+        )
+    return torch.from_numpy(rows.copy())
 
 
 @TRANSFORMS.register
@@ -54,13 +96,10 @@ class GTDepth(Transform):
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
         points = need(sample, "points", self, "LoadPointsFromFile")
-        images = need(sample, "images", self, "ImageNormalize")
-        if not isinstance(images, Tensor):
-            raise ValueError("GTDepth needs the final image size; put ImageNormalize before it in the pipeline")
+        size = _image_size(sample, self)
         calibration = sample.calibration
         undo = torch.linalg.inv(calibration.lidar_aug.double())
         raw = self._raw_points(points, undo, sample.meta.get("pasted_boxes"))
-        size = tuple(images.shape[-2:])
         maps = [
             rasterise_depth(raw, lidar2image, image_aug, size)
             for lidar2image, image_aug in zip(calibration.lidar2image, calibration.image_aug, strict=True)
@@ -81,3 +120,38 @@ class GTDepth(Transform):
         grown = pasted.tensor.clone()
         grown[:, 3:6] += _PASTE_MARGIN
         return raw[~Boxes3D(grown).contains(raw).any(dim=0)]
+
+
+@TRANSFORMS.register
+class LoadDepthFromFiles(Transform):
+    """Sparse depth maps of all cameras at the network's image size, from one file of projected points per image.
+
+    The files, `{folder}/{name of the image file}.bin`, hold float32 rows (u, v, depth) in raw pixels and metres.
+    `tools/create_data.py depth` writes them; `GTDepth` gives the same without files.
+
+    Args:
+        folder: below the dataset root, or an absolute path.
+    """
+
+    def __init__(self, folder: str = DEPTH_FOLDER) -> None:
+        self.folder = folder
+
+    def __call__(self, sample: Sample, context: Context) -> Sample:
+        size = _image_size(sample, self)
+        maps = []
+        for camera, image_aug in zip(context.record.cameras.values(), sample.calibration.image_aug, strict=True):
+            points = read_depth(context.root / self.folder / f"{Path(camera.path).name}.bin")
+            maps.append(draw_depth(points[:, :2], points[:, 2], image_aug, size))
+        sample.depths = torch.stack(maps)
+        return sample
+
+
+def _image_size(sample: Sample, user: Transform) -> tuple[int, int]:
+    """Height and width of the network's images."""
+    images = need(sample, "images", user, "ImageNormalize")
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"{type(user).__name__} needs the final image size; put ImageNormalize before it in the pipeline"
+        )
+    height, width = images.shape[-2:]
+    return height, width

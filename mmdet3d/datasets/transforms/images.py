@@ -35,10 +35,23 @@ def read_image(path: Path) -> Image.Image:
 
 @TRANSFORMS.register
 class LoadMultiViewImageFromFiles(Transform):
-    """The images of all cameras, in the order of the calibration, as PIL images until `ImageNormalize`."""
+    """The images of all cameras, in the order of the calibration, as PIL images until `ImageNormalize`.
+
+    Raises:
+        ValueError: the calibration of a camera cannot belong to an image of that size.
+    """
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
-        sample.images = [read_image(context.root / camera.path) for camera in context.record.cameras.values()]
+        sample.images = []
+        for camera in context.record.cameras.values():
+            image = read_image(context.root / camera.path)
+            u, v = camera.intrinsics[:2, 2]
+            if not (0 <= u <= image.width and 0 <= v <= image.height):
+                raise ValueError(
+                    f"image file {camera.path} has {image.width} x {image.height} pixels, but its calibration puts the "
+                    f"principal point at ({u:.0f}, {v:.0f}); it belongs to an image of another size"
+                )
+            sample.images.append(image)
         sample.meta["image_sizes"] = [image.size for image in sample.images]
         return sample
 
