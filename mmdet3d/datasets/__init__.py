@@ -1,4 +1,4 @@
-"""Data sets: info files to samples."""
+"""Data sets: files to samples."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmdet3d.datasets.base import FrameDataset
+from mmdet3d.datasets.kitti.dataset import KittiDataset
 from mmdet3d.datasets.nuscenes import NuScenesDataset
 from mmdet3d.datasets.sampling import CBGSDataset
 from mmdet3d.registry import DATASETS
 
-__all__ = ["CBGSDataset", "FrameDataset", "NuScenesDataset", "build_dataset"]
+__all__ = ["CBGSDataset", "FrameDataset", "KittiDataset", "NuScenesDataset", "build_dataset"]
 
 
-def build_dataset(cfg: Mapping[str, Any], seed: int = 0, **fixed: Any) -> FrameDataset | CBGSDataset:
+def build_dataset(cfg: Mapping[str, Any], seed: int = 0, **fixed: Any) -> FrameDataset | CBGSDataset | KittiDataset:
     """The data set that a config block describes.
 
     Args:
-        cfg: `{type: NuScenesDataset, ...}`, or `{type: CBGSDataset, dataset: {...}}`.
+        cfg: `{type: NuScenesDataset, ...}`, `{type: KittiDataset, ...}`, or `{type: CBGSDataset, dataset: {...}}`.
         seed: for blocks that name none.
         fixed: keys that replace the block's (`test_mode=True` for validation); with CBGS those of the inner block.
 
     Raises:
         ValueError: an unknown type or key, or what the data set itself refuses.
-        FileNotFoundError: a missing info file.
+        FileNotFoundError: a missing info file or folder.
     """
     if isinstance(cfg.get("dataset"), Mapping):
         return DATASETS.build({**cfg, "dataset": {"seed": seed, **cfg["dataset"], **fixed}})
