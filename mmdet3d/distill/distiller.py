@@ -33,6 +33,7 @@ class _StudentSpec:
     checkpoint: str | None = None
     overrides: Mapping[str, Any] | None = None
     new_modules: Sequence[str] = ()
+    init_from_teacher: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Distiller(Trainable):
         teacher: `config` and `checkpoint` of a trained detector; `min_score`, the least value of the validation metric
             `metric` (default `object/map`) it must reach.
         student: `config` of the student; `overrides` of that config by dotted key; `checkpoint` to start from;
-            `new_modules`, prefixes of keys that this checkpoint need not hold.
+            `new_modules`, prefixes of keys that this checkpoint need not hold; `init_from_teacher`, names of modules
+            that start with the weights of the teacher's modules of these names.
         losses: by name, each `type`, `student` tap, `teacher` tap (or lists of taps), `weight` (default 1) and the
             arguments of its class. A loss that is null is off. Without any loss this is the control of an experiment:
             the same student and schedule, no distillation, and no teacher is needed.
@@ -80,7 +82,7 @@ class Distiller(Trainable):
         for name, cfg in losses.items():
             if cfg is not None:
                 self._terms[name], self.losses[name] = _build_loss(name, cfg)
-        self._teacher_spec = _spec(_TeacherSpec, teacher or {}, "model.teacher") if self._terms else None
+        self._teacher_spec = _spec(_TeacherSpec, teacher or {}, "model.teacher") if self._terms or teacher else None
         self._check_taps(self.student, "student")
 
     @property
@@ -98,20 +100,33 @@ class Distiller(Trainable):
         return self._frozen().model
 
     def init_weights(self) -> None:
-        """Start the student from its checkpoint, or without one from the pretrained parts that its config names.
+        """Start the student from its checkpoint; without one from the pretrained parts that its config names.
 
-        Not called for testing, nor when a run is resumed.
+        Modules of `init_from_teacher` then get the teacher's weights; with them, and without a checkpoint, pretrained
+        parts are not loaded. Not called for testing, nor when a run is resumed.
 
         Raises:
             FileNotFoundError: no such checkpoint.
-            ValueError: the checkpoint does not fit the student.
+            ValueError: a checkpoint does not fit the student, or one of the modules does not exist.
         """
         spec = self._student_spec
-        if spec.checkpoint is None:
-            self.student.init_weights()
-        else:
+        if spec.checkpoint is not None:
             _existing(spec.checkpoint, "model.student.checkpoint")
             load_weights(self.student, spec.checkpoint, allow_missing=tuple(spec.new_modules))
+        elif not spec.init_from_teacher:
+            self.student.init_weights()
+        for name in spec.init_from_teacher:
+            self._copy_from_teacher(name)
+
+    def _copy_from_teacher(self, name: str) -> None:
+        key = "model.student.init_from_teacher"
+        modules = dict(self.student.named_modules())
+        if name not in modules:
+            raise ValueError(f"{key}: the student has no module {name!r}{nearest(name, modules)}")
+        if self._teacher_spec is None:
+            raise ValueError(f"{key} names {name!r}, but there is no model.teacher to take it from")
+        _existing(self._teacher_spec.checkpoint, "model.teacher.checkpoint")
+        load_weights(modules[name], self._teacher_spec.checkpoint, prefix=f"{name}.")
 
     def setup_training(self, evaluate: Evaluate) -> None:
         """Build, load, check and freeze the teacher, if there is anything to distil.
@@ -127,7 +142,7 @@ class Distiller(Trainable):
                 teacher's score is below `min_score`.
         """
         wanted = self._teacher_spec
-        if wanted is None:
+        if wanted is None or not self._terms:
             return
         _existing(wanted.checkpoint, "model.teacher.checkpoint")
         teacher = Teacher.load(wanted.config, wanted.checkpoint)

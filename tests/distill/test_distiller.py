@@ -300,6 +300,34 @@ def test_student_without_checkpoint_starts_from_its_pretrained_parts(files):
     assert distiller.student.pretrained
 
 
+def test_student_starts_from_modules_of_the_teacher(files):
+    distiller = make(files, student={"checkpoint": None, "init_from_teacher": ["encoder", "heatmap"]})
+    box = distiller.student.box.weight.clone()
+    distiller.init_weights()
+    state = torch.load(files["teacher_weights"])["state_dict"]
+    for key in ("encoder.0.weight", "encoder.1.running_mean", "heatmap.bias"):
+        assert torch.equal(distiller.student.state_dict()[key], state[key])
+    assert torch.equal(distiller.student.box.weight, box) and not distiller.student.pretrained
+
+
+def test_teachers_modules_replace_those_of_the_students_checkpoint(files):
+    distiller = make(files, student={"init_from_teacher": ["heatmap"]})
+    distiller.init_weights()
+    states = {role: torch.load(files[f"{role}_weights"])["state_dict"] for role in ("teacher", "student")}
+    assert torch.equal(distiller.student.heatmap.weight, states["teacher"]["heatmap.weight"])
+    assert torch.equal(distiller.student.box.weight, states["student"]["box.weight"])
+
+
+def test_a_start_from_the_teacher_that_matches_nothing_is_refused(files):
+    with pytest.raises(ValueError, match=r"init_from_teacher: the student has no module 'encode', did you mean 'enc"):
+        make(files, student={"init_from_teacher": ["encode"]}).init_weights()
+    with pytest.raises(ValueError, match=r"teacher\.pth holds nothing below 'activation\.'"):
+        make(files, student={"init_from_teacher": ["activation"]}).init_weights()
+    with pytest.raises(ValueError, match=r"names 'heatmap', but there is no model\.teacher"):
+        student = {"config": files["student"], "init_from_teacher": ["heatmap"]}
+        Distiller(None, student, {}).init_weights()
+
+
 def test_resumed_weights_stay(files):
     """The engine resumes a run without `init_weights`, then sets up the teacher."""
     resumed = ready(files).state_dict()

@@ -1,17 +1,66 @@
-"""Mask-scaled feature distillation: imitate the teacher's features where objects are."""
+"""Feature distillation: imitate the teacher's bird's-eye view, everywhere or where objects are."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmdet3d.distill.losses.base import DistillLoss, full_precision
-from mmdet3d.distill.masks import enlarge, footprint_mask
+from mmdet3d.distill.masks import enlarge, footprint_mask, object_heat
 from mmdet3d.models.detectors.base import Detector
+from mmdet3d.models.layers import conv_bn_relu
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, Boxes3D
 
-__all__ = ["MaskedFeatureLoss", "masked_mse"]
+__all__ = ["FeatureLoss", "MaskedFeatureLoss", "masked_mse"]
+
+
+@MODELS.register
+class FeatureLoss(DistillLoss):
+    """Mean squared distance of two feature maps (SimDistill: intra-modal, cross-modal, fused-feature distillation).
+
+    Args:
+        object_mask: multiply both maps by `object_heat`, drawn as the student's head draws its targets. The mean is
+            still over all cells, so such a loss is small and wants a large weight.
+        projection: (student's channels, teacher's channels) of a learned 3x3 convolution with BatchNorm and ReLU in
+            front of the comparison; None compares the maps as they are. It is the loss's own: prediction does without.
+    """
+
+    def __init__(self, object_mask: bool = False, projection: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.object_mask = object_mask
+        self.projection = (
+            nn.Identity() if projection is None else nn.Sequential(*conv_bn_relu(*projection, 3, padding=1))
+        )
+
+    def bind(self, teacher: Detector, student: Detector) -> None:
+        self.grid = student.grid
+        if self.object_mask:
+            train_cfg = student.heads["object"].train_cfg
+            self._targets = {"overlap": train_cfg["gaussian_overlap"], "min_radius": train_cfg["min_radius"]}
+
+    @full_precision
+    def forward(self, student_value: Tensor, teacher_value: Tensor, batch: Batch) -> Tensor:
+        """(B, C, X, Y), after the projection both of the same shape.
+
+        Raises:
+            ValueError: maps of different shapes, or no ground truth for the mask.
+        """
+        student = self.projection(student_value)
+        if student.shape != teacher_value.shape:
+            raise ValueError(
+                f"FeatureLoss compares maps of shapes {tuple(student.shape)} and {tuple(teacher_value.shape)}; "
+                "give `projection: [student's channels, teacher's channels]` if only the channels differ"
+            )
+        if not self.object_mask:
+            return F.mse_loss(student, teacher_value)
+        boxes = batch.require("boxes", "FeatureLoss with an object mask")
+        labels = batch.require("labels", "FeatureLoss with an object mask")
+        heat = object_heat(boxes, labels, self.grid, **self._targets)[:, None].to(student)
+        return F.mse_loss(heat * student, heat * teacher_value)
 
 
 @MODELS.register

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdet3d.distill.losses.base import DistillLoss, full_precision
+from mmdet3d.models.losses import clamped_sigmoid
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
 
@@ -48,7 +49,7 @@ class ResponseLoss(DistillLoss):
         for i, (student, teacher, weight) in enumerate(
             zip(student_value, teacher_value, self.task_weights, strict=True)
         ):
-            p, q = _probability(student["heatmap"]), _probability(teacher["heatmap"])
+            p, q = clamped_sigmoid(student["heatmap"]), clamped_sigmoid(teacher["heatmap"])
             terms[f"heatmap/task{i}"] = weight * quality_focal_loss(p, q, self.beta)
             terms[f"bbox/task{i}"] = weight * soft_box_loss(_boxes(student), _boxes(teacher), q.sum(1))
         return terms
@@ -62,13 +63,13 @@ class ResponseLoss(DistillLoss):
             )
 
 
-def quality_focal_loss(p: Tensor, q: Tensor, beta: float = 2.0) -> Tensor:
-    """Sum of BCE(p, q) |p - q|^beta over the number of cells with q > 0.3 (at least 1), p and q probabilities.
+def quality_focal_loss(p: Tensor, q: Tensor, beta: float = 2.0, positive: float = 0.3) -> Tensor:
+    """Sum of BCE(p, q) |p - q|^beta over the number of cells with q > `positive` (at least 1), p and q probabilities.
 
     Source: Generalized Focal Loss, with the teacher's probability as quality.
     """
     loss = F.binary_cross_entropy(p, q, reduction="none") * (p - q).abs().pow(beta)
-    return loss.sum() / (q > 0.3).sum().clamp(min=1)
+    return loss.sum() / (q > positive).sum().clamp(min=1)
 
 
 def soft_box_loss(student: Tensor, teacher: Tensor, response: Tensor) -> Tensor:
@@ -86,10 +87,6 @@ def soft_box_loss(student: Tensor, teacher: Tensor, response: Tensor) -> Tensor:
     active = response > 0.1 - 0.01 * steps
     distance = F.smooth_l1_loss(student, teacher, reduction="none").sum(1)
     return 4 * (distance * response * active).sum() / active.sum()
-
-
-def _probability(logits: Tensor, margin: float = 1e-4) -> Tensor:
-    return logits.sigmoid().clamp(margin, 1 - margin)
 
 
 def _boxes(task: Mapping[str, Tensor]) -> Tensor:

@@ -175,12 +175,17 @@ class CenterHead(nn.Module):
         return self.loss_cls(clamped_sigmoid(logits.float()), target, avg_factor=peaks)
 
     def _box_loss(self, predicted: Mapping[str, Tensor], objects: Objects) -> Tensor:
-        x, y = objects.cells.unbind(1)
-        code = torch.cat([predicted[name][objects.samples, :, x, y] for name in REGRESSION], dim=1).float()
+        code = self.codes_at(predicted, objects).float()
         target = objects.codes.clone()
         target[:, :2] -= objects.cells
         weight = target.new_tensor(self.train_cfg["code_weights"]).expand_as(target)
         return self.loss_bbox(code, target, weight, avg_factor=len(objects) + 1e-4)
+
+    @staticmethod
+    def codes_at(predicted: Mapping[str, Tensor], objects: Objects) -> Tensor:
+        """The ten regressed numbers (N, 10) of one task at the cells of `objects`, in the order of `REGRESSION`."""
+        x, y = objects.cells.unbind(1)
+        return torch.cat([predicted[name][objects.samples, :, x, y] for name in REGRESSION], dim=1)
 
     @staticmethod
     def regression_map(predicted: Mapping[str, Tensor]) -> Tensor:
