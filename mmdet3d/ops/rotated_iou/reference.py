@@ -3,7 +3,8 @@
 In the frame of the second rectangle, which is then axis-aligned, the overlap is the integral over x in [-l/2, l/2] of
 the first rectangle's upper minus lower border, both clamped to [-w/2, w/2]. The borders are the four edges, straight
 lines, so every edge contributes a few trapezoids. Unlike collecting and sorting the vertices of the intersection, this
-is continuous in the boxes, so equal or touching boxes need no tolerance.
+is continuous in the boxes, so equal boxes need no tolerance; what may be a rounding error counts as no overlap, so
+touching boxes have exactly none.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mmdet3d.structures import rotate_z
 
-__all__ = ["paired_overlap", "rotated_iou", "rotated_iou_3d"]
+__all__ = ["paired_overlap", "paired_rotated_iou", "rotated_iou", "rotated_iou_3d"]
 
 _CHUNK = 1 << 18  # pairs clipped at once
 _TINY_AREA = 1e-8
@@ -21,7 +22,6 @@ _TINY_AREA = 1e-8
 
 def rotated_iou(first: Tensor, second: Tensor) -> Tensor:
     """See `mmdet3d.ops.rotated_iou.rotated_iou`."""
-    first, second = _wide(first), _wide(second)
     overlap = _overlaps(first, second)
     area_first, area_second = first[:, 2] * first[:, 3], second[:, 2] * second[:, 3]
     union = area_first[:, None] + area_second - overlap
@@ -30,13 +30,18 @@ def rotated_iou(first: Tensor, second: Tensor) -> Tensor:
 
 def rotated_iou_3d(first: Tensor, second: Tensor) -> Tensor:
     """See `mmdet3d.ops.rotated_iou.rotated_iou_3d`."""
-    first, second = _wide(first), _wide(second)
     ground = [0, 1, 3, 4, 6]
     top = torch.minimum((first[:, 2] + first[:, 5] / 2)[:, None], second[:, 2] + second[:, 5] / 2)
     bottom = torch.maximum((first[:, 2] - first[:, 5] / 2)[:, None], second[:, 2] - second[:, 5] / 2)
     overlap = _overlaps(first[:, ground], second[:, ground]) * (top - bottom).clamp(min=0)
     union = first[:, 3:6].prod(1)[:, None] + second[:, 3:6].prod(1) - overlap
     return overlap / union.clamp(min=_TINY_AREA)
+
+
+def paired_rotated_iou(first: Tensor, second: Tensor) -> Tensor:
+    """See `mmdet3d.ops.rotated_iou.paired_rotated_iou`."""
+    overlap = paired_overlap(first, second)
+    return overlap / (first[:, 2:4].prod(1) + second[:, 2:4].prod(1) - overlap).clamp(min=_TINY_AREA)
 
 
 def paired_overlap(first: Tensor, second: Tensor) -> Tensor:
@@ -46,7 +51,9 @@ def paired_overlap(first: Tensor, second: Tensor) -> Tensor:
     half_length, half_width = (second[:, None, 2:4] / 2).unbind(-1)
     area = -_area_below(corners, ends, half_length, half_width).sum(1)
     limit = torch.minimum(first[:, 2] * first[:, 3], second[:, 2] * second[:, 3])
-    return torch.minimum(area, limit).clamp(min=0)
+    reach = (first[:, 2:4].norm(dim=1) + second[:, 2:4].norm(dim=1)).detach() / 2
+    rounding = torch.finfo(area.dtype).eps * reach.square()
+    return torch.where(area > rounding, torch.minimum(area, limit), 0)
 
 
 def _area_below(start: Tensor, end: Tensor, half_x: Tensor, half_y: Tensor) -> Tensor:
@@ -96,8 +103,3 @@ def _overlaps(first: Tensor, second: Tensor) -> Tensor:
         return overlap
     pairs = zip(i.split(_CHUNK), j.split(_CHUNK), strict=True)
     return overlap.index_put((i, j), torch.cat([paired_overlap(first[a], second[b]) for a, b in pairs]))
-
-
-def _wide(boxes: Tensor) -> Tensor:
-    """At least float32: half precision does not resolve a car at 50 m."""
-    return boxes.to(torch.promote_types(boxes.dtype, torch.float32))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["dynamic_voxelize", "grid_shape", "scatter_max", "scatter_mean", "voxelize"]
+__all__ = ["dynamic_voxelize", "grid_shape", "scatter_max", "scatter_mean", "scatter_sum", "voxelize"]
 
 
 def grid_shape(voxel_size: Sequence[float], point_cloud_range: Sequence[float]) -> tuple[int, int, int]:
@@ -59,24 +59,20 @@ def dynamic_voxelize(
     return index, torch.stack([keys // (ny * nz), keys // nz % ny, keys % nz], dim=1).int()
 
 
-def scatter_mean(features: Tensor, index: Tensor, size: int) -> Tensor:
-    """Mean of the rows of each group.
-
-    Args:
-        features: (P, F).
-        index: (P,) int64 group of each row, -1 for rows to leave out.
-        size: number of groups.
-
-    Returns:
-        (size, F); zero for a group without rows.
-    """
+def scatter_sum(features: Tensor, index: Tensor, size: int) -> Tensor:
+    """See `mmdet3d.ops.voxelize.scatter_sum`."""
     features, index = features[index >= 0], index[index >= 0]
-    counts = torch.bincount(index, minlength=size).clamp(min=1)
-    return features.new_zeros(size, features.shape[1]).index_add(0, index, features) / counts[:, None].to(features)
+    return features.new_zeros(size, features.shape[1]).index_add(0, index, features)
+
+
+def scatter_mean(features: Tensor, index: Tensor, size: int) -> Tensor:
+    """See `mmdet3d.ops.voxelize.scatter_mean`."""
+    counts = torch.bincount(index[index >= 0], minlength=size).clamp(min=1)
+    return scatter_sum(features, index, size) / counts[:, None].to(features)
 
 
 def scatter_max(features: Tensor, index: Tensor, size: int) -> Tensor:
-    """Maximum of each column over the rows of each group; arguments and empty groups as in `scatter_mean`."""
+    """See `mmdet3d.ops.voxelize.scatter_max`."""
     features, index = features[index >= 0], index[index >= 0]
     target = features.new_zeros(size, features.shape[1])
     return target.scatter_reduce(0, index[:, None].expand_as(features), features, "amax", include_self=False)
