@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
+import torch
 from torch import Tensor
 
-__all__ = ["check_shapes"]
+__all__ = ["check_deterministic", "check_floating", "check_shapes", "compute_dtype"]
 
 
 def check_shapes(**tensors: tuple[Tensor, str]) -> dict[str, int]:
@@ -32,3 +35,36 @@ def check_shapes(**tensors: tuple[Tensor, str]) -> dict[str, int]:
             )
         sizes.update({w: f for w, f in zip(words, found, strict=True) if not w.isdigit() and w != "_"})
     return sizes
+
+
+def check_floating(**tensors: Tensor) -> None:
+    """Whether tensors have a floating dtype and lie on one device.
+
+    Raises:
+        ValueError: a tensor does not; names it.
+    """
+    first, device = next((name, tensor.device) for name, tensor in tensors.items())
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating, got {tensor.dtype}")
+        if tensor.device != device:
+            raise ValueError(f"{name} must lie on {device} as {first} does, got {tensor.device}")
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype that sums are kept in: float64 if any tensor has it, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def check_deterministic(what: str, tensor: Tensor) -> None:
+    """Called before sums by atomic additions on CUDA, whose order is not fixed.
+
+    Raises:
+        RuntimeError: `torch.use_deterministic_algorithms(True)` is in force; with `warn_only` it is a warning.
+    """
+    if not (tensor.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return
+    message = f"{what} has no deterministic implementation on CUDA"
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError(f"{message}, but torch.use_deterministic_algorithms(True) is in force")
+    warnings.warn(message, stacklevel=2)
