@@ -167,12 +167,16 @@ def test_cuda_sources_compile(op, tmp_path):
 @needs_compiler
 def test_kernels_are_clean_under_the_address_sanitizer(tmp_path):
     """All operator tests once more with every kernel instrumented; reads and writes out of bounds abort the process."""
-    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
-    if not Path(runtime).is_file():
+    # The C++ runtime must be there first as well, or the sanitizer cannot follow an exception through PyTorch.
+    runtime = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    if not all(Path(file).is_file() for file in runtime):
         pytest.skip("the compiler here has no address sanitizer runtime")
     environment = {
         **os.environ,
-        "LD_PRELOAD": runtime,
+        "LD_PRELOAD": " ".join(runtime),
         "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",
         "MMDET3D_CFLAGS": "-fsanitize=address -g -O1",
         "MMDET3D_CACHE": str(tmp_path),
