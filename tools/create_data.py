@@ -12,11 +12,12 @@ from collections.abc import Sequence
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; `--help` of each subcommand explains its options."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="dataset", required=True)
     _add_nuscenes(commands)
     _add_depth(commands)
     _add_synthetic(commands)
+    _add_synthetic_kitti(commands)
     return parser.parse_args(arguments)
 
 
@@ -117,6 +118,44 @@ def _synthetic(args: argparse.Namespace) -> None:
     )
     root = generate(args.out_dir, settings, args.workers)
     print(f"{root}: version {VERSION}, splits synthetic_train and synthetic_val")
+
+
+def _add_synthetic_kitti(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "synthetic-kitti",
+        help="the procedural world through one camera, in KITTI layout",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument(
+        "--out-dir", default="data/synthetic-kitti", help="dataset root; finished scenes in it are kept"
+    )
+    command.add_argument("--frames", type=int, default=400, help="labelled frames, in scenes of four")
+    command.add_argument("--test-frames", type=int, default=20, help="frames without labels, in the folder testing")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--workers", type=int, default=1, help="processes; the result does not depend on it")
+    command.add_argument(
+        "--image-size", type=int, nargs=2, default=(640, 192), metavar=("WIDTH", "HEIGHT"), help="KITTI's is 1242 375"
+    )
+    command.add_argument("--difficulty", type=float, default=1.0, help="0 clean ... 1 as in life ... 3 hard")
+    command.add_argument("--reach", type=float, default=45.0, help="populated road before and behind the car, metres")
+    command.add_argument("--val-fraction", type=float, default=0.25, help="share of the scenes in the split val")
+    command.set_defaults(run=_synthetic_kitti)
+
+
+def _synthetic_kitti(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
+
+    settings = KittiSettings(
+        frames=args.frames,
+        test_frames=args.test_frames,
+        seed=args.seed,
+        image_size=tuple(args.image_size),
+        difficulty=args.difficulty,
+        reach=args.reach,
+        val_fraction=args.val_fraction,
+    )
+    root = generate_kitti(args.out_dir, settings, args.workers)
+    print(f"{root}: {', '.join(f'{len(ids)} frames {name}' for name, ids in settings.splits().items())}")
 
 
 if __name__ == "__main__":

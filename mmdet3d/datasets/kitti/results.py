@@ -12,10 +12,10 @@ from mmdet3d.evaluation.kitti import DIFFICULTIES, LOOSE, METRICS, Metrics
 from mmdet3d.interop.boxes import CAMERA_TO_LEVEL, boxes_to_kitti
 from mmdet3d.structures import Boxes3D, Detections3D
 
-__all__ = ["image_boxes", "metrics_by_name", "to_objects"]
+__all__ = ["image_boxes", "metrics_by_name", "project_boxes", "to_objects"]
 
 Camera = tuple[np.ndarray, tuple[int, int]]
-_NEAR = 0.1  # metres; what lies nearer to the image plane is cut off
+_NEAR = 0.1  # metres
 
 
 def to_objects(found: Detections3D, classes: Sequence[str], camera: Callable[[], Camera]) -> Objects:
@@ -48,17 +48,21 @@ def to_objects(found: Detections3D, classes: Sequence[str], camera: Callable[[],
     )
 
 
-def image_boxes(boxes: Boxes3D, p2: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(N, 4) x1, y1, x2, y2 around the corners of boxes in the level camera frame, cut at the image's borders.
+def project_boxes(boxes: Boxes3D, p2: np.ndarray) -> np.ndarray:
+    """(N, 4) x1, y1, x2, y2 around the projected corners of boxes in the level camera frame, pixels.
 
-    A box that reaches behind the camera is cut off in front of it.
+    Corners behind the camera count as just in front of it, so that such a box reaches far out of the image.
     """
     corners = boxes.to(torch.float64).corners() @ CAMERA_TO_LEVEL[:3, :3]  # the inverse of a rotation, from the right
     u, v, depth = np.moveaxis(corners.numpy() @ p2[:, :3].T + p2[:, 3], -1, 0)
     depth = np.maximum(depth, _NEAR)
     u, v = u / depth, v / depth
-    bounds = np.column_stack([u.min(1), v.min(1), u.max(1), v.max(1)]) if len(boxes) else np.zeros((0, 4))
-    return np.clip(bounds, 0, [size[0], size[1]] * 2)
+    return np.column_stack([u.min(1), v.min(1), u.max(1), v.max(1)]) if len(boxes) else np.zeros((0, 4))
+
+
+def image_boxes(boxes: Boxes3D, p2: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`project_boxes`, cut at the borders of an image of `size` (width, height)."""
+    return np.clip(project_boxes(boxes, p2), 0, [size[0], size[1]] * 2)
 
 
 def metrics_by_name(strict: Metrics, loose: Metrics, classes: Sequence[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from mmdet3d.datasets.synthetic.geometry import BOTTOM, FACES, face_planes, inve
 from mmdet3d.datasets.synthetic.textures import SIZE
 from mmdet3d.datasets.synthetic.world import World
 
-__all__ = ["Look", "Picture", "render"]
+__all__ = ["Look", "Picture", "draw_look", "render"]
 
 _NEAR, _FARTHEST = 0.2, 100.0
 _HAZE = np.array([176.0, 188.0, 200.0])
@@ -33,21 +33,33 @@ class Look:
     noise: float
 
 
+def draw_look(brightness: float, noise: float, rng: np.random.Generator) -> Look:
+    """A random time of day; `brightness` is the relative standard deviation of the gain."""
+    height, direction = rng.uniform(0.5, 1.2), rng.uniform(-np.pi, np.pi)
+    sun = np.array([np.cos(height) * np.cos(direction), np.cos(height) * np.sin(direction), np.sin(height)])
+    gain = np.exp(rng.normal(0, brightness))
+    return Look(sun, gain * np.exp(rng.normal(0, 0.3 * brightness, 3)), noise)
+
+
 @dataclass
 class Picture:
     """A rendered view.
 
     Args:
         image: (H, W, 3) uint8 RGB.
+        depth: (H, W) float32, metres along the optical axis, 0 in the sky.
         actor: (H, W) int16, the actor at each pixel, -1 for ground and sky.
         visible: (A,) pixels that show each actor.
-        extent: (A,) pixels it would cover if nothing else stood in front.
+        extent: (A,) pixels it would cover if nothing else stood in front; 0 for buildings.
+        bounds: (A, 4) int, first column and row and the ends of those pixels; zeros where there are none.
     """
 
     image: np.ndarray
+    depth: np.ndarray
     actor: np.ndarray
     visible: np.ndarray
     extent: np.ndarray
+    bounds: np.ndarray
 
 
 class _View:
@@ -98,10 +110,15 @@ def render(
     to_camera = invert(camera2global)
     _draw_sky_and_ground(view, world, camera2global, look)
     _draw_shadows(view, world, t, to_camera)
-    extent = _draw_solids(view, world, transform(to_camera, world.solids(t)), to_camera[:3, :3] @ look.sun, look)
+    extent, bounds = _draw_solids(
+        view, world, transform(to_camera, world.solids(t)), to_camera[:3, :3] @ look.sun, look
+    )
     _add_noise(view.image, look.noise, rng)
     shown = view.actor[view.actor >= 0]
-    return Picture(view.image, view.actor, np.bincount(shown, minlength=len(world.actors)), extent)
+    visible = np.bincount(shown, minlength=len(world.actors))
+    inverse = view.inverse_depth
+    depth = np.divide(1, inverse, out=np.zeros_like(inverse), where=inverse > 0)
+    return Picture(view.image, depth, view.actor, visible, extent, bounds)
 
 
 def _draw_sky_and_ground(view: _View, world: World, camera2global: np.ndarray, look: Look) -> None:
@@ -145,8 +162,10 @@ def _draw_shadows(view: _View, world: World, t: float, to_camera: np.ndarray) ->
         ground[mask] = (ground[mask] * np.float32(0.45)).astype(np.uint8)
 
 
-def _draw_solids(view: _View, world: World, corners: np.ndarray, sun: np.ndarray, look: Look) -> np.ndarray:
-    """Draw all faces that look at the camera; pixels that each actor would cover on its own."""
+def _draw_solids(
+    view: _View, world: World, corners: np.ndarray, sun: np.ndarray, look: Look
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw all faces that look at the camera; number (A,) and bounds (A, 4) of the pixels of each actor on its own."""
     normals, offsets = face_planes(corners)
     polygons = corners[:, FACES[:BOTTOM]]
     facing = (offsets[:, :BOTTOM] < 0) & (polygons[..., 2].max(2) > _NEAR) & (polygons[..., 2].min(2) < _FARTHEST)
@@ -169,10 +188,11 @@ def _draw_solids(view: _View, world: World, corners: np.ndarray, sun: np.ndarray
             texture = _lit(world.skins[solid[i]][number[i]], shade[i], polygons[i, :, 2].mean(), look)
             spot = (v * repeat[1]).astype(np.int32) % SIZE * SIZE + (u * repeat[0]).astype(np.int32) % SIZE
             view.image[rows, columns] = texture.reshape(-1, 3).take(spot, 0)
-    extent = np.zeros(len(world.actors), int)
+    extent, bounds = np.zeros(len(world.actors), int), np.zeros((len(world.actors), 4), int)
     for actor, faces in silhouettes.items():
-        extent[actor] = _union(faces) if world.labelled[actor] else 0
-    return extent
+        if world.labelled[actor]:
+            extent[actor], bounds[actor] = _union(faces)
+    return extent, bounds
 
 
 def _uncovered(
@@ -250,14 +270,17 @@ def _haze(inverse_depth: np.ndarray) -> np.ndarray:
     return 1 / (1 + inverse_depth * _HAZE_DISTANCE)
 
 
-def _union(faces: list[tuple[slice, slice, np.ndarray]]) -> int:
-    """Pixels that the faces of one actor cover together."""
+def _union(faces: list[tuple[slice, slice, np.ndarray]]) -> tuple[int, tuple[int, int, int, int]]:
+    """Number and bounds of the pixels that the faces of one actor cover together."""
     top, left = min(r.start for r, _, _ in faces), min(c.start for _, c, _ in faces)
     bottom, right = max(r.stop for r, _, _ in faces), max(c.stop for _, c, _ in faces)
     covered = np.zeros((bottom - top, right - left), bool)
     for rows, columns, mask in faces:
         covered[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] |= mask
-    return int(covered.sum())
+    rows, columns = (np.flatnonzero(covered.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return 0, (0, 0, 0, 0)
+    return int(covered.sum()), (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
 
 
 @lru_cache(maxsize=4)

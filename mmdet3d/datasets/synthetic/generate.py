@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +18,7 @@ from mmdet3d.datasets.synthetic.scene import fragment_path, record_scene
 from mmdet3d.datasets.synthetic.settings import Settings
 from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, VERSION, common_tables, scene_name
 
-__all__ = ["generate"]
+__all__ = ["claim", "generate", "in_processes"]
 
 _SETTINGS_FILE = "synthetic.json"
 
@@ -45,20 +45,22 @@ def generate(out_dir: str | Path, settings: Settings | None = None, workers: int
         ValueError: the folder holds something else or a data set of other settings, or `workers` is less than one.
     """
     root, settings = Path(out_dir), settings or Settings()
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
-    _claim(root, settings)
+    claim(root, settings.to_dict())
     missing = [i for i in range(settings.scenes) if not fragment_path(root, i).is_file()]
     with tqdm(total=settings.scenes, initial=settings.scenes - len(missing), unit="scene", disable=not progress) as bar:
-        for _ in _record(partial(record_scene, settings, root), missing, min(workers, len(missing))):
+        for _ in in_processes(partial(record_scene, settings, root), missing, workers):
             bar.update()
     _write_tables(root, settings)
     return root
 
 
-def _claim(root: Path, settings: Settings) -> None:
-    """Mark the folder as a data set of these settings, or check that it is one."""
-    marker, wanted = root / _SETTINGS_FILE, settings.to_dict()
+def claim(root: Path, wanted: dict[str, Any]) -> None:
+    """Mark the folder as a data set of these settings, or check that it is one.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    marker = root / _SETTINGS_FILE
     if marker.is_file():
         found = json.loads(marker.read_text())
         different = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
@@ -72,14 +74,21 @@ def _claim(root: Path, settings: Settings) -> None:
     _write_json(marker, wanted)
 
 
-def _record(record: partial, scenes: list[int], workers: int) -> Iterator[None]:
-    if workers <= 1:
-        for index in scenes:
-            yield record(index)
+def in_processes(record: Callable[[int], None], numbers: Sequence[int], workers: int) -> Iterator[None]:
+    """Call `record` with every number, in up to `workers` new processes; yields after each.
+
+    Raises:
+        ValueError: less than one process.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    if min(workers, len(numbers)) <= 1:
+        for number in numbers:
+            yield record(number)
         return
     context = multiprocessing.get_context("spawn")
-    with _single_threaded(), ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = [pool.submit(record, index) for index in scenes]
+    with _single_threaded(), ProcessPoolExecutor(min(workers, len(numbers)), mp_context=context) as pool:
+        futures = [pool.submit(record, number) for number in numbers]
         try:
             for future in as_completed(futures):
                 yield future.result()

@@ -68,7 +68,7 @@ class _Recorder:
         self.visible = np.zeros((frames, actors), int)
         self.extent = np.zeros((frames, actors), int)
         self.rng = {m: np.random.default_rng([settings.seed, index, i + 1]) for i, m in enumerate(("l", "r", "c"))}
-        self.look = self._light()
+        self.look = camera.draw_look(settings.camera_gain, settings.camera_noise, self.rng["c"])
 
     def record(self) -> dict[str, list[dict[str, Any]]]:
         scans = self._record_lidar()
@@ -137,14 +137,6 @@ class _Recorder:
                     xyz = np.stack([records["x"], records["y"], records["z"]], -1).astype(float)
                     self.radar_counts[shot.frame] += self._count(transform(poses[1], xyz), shot.frame, flat=True)
             self._add_data(shots, "pcd", "pcd")
-
-    def _light(self) -> camera.Look:
-        rng = self.rng["c"]
-        height, direction = rng.uniform(0.5, 1.2), rng.uniform(-np.pi, np.pi)
-        sun = np.array([np.cos(height) * np.cos(direction), np.cos(height) * np.sin(direction), np.sin(height)])
-        brightness = np.exp(rng.normal(0, self.settings.camera_gain))
-        tint = np.exp(rng.normal(0, 0.3 * self.settings.camera_gain, 3))
-        return camera.Look(sun, brightness * tint, self.settings.camera_noise)
 
     def _sensor2global(self, shot: _Shot) -> np.ndarray:
         return self.world.ego2global(shot.time) @ shot.mount.sensor2ego

@@ -11,7 +11,7 @@ from mmdet3d.datasets.synthetic.catalog import KINDS, Part, sample_colours, samp
 from mmdet3d.datasets.synthetic.geometry import hexahedron, matrix, quaternion
 from mmdet3d.datasets.synthetic.road import CURB, EXTENT, LANES, SIDEWALK, Road
 
-__all__ = ["Actor", "Motion", "World", "build_world"]
+__all__ = ["Actor", "Motion", "Population", "World", "build_world"]
 
 _SHRINK = 0.97  # annotated boxes are drawn with a little room around the object
 
@@ -193,10 +193,33 @@ def _repeats(actor: Actor) -> np.ndarray:
 
 # -- how a scene is filled -------------------------------------------------------------------------------------------
 
-_TRAFFIC = {"car": 0.4, "truck": 0.16, "bus": 0.16, "trailer": 0.1, "motorcycle": 0.18}
-_PARKED = {"car": 0.34, "truck": 0.18, "trailer": 0.12, "bus": 0.08, "construction_vehicle": 0.13, "motorcycle": 0.15}
-_KERB = {"traffic_cone": 0.34, "barrier": 0.2, "bicycle": 0.16, "motorcycle": 0.18, "pedestrian": 0.12}
-_YARD = {"construction_vehicle": 0.26, "trailer": 0.36, "truck": 0.16, "bus": 0.12, "car": 0.10}
+
+@dataclass(frozen=True)
+class Population:
+    """Who is how frequent, as class -> probability.
+
+    Args:
+        traffic: vehicles in the lanes.
+        parked: vehicles on the parking strips.
+        kerb: what stands at the edge of the sidewalk.
+        yard: vehicles beside the sidewalk.
+        gap: factor of the room left between them.
+    """
+
+    traffic: dict[str, float]
+    parked: dict[str, float]
+    kerb: dict[str, float]
+    yard: dict[str, float]
+    gap: float = 1.0
+
+
+# All ten classes of nuScenes often enough to be learnt.
+_TEN_CLASSES = Population(
+    traffic={"car": 0.4, "truck": 0.16, "bus": 0.16, "trailer": 0.1, "motorcycle": 0.18},
+    parked={"car": 0.34, "truck": 0.18, "trailer": 0.12, "bus": 0.08, "construction_vehicle": 0.13, "motorcycle": 0.15},
+    kerb={"traffic_cone": 0.34, "barrier": 0.2, "bicycle": 0.16, "motorcycle": 0.18, "pedestrian": 0.12},
+    yard={"construction_vehicle": 0.26, "trailer": 0.36, "truck": 0.16, "bus": 0.12, "car": 0.10},
+)
 
 _FACADES = ((168, 150, 132), (150, 92, 74), (176, 176, 172), (128, 132, 140), (190, 176, 150))
 
@@ -204,8 +227,8 @@ _FACADES = ((168, 150, 132), (150, 92, 74), (176, 176, 172), (128, 132, 140), (1
 class _Builder:
     """Fills the bands of one road from its end to its beginning."""
 
-    def __init__(self, rng: np.random.Generator, duration: float, reach: float) -> None:
-        self.rng = rng
+    def __init__(self, rng: np.random.Generator, duration: float, reach: float, population: Population) -> None:
+        self.rng, self.population = rng, population
         self.actors: list[Actor] = []
         speed = rng.uniform(3.0, 10.0) if rng.random() < 0.85 else 0.0
         self.ego = Motion(speed, rng.uniform(-0.8, 0.8) if speed else 0.0)
@@ -245,6 +268,9 @@ class _Builder:
     def _pick(self, weights: dict[str, float]) -> str:
         return str(self.rng.choice(list(weights), p=list(weights.values())))
 
+    def _gap(self, mean: float) -> float:
+        return self.rng.exponential(mean * self.population.gap)
+
     def _clear_of_crossing(self, s: float, margin: float) -> bool:
         return self.road.crossing is None or abs(s - self.road.crossing) > 9 + margin
 
@@ -255,12 +281,12 @@ class _Builder:
             motion = self.ego if d == LANES[0] else self._traffic_motion()
             s = self.start + self.rng.uniform(0, 20)
             while s < self.stop:
-                name = self._pick(_TRAFFIC)
+                name = self._pick(self.population.traffic)
                 half = KINDS[name].size[0] / 2
                 s += half
                 if d != LANES[0] or abs(s) > 11 + half:
                     self._driver(name, s, d, motion, 1 if ahead else -1)
-                s += half + 6 + self.rng.exponential(34)
+                s += half + 6 + self._gap(34)
 
     def _driver(self, name: str, s: float, d: float, motion: Motion, direction: int) -> None:
         turn = 0.0 if direction > 0 else np.pi
@@ -275,25 +301,25 @@ class _Builder:
 
     def _cyclists(self, side: int) -> None:
         motion = Motion(self.rng.uniform(2.5, 6.0))
-        s = self.start + self.rng.exponential(30)
+        s = self.start + self._gap(30)
         while s < self.stop:
             self._driver("bicycle", s, side * 7.4, motion, -side)
-            s += 8 + self.rng.exponential(75)
+            s += 8 + self._gap(75)
 
     def _parking(self, side: int) -> None:
-        s = self.start + self.rng.exponential(10)
+        s = self.start + self._gap(10)
         while s < self.stop:
             if self.rng.random() < 0.25:
                 s = self._work_zone(side, s)
             else:
-                name = self._pick(_PARKED)
+                name = self._pick(self.population.parked)
                 half = KINDS[name].size[0] / 2 * 1.15
                 s += half
                 if self._clear_of_crossing(s, half):
                     turn = (0.0 if side < 0 else np.pi) + self.rng.normal(0, 0.05)
                     self.add(name, s, side * (9.5 + self.rng.normal(0, 0.08)), turn=turn)
                 s += half
-            s += 1.5 + self.rng.exponential(15)
+            s += 1.5 + self._gap(15)
 
     def _work_zone(self, side: int, s: float) -> float:
         """Cones or barriers along the lane, a machine behind them."""
@@ -310,25 +336,25 @@ class _Builder:
         return s + length
 
     def _kerb(self, side: int) -> None:
-        s = self.start + self.rng.exponential(8)
+        s = self.start + self._gap(8)
         while s < self.stop:
-            name = self._pick(_KERB)
+            name = self._pick(self.population.kerb)
             if self._clear_of_crossing(s, 1.5):
                 turn = self.rng.uniform(-np.pi, np.pi) if name != "barrier" else np.pi / 2 + self.rng.normal(0, 0.3)
                 sits = name == "pedestrian" and self.rng.random() < 0.2
                 self.add(name, s, side * (13.0 + self.rng.normal(0, 0.15)), turn=turn, sits=sits)
-            s += 5 + self.rng.exponential(18)
+            s += 5 + self._gap(18)
 
     def _walkers(self, side: int) -> None:
         for d, direction in ((14.7, 1), (15.5, -1)):
-            s = self.start + self.rng.exponential(25)
+            s = self.start + self._gap(25)
             while s < self.stop:
                 motion = Motion(max(0.5, self.rng.normal(1.35, 0.25)))
                 turn = (0.0 if direction > 0 else np.pi) + self.rng.normal(0, 0.1)
                 self.add(
                     "pedestrian", s, side * (d + self.rng.normal(0, 0.1)), turn=turn, motion=motion, direction=direction
                 )
-                s += 6 + self.rng.exponential(75)
+                s += 6 + self._gap(75)
 
     def _backdrop(self, side: int) -> None:
         """Buildings at the sidewalk, or a yard with machines and a building behind it."""
@@ -360,7 +386,7 @@ class _Builder:
     def _yard(self, s: float, length: float, side: int) -> None:
         position = s + self.rng.uniform(0, 4)
         while True:
-            name = self._pick(_YARD)
+            name = self._pick(self.population.yard)
             half = 0.7 * KINDS[name].size[0]  # room for long ones, for their turn, and for the inside of a bend
             if position + 2 * half > s + length:
                 return
@@ -386,7 +412,14 @@ class _Builder:
                 )
 
 
-def build_world(seed: int, scene: int, duration: float, sway: float, reach: float = 45.0) -> World:
+def build_world(
+    seed: int,
+    scene: int,
+    duration: float,
+    sway: float,
+    reach: float = 45.0,
+    population: Population = _TEN_CLASSES,
+) -> World:
     """The scene with that number: the same for the same arguments.
 
     Args:
@@ -395,8 +428,9 @@ def build_world(seed: int, scene: int, duration: float, sway: float, reach: floa
         duration: seconds that the ego car drives.
         sway: amplitude of the ego car's pitch and roll, radians.
         reach: how far the road is populated before and behind the way that the ego car drives, metres.
+        population: who is how frequent.
     """
     rng = np.random.default_rng([seed, scene, 0])
-    builder = _Builder(rng, duration, reach)
+    builder = _Builder(rng, duration, reach, population)
     builder.fill()
     return World(builder.road, builder.actors, builder.ego, sway, rng)
