@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["lift_splat"]
+__all__ = ["lift_splat", "splat"]
 
 _CHUNK = 1 << 16  # points whose rows the depth gradient holds at once: 20 MB at 80 channels
 
@@ -32,16 +32,27 @@ def lift_splat(depth: Tensor, context: Tensor, cells: Tensor, batch_size: int, s
     Returns:
         (B, Z*C, X, Y), at least float32.
     """
-    nx, ny, nz = shape
     dtype = torch.promote_types(torch.promote_types(depth.dtype, context.dtype), torch.float32)
-    channels = context.shape[1]
-    rows = context.to(dtype).permute(0, 2, 3, 1).reshape(-1, channels)
+    rows = context.to(dtype).permute(0, 2, 3, 1).reshape(-1, context.shape[1])
     # Depth last, so that the points of one pixel are neighbours.
     cells = cells.flatten(0, 1).permute(0, 2, 3, 1).reshape(-1)
     weights = depth.to(dtype).permute(0, 2, 3, 1).reshape(-1)
     kept = (cells >= 0).nonzero().squeeze(1)
-    pixels = kept // depth.shape[1]
-    bev = _LiftSplat.apply(weights[kept], rows, pixels, cells[kept], batch_size * nz * nx * ny)
+    return _raster(weights[kept], rows, kept // depth.shape[1], cells[kept], batch_size, shape)
+
+
+def splat(features: Tensor, cells: Tensor, batch_size: int, shape: Sequence[int]) -> Tensor:
+    """Pool features that are lifted already, (K, C), into (B, Z*C, X, Y); `cells` (K,) int64, -1 to drop."""
+    rows = features.to(torch.promote_types(features.dtype, torch.float32))
+    kept = (cells >= 0).nonzero().squeeze(1)
+    return _raster(rows.new_ones(kept.shape), rows, kept, cells[kept], batch_size, shape)
+
+
+def _raster(
+    weights: Tensor, rows: Tensor, pixels: Tensor, cells: Tensor, batch_size: int, shape: Sequence[int]
+) -> Tensor:
+    (nx, ny, nz), channels = shape, rows.shape[1]
+    bev = _LiftSplat.apply(weights, rows, pixels, cells, batch_size * nz * nx * ny)
     bev = bev.view(batch_size, nz, nx, ny, channels).permute(0, 1, 4, 2, 3)
     return bev.reshape(batch_size, nz * channels, nx, ny).contiguous()
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["bev_pool", "cell_indices"]
+__all__ = ["bev_pool", "cell_indices", "lift", "lift_splat", "splat"]
 
 
 def cell_indices(
@@ -43,12 +43,27 @@ def bev_pool(
     floor: bool = False,
 ) -> Tensor:
     """See `mmdet3d.ops.bev_pool.bev_pool`. Needs memory for D x h x w x C values per image."""
-    batch_size, (nx, ny, nz), channels = geometry.shape[0], shape, context.shape[1]
+    cells = cell_indices(geometry, lower, cell, shape, floor)
+    return lift_splat(depth, context, cells, geometry.shape[0], shape)
+
+
+def lift(depth: Tensor, context: Tensor) -> Tensor:
+    """(P, D, h, w) x (P, C, h, w) to (P, D, h, w, C), at least float32."""
     dtype = torch.promote_types(torch.promote_types(depth.dtype, context.dtype), torch.float32)
-    lifted = depth.to(dtype)[..., None] * context.to(dtype).permute(0, 2, 3, 1)[:, None]  # (B*N, D, h, w, C)
-    cells = cell_indices(geometry, lower, cell, shape, floor).flatten()
+    return depth.to(dtype)[..., None] * context.to(dtype).permute(0, 2, 3, 1)[:, None]
+
+
+def lift_splat(depth: Tensor, context: Tensor, cells: Tensor, batch_size: int, shape: Sequence[int]) -> Tensor:
+    """(P, D, h, w) x (P, C, h, w) to (B, Z*C, X, Y), with `cells` (B, N, D, h, w) from `cell_indices`."""
+    lifted = lift(depth, context)
+    return splat(lifted.reshape(cells.numel(), context.shape[1]), cells.flatten(), batch_size, shape)
+
+
+def splat(features: Tensor, cells: Tensor, batch_size: int, shape: Sequence[int]) -> Tensor:
+    """(K, C) to (B, Z*C, X, Y), with `cells` (K,), -1 for points to drop."""
+    (nx, ny, nz), channels = shape, features.shape[1]
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
     kept = cells >= 0
-    bev = lifted.new_zeros(batch_size * nz * nx * ny, channels)
-    bev = bev.index_add(0, cells[kept], lifted.reshape(-1, channels)[kept])
+    bev = features.new_zeros(batch_size * nz * nx * ny, channels).index_add(0, cells[kept], features[kept])
     bev = bev.view(batch_size, nz, nx, ny, channels).permute(0, 1, 4, 2, 3)
     return bev.reshape(batch_size, nz * channels, nx, ny).contiguous()
