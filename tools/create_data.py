@@ -16,6 +16,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     commands = parser.add_subparsers(dest="dataset", required=True)
     _add_nuscenes(commands)
     _add_depth(commands)
+    _add_kitti(commands)
     _add_synthetic(commands)
     _add_synthetic_kitti(commands)
     return parser.parse_args(arguments)
@@ -80,6 +81,28 @@ def _depth(args: argparse.Namespace) -> None:
     from mmdet3d.datasets.nuscenes.depth_files import create_depth
 
     create_depth(args.root_path, args.version, args.out_dir, args.workers, args.allow_missing)
+
+
+def _add_kitti(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "kitti",
+        help="check a KITTI folder and name what is missing; make dense depth from the LiDAR",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--root-path", default="./data/KITTI3D", help="dataset root, with training and testing")
+    command.add_argument("--depth", action="store_true", help="make missing maps of training/depth_dense first")
+    command.add_argument("--workers", type=int, default=4)
+    command.set_defaults(run=_kitti)
+
+
+def _kitti(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.kitti.create import check_tree, make_depth
+
+    if args.depth:
+        print(f"{make_depth(args.root_path, args.workers)} depth maps made")
+    for line in check_tree(args.root_path):
+        print(line)
+    print(f"{args.root_path} is complete")
 
 
 def _add_synthetic(commands: argparse._SubParsersAction) -> None:

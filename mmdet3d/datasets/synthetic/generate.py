@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from mmdet3d.datasets.processes import in_processes
 from mmdet3d.datasets.synthetic.scene import fragment_path, record_scene
 from mmdet3d.datasets.synthetic.settings import Settings
 from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, VERSION, common_tables, scene_name
 
-__all__ = ["claim", "generate", "in_processes"]
+__all__ = ["claim", "generate"]
 
 _SETTINGS_FILE = "synthetic.json"
 
@@ -72,44 +69,6 @@ def claim(root: Path, wanted: dict[str, Any]) -> None:
         raise ValueError(f"{root} is not empty and holds no synthetic data set; remove it or choose another folder")
     root.mkdir(parents=True, exist_ok=True)
     _write_json(marker, wanted)
-
-
-def in_processes(record: Callable[[int], None], numbers: Sequence[int], workers: int) -> Iterator[None]:
-    """Call `record` with every number, in up to `workers` new processes; yields after each.
-
-    Raises:
-        ValueError: less than one process.
-    """
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
-    if min(workers, len(numbers)) <= 1:
-        for number in numbers:
-            yield record(number)
-        return
-    context = multiprocessing.get_context("spawn")
-    with _single_threaded(), ProcessPoolExecutor(min(workers, len(numbers)), mp_context=context) as pool:
-        futures = [pool.submit(record, number) for number in numbers]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Processes started meanwhile compute in one thread each."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _write_tables(root: Path, settings: Settings) -> None:

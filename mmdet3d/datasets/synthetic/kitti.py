@@ -15,8 +15,9 @@ from tqdm import tqdm
 from mmdet3d.datasets.kitti.files import KittiCalibration, write_calibration, write_depth, write_points
 from mmdet3d.datasets.kitti.objects import DONT_CARE, NO_ORIENTATION, Objects, write_labels
 from mmdet3d.datasets.kitti.results import image_boxes, project_boxes
+from mmdet3d.datasets.processes import in_processes
 from mmdet3d.datasets.synthetic import camera, lidar
-from mmdet3d.datasets.synthetic.generate import claim, in_processes
+from mmdet3d.datasets.synthetic.generate import claim
 from mmdet3d.datasets.synthetic.geometry import invert
 from mmdet3d.datasets.synthetic.settings import Settings
 from mmdet3d.datasets.synthetic.world import Actor, Population, World, build_world

@@ -1,0 +1,181 @@
+"""Check a KITTI folder, and make the dense depth maps that its download does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from mmdet3d.datasets.kitti.completion import complete, project_scan
+from mmdet3d.datasets.kitti.files import read_calibration, read_ids, read_points, split_ids, write_depth
+from mmdet3d.datasets.kitti.objects import read_labels
+from mmdet3d.datasets.processes import in_processes
+
+__all__ = ["check_tree", "make_depth"]
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_DEPTH = "training/depth_dense"
+_NAMED = 5  # files that a message names
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A folder of a KITTI tree.
+
+    Args:
+        folder: relative to the root.
+        suffix: of its files.
+        check: raises ValueError for a damaged file.
+        remedy: how to get its files.
+        needed: an incomplete folder is an error.
+    """
+
+    folder: str
+    suffix: str
+    check: Callable[[Path], object]
+    remedy: str
+    needed: bool = True
+
+
+def _check_png(path: Path) -> None:
+    """Beginning and end; decoding thousands of images would take minutes."""
+    with path.open("rb") as file:
+        head = file.read(len(_PNG))
+        file.seek(-min(12, path.stat().st_size), 2)
+        tail = file.read()
+    if head != _PNG or tail[4:8] != b"IEND":
+        raise ValueError(f"{path} is no PNG or ends early; fetch it again")
+
+
+def _check_scan(path: Path) -> None:
+    if path.stat().st_size % 16:
+        raise ValueError(f"{path} ends early: its size is no multiple of 16 bytes; fetch it again")
+
+
+_TRAINING = (
+    _Part("training/image_2", ".png", _check_png, "fetch data_object_image_2.zip"),
+    _Part("training/calib", ".txt", read_calibration, "fetch data_object_calib.zip"),
+    _Part("training/label_2", ".txt", read_labels, "fetch data_object_label_2.zip"),
+    _Part("training/velodyne", ".bin", _check_scan, "fetch data_object_velodyne.zip", needed=False),
+    _Part(_DEPTH, ".png", _check_png, "--depth makes them from training/velodyne"),
+)
+_TESTING = (
+    _Part("testing/image_2", ".png", _check_png, "fetch data_object_image_2.zip"),
+    _Part("testing/calib", ".txt", read_calibration, "fetch data_object_calib.zip"),
+)
+
+
+def check_tree(root: str | Path) -> list[str]:
+    """Look for every file of the splits, and read labels, calibrations and the ends of the others.
+
+    The frames are those of `ImageSets/trainval.txt` and `test.txt`, or all of KITTI where those lists are absent. A
+    folder `testing` may be absent; it serves submissions only. LiDAR scans may be absent where there is dense depth.
+
+    Returns:
+        A line per folder: how many files are there.
+
+    Raises:
+        FileNotFoundError: files that are needed are missing; the message names the folders, the first files of each and
+            where to get them.
+        ValueError: damaged files, named likewise.
+    """
+    root = _existing(root)
+    parts = [(part, _ids(root, "trainval")) for part in _TRAINING]
+    if (root / "testing").is_dir():
+        parts += [(part, _ids(root, "test")) for part in _TESTING]
+    lines, missing, damaged = [], [], []
+    for part, ids in parts:
+        absent = [f"{i}{part.suffix}" for i in ids if not (root / part.folder / f"{i}{part.suffix}").is_file()]
+        lines.append(f"{part.folder}: {len(ids) - len(absent)} of {len(ids)} files")
+        if absent and part.needed:
+            missing.append(f"{part.folder} lacks {_count(absent, len(ids))} ({part.remedy})")
+        damaged += _damaged(root, part, set(ids) - {Path(name).stem for name in absent})
+    if damaged:
+        raise ValueError(f"{len(damaged)} damaged files in {root}: {'; '.join(damaged[:_NAMED])}")
+    if missing:
+        raise FileNotFoundError(f"{root} is incomplete: {'; '.join(missing)}")
+    if not (root / "testing").is_dir():
+        lines.append("testing: absent, which only submissions need")
+    return lines
+
+
+def make_depth(root: str | Path, workers: int = 1, progress: bool = True) -> int:
+    """Write `training/depth_dense/{id}.png` for every frame that has a LiDAR scan and no such map yet.
+
+    Every map is whole or absent, so an interrupted run continues where it stopped.
+
+    Args:
+        root: dataset root.
+        workers: processes.
+        progress: show a progress bar.
+
+    Returns:
+        How many maps were written.
+
+    Raises:
+        FileNotFoundError: no scans, or the image or calibration of a frame is missing.
+        ValueError: a damaged file, or `workers` is less than one.
+    """
+    root = _existing(root)
+    scans = {p.stem for p in (root / "training" / "velodyne").glob("*.bin")}
+    ids = [i for i in _ids(root, "trainval") if i in scans]
+    if not ids:
+        raise FileNotFoundError(
+            f"{root / 'training' / 'velodyne'} has no scan of a training frame; dense depth is made from them: fetch "
+            "fetch data_object_velodyne.zip"
+        )
+    todo = [i for i in ids if not (root / _DEPTH / f"{i}.png").is_file()]
+    with tqdm(total=len(ids), initial=len(ids) - len(todo), unit="map", disable=not progress) as bar:
+        for _ in in_processes(partial(_complete_frame, root), todo, workers):
+            bar.update()
+    return len(todo)
+
+
+def _complete_frame(root: Path, frame: str) -> None:
+    folder = root / "training"
+    path = folder / "image_2" / f"{frame}.png"
+    if not path.is_file():
+        raise FileNotFoundError(f"image {path} is missing; the depth map takes its size")
+    with Image.open(path) as image:
+        width, height = image.size
+    scan = folder / "velodyne" / f"{frame}.bin"
+    sparse = project_scan(read_points(scan), read_calibration(folder / "calib" / f"{frame}.txt"), (height, width))
+    try:
+        depth = complete(sparse)
+    except ValueError as error:
+        raise ValueError(f"{scan}: {error}; check its calibration") from None
+    write_depth(root / _DEPTH / f"{frame}.png", depth)
+
+
+def _existing(root: str | Path) -> Path:
+    root = Path(root)
+    if not (root / "training").is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {root / 'training'}; unpack the KITTI object data into {root}, or write a synthetic "
+            "world: python tools/create_data.py synthetic-kitti"
+        )
+    return root
+
+
+def _ids(root: Path, split: str) -> list[str]:
+    listed = root / "ImageSets" / f"{split}.txt"
+    return read_ids(listed) if listed.is_file() else split_ids(split)
+
+
+def _count(absent: Sequence[str], total: int) -> str:
+    if len(absent) == total:
+        return f"all {total} files"
+    named = ", ".join(absent[:_NAMED]) + (", ..." if len(absent) > _NAMED else "")
+    return f"{len(absent)} of {total} files: {named}"
+
+
+def _damaged(root: Path, part: _Part, ids: set[str]) -> Iterator[str]:
+    for frame in sorted(ids):
+        try:
+            part.check(root / part.folder / f"{frame}{part.suffix}")
+        except ValueError as error:
+            yield str(error)

@@ -1,0 +1,57 @@
+"""Independent pieces of work in several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["in_processes"]
+
+
+def in_processes(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
+    """Results of `work` for every item, from up to `workers` new processes that compute in one thread each.
+
+    Results come as they are ready. With one worker, or one item, this process does the work.
+
+    Args:
+        work: can be pickled, as functions of modules and partials of them can.
+        items: arguments.
+        workers: processes.
+
+    Raises:
+        ValueError: less than one process.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    if min(workers, len(items)) <= 1:
+        for item in items:
+            yield work(item)
+        return
+    context = multiprocessing.get_context("spawn")
+    with _single_threaded(), ProcessPoolExecutor(min(workers, len(items)), mp_context=context) as pool:
+        futures = [pool.submit(work, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Processes started meanwhile compute in one thread each."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
