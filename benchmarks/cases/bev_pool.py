@@ -69,7 +69,7 @@ def cases(
 
 
 def _frustum(bins: int, height: int, width: int) -> Tensor:
-    """(1, 6, bins, height, width, 3): six cameras that look outward every 60 degrees, 1 m deep and every 0.5 m beyond."""
+    """(1, 6, bins, height, width, 3): six cameras that look outward every 60 degrees, depths from 1 m every 0.5 m."""
     depth = torch.arange(bins).view(1, bins, 1, 1) * 0.5 + 1
     turn = torch.arange(6.0).view(6, 1, 1, 1) * math.pi / 3
     column = torch.linspace(-0.58, 0.58, width)
