@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mmdet3d.interop import simdistill
+
 __all__ = ["EXCEPTIONS", "file_digest", "load_state", "load_weights", "metadata_path", "read_weights"]
 
 State = dict[str, Tensor]
@@ -37,6 +39,7 @@ _TRAITS = {
     "a Swin camera backbone": "camera.backbone.patch_embed.",
     "a ResNet camera backbone": "camera.backbone.layer1.",
     "a camera branch": "encoders.camera.",
+    "a simulated LiDAR branch (SimulatedFusion)": "encoders.simulated.",
     "a LiDAR branch": "encoders.lidar.",
     "a radar branch": "encoders.radar.",
     "a radar calibration module (RadarEncoderCalib, so a distilled student)": "radar.backbone.caliber.",
@@ -116,7 +119,7 @@ def load_weights(
     """Load a weight file completely: every tensor of `module` and of the file is accounted for.
 
     Published layouts are converted on the way: geometry that the config determines is dropped, a student is taken out
-    of a CRKD distillation checkpoint (`encoders_student.` ...) or out of one of our distillers (`student.` ...), and
+    of a CRKD or SimDistill checkpoint (`encoders_student.` ...) or out of one of our distillers (`student.` ...), and
     spconv 2.x kernels are brought to (k, k, k, in, out).
 
     Args:
@@ -176,6 +179,8 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> State:
 
 def _layout(state: State, own: Mapping[str, Tensor]) -> State:
     """Published and distiller layouts brought to the one of `own`."""
+    if simdistill.is_published(state):
+        return simdistill.student_state(state, own)
     wants_student = any(k.startswith("student.") for k in own)
     if any(k.startswith(_STUDENT_PARTS) for k in state):
         student = {k.replace("_student.", ".", 1): v for k, v in state.items() if k.startswith(_STUDENT_PARTS)}

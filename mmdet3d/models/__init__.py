@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmdet3d.models import backbones, decoders, detectors, encoders, fusers, heads, necks, vtransforms
+from mmdet3d.models import backbones, compensation, decoders, detectors, encoders, fusers, heads, necks, vtransforms
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.registry import MODELS
 
-__all__ = ["backbones", "build_model", "decoders", "detectors", "encoders", "fusers", "heads", "necks", "vtransforms"]
+__all__ = [
+    "backbones",
+    "build_model",
+    "compensation",
+    "decoders",
+    "detectors",
+    "encoders",
+    "fusers",
+    "heads",
+    "necks",
+    "vtransforms",
+]
 
 
 def build_model(cfg: Mapping[str, Any]) -> Trainable:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmdet3d.models.backbones.pretrained import checkpoint_of, load_weights, read_weights
+from mmdet3d.models.deformable import ModulatedDeformConv
 from mmdet3d.models.layers import build_norm2d, freeze
 from mmdet3d.registry import MODELS
 
@@ -15,6 +16,13 @@ __all__ = ["ResNet"]
 
 
 _NormCfg = Mapping[str, Any] | None
+
+
+def _conv3x3(channels: int, stride: int, deform_groups: int) -> nn.Module:
+    """A plain convolution, or with `deform_groups` > 0 a modulated deformable one (DCNv2)."""
+    if deform_groups == 0:
+        return nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+    return ModulatedDeformConv(channels, channels, 3, stride, 1, deform_groups=deform_groups, bias=False)
 
 
 def _projection(in_channels: int, out_channels: int, stride: int, norm_cfg: _NormCfg) -> nn.Module | None:
@@ -27,7 +35,9 @@ def _projection(in_channels: int, out_channels: int, stride: int, norm_cfg: _Nor
 class _BasicBlock(nn.Module):
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int, style: str, norm_cfg: _NormCfg) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, style: str, norm_cfg: _NormCfg, deform_groups: int
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
         self.bn1 = build_norm2d(norm_cfg, width)
@@ -45,12 +55,14 @@ class _BasicBlock(nn.Module):
 class _Bottleneck(nn.Module):
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, style: str, norm_cfg: _NormCfg) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, style: str, norm_cfg: _NormCfg, deform_groups: int
+    ) -> None:
         super().__init__()
         first, second = (1, stride) if style == "pytorch" else (stride, 1)
         self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
         self.bn1 = build_norm2d(norm_cfg, width)
-        self.conv2 = nn.Conv2d(width, width, 3, second, 1, bias=False)
+        self.conv2 = _conv3x3(width, second, deform_groups)
         self.bn2 = build_norm2d(norm_cfg, width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = build_norm2d(norm_cfg, 4 * width)
@@ -85,10 +97,13 @@ class ResNet(nn.Module):
         norm_cfg: `{type: BN2d, eps, momentum, requires_grad}`.
         style: `pytorch` puts a bottleneck's stride on the 3x3, `caffe` on the first 1x1.
         base_channels: width of the stem; 64 is the published network, less makes a small twin.
+        dcn: `{type: DCNv2, deform_groups, fallback_on_stride: false}` or None: what `stage_with_dcn` stages have for
+            their 3x3 convolutions; bottlenecks only.
+        stage_with_dcn: which of the four stages are deformable.
         init_cfg: `{type: Pretrained, checkpoint: FILE}` or None, see `init_weights`.
 
     Raises:
-        ValueError: an unknown depth, style, stage count or index.
+        ValueError: an unknown depth, style, stage count, index or `dcn`.
     """
 
     def __init__(
@@ -101,10 +116,13 @@ class ResNet(nn.Module):
         norm_cfg: _NormCfg = None,
         style: str = "pytorch",
         base_channels: int = 64,
+        dcn: Mapping[str, Any] | None = None,
+        stage_with_dcn: Sequence[bool] = (False, False, False, False),
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         _check(depth, num_stages, out_indices, frozen_stages, style)
+        deform_groups = _deform_groups(depth, dcn, stage_with_dcn)
         self._checkpoint = checkpoint_of(init_cfg, f"ResNet-{depth}")
         self.depth = depth
         self.out_indices = tuple(out_indices)
@@ -122,12 +140,13 @@ class ResNet(nn.Module):
             blocks = []
             for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(block(channels, width, stride, style, norm_cfg))
+                blocks.append(block(channels, width, stride, style, norm_cfg, deform_groups[i]))
                 channels = width * block.expansion
             self._stages.append(f"layer{i + 1}")
             self.add_module(self._stages[-1], nn.Sequential(*blocks))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+        for name, module in self.named_modules():
+            # Offsets of deformable convolutions start at zero.
+            if isinstance(module, nn.Conv2d) and not name.endswith("conv_offset"):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self._freeze()
 
@@ -177,3 +196,25 @@ def _check(depth: int, num_stages: int, out_indices: Sequence[int], frozen_stage
         raise ValueError(f"ResNet out_indices {list(out_indices)} must lie in 0..{num_stages - 1}")
     if not -1 <= frozen_stages <= num_stages:
         raise ValueError(f"ResNet frozen_stages must lie in -1..{num_stages}, got {frozen_stages}")
+
+
+def _deform_groups(depth: int, dcn: Mapping[str, Any] | None, stage_with_dcn: Sequence[bool]) -> list[int]:
+    """Per stage, 0 for plain convolutions."""
+    if len(stage_with_dcn) != 4:
+        raise ValueError(f"ResNet stage_with_dcn needs four entries, got {list(stage_with_dcn)}")
+    if dcn is None:
+        if any(stage_with_dcn):
+            raise ValueError(
+                "ResNet stage_with_dcn names stages, but dcn is null; give {type: DCNv2, deform_groups: 1}"
+            )
+        return [0] * 4
+    settings = {"deform_groups": 1, "fallback_on_stride": False, **dcn}
+    if set(settings) != {"type", "deform_groups", "fallback_on_stride"} or settings["type"] != "DCNv2":
+        raise ValueError(
+            f"ResNet dcn must be {{type: DCNv2, deform_groups, fallback_on_stride}} or null, got {dict(dcn)}"
+        )
+    if settings["fallback_on_stride"] or depth < 50:
+        raise ValueError(
+            f"ResNet-{depth} takes dcn with fallback_on_stride false and in bottlenecks (depth 50, 101) only"
+        )
+    return [settings["deform_groups"] if deformable else 0 for deformable in stage_with_dcn]

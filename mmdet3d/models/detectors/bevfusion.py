@@ -14,10 +14,9 @@ from mmdet3d.models.encoders import build_voxelizer, voxelize_batch
 from mmdet3d.registry import MODELS, nearest
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
-__all__ = ["BEVFusion"]
+__all__ = ["BEVFusion", "build_camera", "check_keys"]
 
-# Sensors in the order in which the fuser gets them, and the batch field that a point sensor reads.
-_SENSORS = ("camera", "lidar", "radar")
+# The batch field that a point sensor reads.
 _FIELDS = {"lidar": "points", "radar": "radar"}
 
 
@@ -36,13 +35,15 @@ class BEVFusion(Detector):
 
     Attributes:
         grid: the BEV raster of the head.
-        sensors: names of the model's sensors.
+        branches: encoders that there may be, in the order in which the fuser gets them.
+        sensors: names of the model's own encoders.
 
     Raises:
         ValueError: an unknown key, no sensor, several sensors without a fuser, or parts on different BEV rasters.
     """
 
     loss_taps = predict_taps = ("heads.object",)
+    branches = ("camera", "lidar", "radar")
 
     def __init__(
         self,
@@ -52,16 +53,12 @@ class BEVFusion(Detector):
         fuser: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check_keys(encoders, (), "encoders", optional=_SENSORS)
-        _check_keys(decoder, ("backbone", "neck"), "decoder")
-        self.sensors = tuple(name for name in _SENSORS if encoders.get(name) is not None)
-        _check_fuser(fuser, self.sensors)
-        self.encoders = nn.ModuleDict()
-        self._reduce: dict[str, bool] = {}
-        for name in self.sensors:
-            build = _build_camera if name == "camera" else _build_point_sensor
-            self.encoders[name] = build(encoders[name], f"encoders.{name}")
-            self._reduce[name] = encoders[name].get("voxelize_reduce", True)
+        check_keys(encoders, (), "encoders", optional=self.branches)
+        check_keys(decoder, ("backbone", "neck"), "decoder")
+        self.sensors = tuple(name for name in self.branches if encoders.get(name) is not None)
+        self._check_fuser(fuser)
+        self._reduce = {name: encoders[name].get("voxelize_reduce", True) for name in self.sensors}
+        self.encoders = self._build_encoders(encoders)
         self.fuser = None if fuser is None else MODELS.build(fuser)
         self.decoder = nn.ModuleDict({name: MODELS.build(decoder[name]) for name in ("backbone", "neck")})
         self.heads = nn.ModuleDict({"object": _build_head(heads)})
@@ -74,19 +71,42 @@ class BEVFusion(Detector):
         if "camera" in self.encoders:
             self.encoders["camera"]["backbone"].init_weights()
 
+    def _build_encoders(self, encoders: Mapping[str, Any]) -> nn.ModuleDict:
+        modules = nn.ModuleDict()
+        for name in self.sensors:
+            build = build_camera if name == "camera" else _build_point_sensor
+            modules[name] = build(encoders[name], f"encoders.{name}")
+        return modules
+
+    def _check_fuser(self, fuser: Mapping[str, Any] | None) -> None:
+        sensors = ", ".join(self.sensors)
+        if not sensors:
+            raise ValueError(f"model.encoders names no sensor; give at least one of {', '.join(self.branches)}")
+        if fuser is None:
+            if len(self.sensors) > 1:
+                raise ValueError(f"model.fuser is null, but there are {len(self.sensors)} sensors to fuse: {sensors}")
+        elif len(fuser.get("in_channels", self.sensors)) != len(self.sensors):
+            raise ValueError(
+                f"model.fuser.in_channels names {len(fuser['in_channels'])} sensors, "
+                f"but model.encoders has {len(self.sensors)}: {sensors}"
+            )
+
     # -- stages -----------------------------------------------------------------------------------------------------
 
     def _declare_stages(self) -> None:
-        for name in self.sensors:
-            if name == "camera":
-                self._declare_camera()
-            else:
-                self._declare_point_sensor(name)
+        self._declare_encoders()
         bevs = tuple(f"encoders.{name}" for name in self.sensors)
         self.add_stage(("fuser", *(f"fuser.{name}" for name in self.sensors)), self._fuse, bevs)
         self.add_stage("decoder.backbone", self._decode_backbone, ("fuser",))
         self.add_stage("decoder", self._decode_neck, ("decoder.backbone",))
         self.add_stage("heads.object", self._head, ("decoder",))
+
+    def _declare_encoders(self) -> None:
+        for name in self.sensors:
+            if name == "camera":
+                self._declare_camera()
+            else:
+                self._declare_point_sensor(name)
 
     def _declare_camera(self) -> None:
         camera = "encoders.camera"
@@ -164,25 +184,27 @@ def _loss_name(name: str) -> str:
     return f"stats/object/{name.removeprefix('stats/')}" if name.startswith("stats/") else f"loss/object/{name}"
 
 
-def _build_camera(cfg: Mapping[str, Any], where: str) -> nn.ModuleDict:
+def build_camera(cfg: Mapping[str, Any], where: str) -> nn.ModuleDict:
+    """Backbone, neck and view transform of the block `model.<where>`."""
     parts = ("backbone", "neck", "vtransform")
-    _check_keys(cfg, parts, where)
+    check_keys(cfg, parts, where)
     return nn.ModuleDict({name: MODELS.build(cfg[name]) for name in parts})
 
 
 def _build_point_sensor(cfg: Mapping[str, Any], where: str) -> nn.ModuleDict:
-    _check_keys(cfg, ("voxelize", "backbone"), where, optional=("voxelize_reduce",))
+    check_keys(cfg, ("voxelize", "backbone"), where, optional=("voxelize_reduce",))
     return nn.ModuleDict({"voxelize": build_voxelizer(cfg["voxelize"]), "backbone": MODELS.build(cfg["backbone"])})
 
 
 def _build_head(heads: Mapping[str, Any]) -> nn.Module:
     if heads.get("map") is not None:
         raise ValueError("heads.map must be null: map segmentation is not part of this project, only detection is")
-    _check_keys(heads, ("object",), "heads", optional=("map",))
+    check_keys(heads, ("object",), "heads", optional=("map",))
     return MODELS.build(heads["object"])
 
 
-def _check_keys(cfg: Mapping[str, Any], names: Iterable[str], where: str, optional: Iterable[str] = ()) -> None:
+def check_keys(cfg: Mapping[str, Any], names: Iterable[str], where: str, optional: Iterable[str] = ()) -> None:
+    """Raise ValueError unless `cfg`, the block `model.<where>`, has all of `names` and of others only `optional`."""
     known = (*names, *optional)
     for key in cfg:
         if key not in known:
@@ -190,16 +212,3 @@ def _check_keys(cfg: Mapping[str, Any], names: Iterable[str], where: str, option
     missing = [name for name in names if cfg.get(name) is None]
     if missing:
         raise ValueError(f"model.{where} needs {', '.join(missing)}")
-
-
-def _check_fuser(fuser: Mapping[str, Any] | None, sensors: tuple[str, ...]) -> None:
-    if not sensors:
-        raise ValueError(f"model.encoders names no sensor; give at least one of {', '.join(_SENSORS)}")
-    if fuser is None:
-        if len(sensors) > 1:
-            raise ValueError(f"model.fuser is null, but there are {len(sensors)} sensors to fuse: {', '.join(sensors)}")
-    elif len(fuser.get("in_channels", sensors)) != len(sensors):
-        raise ValueError(
-            f"model.fuser.in_channels names {len(fuser['in_channels'])} sensors, "
-            f"but model.encoders has {len(sensors)}: {', '.join(sensors)}"
-        )

@@ -6,7 +6,8 @@ Shapes: B samples, N cameras, D depth bins, h x w feature pixels, X x Y x Z cell
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mmdet3d.models.layers import conv_bn_relu
 from mmdet3d.models.vtransforms.depth_supervision import depth_loss
 from mmdet3d.ops.bev_pool import bev_pool
+from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, BEVGrid, Calibration
 
 __all__ = ["BaseTransform"]
@@ -35,6 +37,7 @@ class BaseTransform(nn.Module, ABC):
         depth_loss_factor: weight of the supervision of depth by measurements, see `depth_loss`; 0 for none.
         pool_floor: drop points just below the lower borders. Published checkpoints were trained with them: their cells
             are truncated toward zero, so points up to one cell below a border count for the first cell.
+        compensation: arguments of a `GeometryCompensation` of the image features; None: they are lifted as they are.
 
     Attributes:
         grid: the raster of the result.
@@ -57,6 +60,7 @@ class BaseTransform(nn.Module, ABC):
         downsample: int = 1,
         depth_loss_factor: float = 0.0,
         pool_floor: bool = False,
+        compensation: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         bounds = {"xbound": xbound, "ybound": ybound, "zbound": zbound}
@@ -77,6 +81,10 @@ class BaseTransform(nn.Module, ABC):
         self.register_buffer("bx", lower + dx / 2, persistent=False)
         self.register_buffer("nx", torch.tensor(self.cells), persistent=False)
         self.register_buffer("frustum", _frustum(self.image_size, self.feature_size, self.dbound), persistent=False)
+        self.compensation = None
+        if compensation is not None:
+            arguments = {"type": "GeometryCompensation", **compensation}
+            self.compensation = MODELS.build(arguments, channels=in_channels, size=self.feature_size)
         self._build_lift()
         self.downsample = self._build_downsample()
 
@@ -87,6 +95,11 @@ class BaseTransform(nn.Module, ABC):
     def depth_bins(self) -> int:
         """D"""
         return self.frustum.shape[0]
+
+    @property
+    def bev_channels(self) -> int:
+        """Of the result: those of all slices of z."""
+        return self.out_channels * self.cells[2]
 
     @property
     def stride(self) -> int:
@@ -123,7 +136,10 @@ class BaseTransform(nn.Module, ABC):
         """
         self._check(features, batch.calibration)
         with torch.autocast(features.device.type, enabled=False):
-            depth, context = self.lift(features.flatten(0, 1).float(), batch)
+            pixels = features.flatten(0, 1).float()
+            if self.compensation is not None:
+                pixels = self.compensation(pixels)
+            depth, context = self.lift(pixels, batch)
             bev = self.splat(depth, context, self.geometry(batch.calibration))
         return self.downsample(bev), depth
 
@@ -174,6 +190,15 @@ class BaseTransform(nn.Module, ABC):
             points = _rotate(lidar_aug[..., :3, :3], points) + lidar_aug[..., None, :3, 3]
             return points.unflatten(2, self.frustum.shape[:3])
 
+    def _conv_depthnet(self, in_channels: int) -> nn.Sequential:
+        """Two 3x3 convolutions, and a 1x1 to D + out_channels."""
+        channels = self.in_channels
+        return nn.Sequential(
+            *conv_bn_relu(in_channels, channels, 3, padding=1, bias=True),
+            *conv_bn_relu(channels, channels, 3, padding=1, bias=True),
+            nn.Conv2d(channels, self.depth_bins + self.out_channels, 1),
+        )
+
     def _split(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """(P, D + C, h, w) to depth distribution and context."""
         return logits[:, : self.depth_bins].softmax(dim=1), logits[:, self.depth_bins :]
@@ -207,7 +232,7 @@ class BaseTransform(nn.Module, ABC):
         """The layers between pooled map and result."""
         if self.grid.shape == self.cells[:2]:
             return nn.Identity()
-        channels = self.out_channels * self.cells[2]
+        channels = self.bev_channels
         strides = (1, 2, 1)
         return nn.Sequential(*(m for s in strides for m in conv_bn_relu(channels, channels, 3, stride=s, padding=1)))
 

@@ -36,12 +36,7 @@ class DepthLSSTransform(BaseTransform):
             *conv_bn_relu(8, 32, 5, stride=4, padding=2, bias=True),
             *conv_bn_relu(32, 64, 5, stride=2, padding=2, bias=True),
         )
-        channels = self.in_channels
-        self.depthnet = nn.Sequential(
-            *conv_bn_relu(channels + 64, channels, 3, padding=1, bias=True),
-            *conv_bn_relu(channels, channels, 3, padding=1, bias=True),
-            nn.Conv2d(channels, self.depth_bins + self.out_channels, 1),
-        )
+        self.depthnet = self._conv_depthnet(self.in_channels + 64)
 
     def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         points = batch.require("points", "DepthLSSTransform")

@@ -8,7 +8,7 @@ from mmdet3d.models.vtransforms.base import BaseTransform
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
 
-__all__ = ["LSSTransform"]
+__all__ = ["ConvLSSTransform", "LSSTransform"]
 
 
 @MODELS.register
@@ -20,3 +20,14 @@ class LSSTransform(BaseTransform):
 
     def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         return self._split(self.depthnet(features))
+
+
+@MODELS.register
+class ConvLSSTransform(LSSTransform):
+    """Depth and context by two 3x3 convolutions and a 1x1: `DepthLSSTransform` without its measured depth.
+
+    Arguments: see `BaseTransform`.
+    """
+
+    def _build_lift(self) -> None:
+        self.depthnet = self._conv_depthnet(self.in_channels)
