@@ -1,0 +1,39 @@
+"""KITTI folders: real frames, and a small synthetic world."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
+
+SMALL = KittiSettings(frames=8, test_frames=1, image_size=(320, 96), val_fraction=0.5)
+
+
+@pytest.fixture(scope="session")
+def real(shared: Path) -> Path:
+    """Frames 000000 to 000009 of KITTI."""
+    return shared / "data" / "kitti"
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic world of eight frames; do not change it."""
+    return generate_kitti(tmp_path_factory.mktemp("kitti") / "world", SMALL, progress=False)
+
+
+@pytest.fixture
+def copied(world: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Copies the world, without some folders."""
+
+    def copy(*without: str) -> Path:
+        root = tmp_path / "world"
+        shutil.copytree(world, root)
+        for folder in without:
+            shutil.rmtree(root / folder)
+        return root
+
+    return copy
