@@ -154,7 +154,8 @@ def test_any_batch_and_one_level_is_grid_sampling():
 
 
 def test_number_of_threads_does_not_matter():
-    tensors = inputs(torch.float32)
+    value, locations, weights = inputs(torch.float32, channels=16)
+    tensors = [value, locations.repeat(1, 50, 1, 1, 1, 1), weights.repeat(1, 50, 1, 1, 1)]
     results = []
     before = torch.get_num_threads()
     for threads in (1, 2):

@@ -134,7 +134,7 @@ def _convolve(images: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | Non
     with torch.autocast(images.device.type, enabled=False):
         for sizes in _chunks(images, offset, weight, numbers):
             _grouped(out, sizes).copy_(_columns(sizes, tensors, filters) @ filters)
-    return out.view(b, height, width, -1).permute(0, 3, 1, 2).contiguous()
+    return out.view(b, height, width, weight.shape[0]).permute(0, 3, 1, 2).contiguous()
 
 
 @_convolve.register_fake
@@ -200,7 +200,7 @@ def _filters(weight: Tensor, numbers: Sequence[int]) -> Tensor:
     """(G, K * C / G, O / G) from the weight (O, C / G, kh, kw)."""
     o, i, height, width = weight.shape
     groups = numbers[6]
-    return weight.view(groups, o // groups, i, height * width).permute(0, 3, 2, 1).reshape(groups, -1, o // groups)
+    return weight.reshape(groups, o // groups, i, height * width).permute(0, 3, 2, 1).reshape(groups, -1, o // groups)
 
 
 def _chunks(images: Tensor, offset: Tensor, weight: Tensor, numbers: Sequence[int]) -> Iterator[list[int]]:

@@ -13,11 +13,16 @@ static void by_channels(int64_t channels, Body body) {
   }
 }
 
+// Below this a second thread costs more than it brings.
+static int threads_for(const Attention& a, int64_t batch, int threads) {
+  return batch * a.queries * a.heads * a.levels * a.points * a.channels < 1 << 15 ? 1 : threads;
+}
+
 template <typename T, int CHANNELS>
 static void forward(const Attention& a, int64_t batch, const T* values, const T* locations, const T* weights, T* outputs,
                     int threads) {
   const int64_t channels = CHANNELS ? CHANNELS : a.channels, stride = a.heads * channels;
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads_for(a, batch, threads))
   for (int64_t query = 0; query < batch * a.queries; ++query)
     for (int64_t head = 0; head < a.heads; ++head) {
       T* __restrict__ out = outputs + query * stride + head * channels;
@@ -45,7 +50,7 @@ template <typename T, int CHANNELS>
 static void backward(const Attention& a, int64_t batch, const T* values, const T* locations, const T* weights,
                      const T* grad_outputs, T* grad_values, T* grad_locations, T* grad_weights, int threads) {
   const int64_t channels = CHANNELS ? CHANNELS : a.channels, stride = a.heads * channels;
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads_for(a, batch, threads))
   for (int64_t owned = 0; owned < batch * a.heads; ++owned) {
     const int64_t item = owned / a.heads, head = owned % a.heads, first = item * a.pixels * stride + head * channels;
     for (int64_t query = item * a.queries; query < (item + 1) * a.queries; ++query) {

@@ -1,6 +1,11 @@
 #include "convolution.h"
 #include <algorithm>
 
+// Below this a second thread costs more than it brings.
+static int threads_for(const Convolution& d, int threads) {
+  return d.rows * d.taps() * d.channels < 1 << 15 ? 1 : threads;
+}
+
 // Calls body(channel, columns, count) for the channels [from, to), cut where a group of the columns ends.
 template <typename T, typename Body>
 static inline void for_runs(const Convolution& d, T* columns, int64_t row, int64_t tap, int64_t from, int64_t to, Body body) {
@@ -15,7 +20,7 @@ template <typename T>
 static void gather(const Convolution& d, const void* images_, const void* offset_, const void* mask_, void* columns_,
                    int threads) {
   const T *images = (const T*)images_, *offset = (const T*)offset_, *mask = (const T*)mask_;
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads_for(d, threads))
   for (int64_t row = 0; row < d.rows; ++row)
     for (int64_t tap = 0; tap < d.taps(); ++tap)
       for (int64_t group = 0; group < d.deform_groups; ++group) {
@@ -41,7 +46,7 @@ template <typename T>
 static void differentiate(const Convolution& d, const void* images_, const void* offset_, const void* mask_,
                           const void* grad_columns_, void* grad_offset_, void* grad_mask_, int threads) {
   const T *images = (const T*)images_, *offset = (const T*)offset_, *mask = (const T*)mask_;
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads_for(d, threads))
   for (int64_t row = 0; row < d.rows; ++row)
     for (int64_t tap = 0; tap < d.taps(); ++tap)
       for (int64_t group = 0; group < d.deform_groups; ++group) {
@@ -74,9 +79,10 @@ template <typename T>
 static void scatter(const Convolution& d, const void* offset_, const void* mask_, const void* grad_columns_,
                     void* grad_images_, int threads) {
   const T *offset = (const T*)offset_, *mask = (const T*)mask_;
-#pragma omp parallel for num_threads(threads)
-  for (int64_t part = 0; part < threads; ++part) {
-    const int64_t from = d.channels * part / threads, to = d.channels * (part + 1) / threads;
+  const int64_t parts = threads_for(d, threads);
+#pragma omp parallel for num_threads(parts)
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t from = d.channels * part / parts, to = d.channels * (part + 1) / parts;
     for (int64_t row = 0; row < d.rows; ++row)
       for (int64_t tap = 0; tap < d.taps(); ++tap)
         for (int64_t group = 0; group < d.deform_groups; ++group) {
