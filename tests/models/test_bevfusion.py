@@ -215,9 +215,10 @@ def test_unknown_tap() -> None:
         build("lidar", fuser=None).extract(make_batch(), ["encoders.lidra"])
 
 
-def test_supervised_depth_adds_its_loss() -> None:
+@pytest.mark.parametrize("option", [{"type": "AwareBEVDepth", "mid_channels": 8}, {"depth_loss_factor": 3.0}])
+def test_supervised_depth_adds_its_loss(option: dict[str, object]) -> None:
     cfg = model_config("camera", "radar")
-    cfg["encoders"]["camera"]["vtransform"] |= {"type": "AwareBEVDepth", "mid_channels": 8}
+    cfg["encoders"]["camera"]["vtransform"] |= option
     model, batch = MODELS.build(cfg), make_batch()
     assert model.loss_taps == ("heads.object", "encoders.camera.depth")
     assert model.loss(batch)["loss/depth"] > 0
