@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import ops, train_step
+from benchmarks import ops, report, train_step
 from benchmarks.cases import feature_decorator
 from benchmarks.framework import Budget, Case, forward_backward, peak_memory, run_case, twin
 from mmdet3d.config import load_config
@@ -98,3 +98,44 @@ def test_training_step_report(tmp_path, capsys):
     assert len(report["models"]["distiller"]["parts"]) > len(report["models"]["student"]["parts"])
     assert report["models"]["student"]["parameters"] == sum(p.numel() for p in student.parameters())
     assert "Distilling costs" in capsys.readouterr().out
+
+
+def test_the_document_is_written_from_results(monkeypatch, tmp_path):
+    rows = [
+        {
+            "implementation": "ours",
+            "median_ms": 2.0,
+            "iqr_ms": 0.0,
+            "runs": 5,
+            "times_ours": 1.0,
+            "peak_bytes": 10,
+            "difference": None,
+        },
+        {
+            "implementation": "twin",
+            "median_ms": 8.0,
+            "iqr_ms": 0.0,
+            "runs": 5,
+            "times_ours": 4.0,
+            "peak_bytes": 200,
+            "difference": 0.0,
+        },
+    ]
+    case = {"name": "bev_pool forward + backward", "shape": "big", "floor_ms": None, "results": rows}
+    facts = {"cpu": "a chip", "cores": 2, "peers": {"mmcv.ops": "2.1.0"}}
+    floors = {"copy_bytes_per_s": 1e10, "matmul_flops_per_s": 2e11}
+    found = {"date": "2026-01-02", "machine": facts, "floors": floors, "cases": [case]}
+    (tmp_path / "ops_cpu.json").write_text(json.dumps(found))
+    document = tmp_path / "performance.md"
+    document.write_text(report.DOCUMENT.read_text())
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "DOCUMENT", document)
+    report.main()
+    first = document.read_text()
+    assert "| bev_pool forward + backward | twin | time | 5 times ours | 4.0 | **missed** |" in first
+    assert "| bev_pool forward + backward | twin | peak extra memory | 10 times ours | 20.0 | reached |" in first
+    assert (
+        "2026-01-02; cpu a chip, cores 2, mmcv.ops 2.1.0. Copy bandwidth 10.0 GB/s, matrix rate 200 GFLOP/s." in first
+    )
+    report.main()
+    assert document.read_text() == first

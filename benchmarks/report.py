@@ -1,0 +1,83 @@
+"""Write the tables of docs/performance.md from the JSON files of benchmarks/results: python -m benchmarks.report"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ops, train_step
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "benchmarks" / "results"
+# What was aimed at on the CPU: case, other implementation, least ratio of its time (or memory) to ours.
+TARGETS = [
+    ("bev_pool forward + backward", "twin", "median_ms", 5.0),
+    ("bev_pool forward + backward", "twin", "peak_bytes", 10.0),
+    ("voxelize hard", "mmcv", "median_ms", 5.0),
+    ("rotated_nms", "mmcv", "median_ms", 1.0),
+    ("sparse_conv SparseEncoder forward + backward", "spconv", "median_ms", 1.0),
+    ("spearman term forward + backward", "torchsort", "median_ms", 50.0),
+]
+
+
+def main() -> None:
+    """Replace what stands between the markers of the document; a missing results file leaves its part as it is."""
+    text = DOCUMENT.read_text()
+    for name, render in {"ops": _ops, "targets": _targets, "train_step": _train_step}.items():
+        for device in ("cpu", "cuda"):
+            file = RESULTS / f"{'ops' if name == 'targets' else name}_{device}.json"
+            if file.is_file():
+                text = _replace(text, f"{name}_{device}", render(json.loads(file.read_text())))
+    DOCUMENT.write_text(text)
+
+
+def _replace(text: str, marker: str, content: str) -> str:
+    begin, end = f"<!-- {marker} -->", f"<!-- end of {marker} -->"
+    return re.sub(
+        f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{content}\n{end}", text, flags=re.DOTALL
+    )
+
+
+def _ops(report: Mapping[str, Any]) -> str:
+    copy, matmul = (rate / 1e9 for rate in report["floors"].values())
+    return f"{_facts(report)}. Copy bandwidth {copy:.1f} GB/s, matrix rate {matmul:.0f} GFLOP/s.\n" + ops.table(
+        report["cases"]
+    )
+
+
+def _train_step(report: Mapping[str, Any]) -> str:
+    return f"{_facts(report)}.\n\n{train_step.table(report)}"
+
+
+def _facts(report: Mapping[str, Any]) -> str:
+    facts = {k: v for k, v in report["machine"].items() if k not in ("peers", "ops", "system") and v is not None}
+    peers = [f"{name} {version}" for name, version in report["machine"]["peers"].items()]
+    return f"{report['date']}; " + ", ".join([*(f"{k} {v}" for k, v in facts.items()), *peers])
+
+
+def _targets(report: Mapping[str, Any]) -> str:
+    """Markdown: each target, the ratio found, and whether it is reached."""
+    lines = ["| case | against | what | aimed at | found | |", "|---|---|---|---|---|---|"]
+    for name, other, field, least in TARGETS:
+        ratio = _ratio(report, name, other, field)
+        verdict = "not measured" if ratio is None else "reached" if ratio >= least else "**missed**"
+        found = "-" if ratio is None else f"{ratio:.1f}"
+        what = "time" if field == "median_ms" else "peak extra memory"
+        lines.append(f"| {name} | {other} | {what} | {least:g} times ours | {found} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _ratio(report: Mapping[str, Any], name: str, other: str, field: str) -> float | None:
+    for case in report["cases"]:
+        rows = {row["implementation"]: row for row in case["results"]}
+        if case["name"] == name and rows.get(other, {}).get(field) and rows["ours"].get(field):
+            return rows[other][field] / rows["ours"][field]
+    return None
+
+
+if __name__ == "__main__":
+    main()
