@@ -1,4 +1,4 @@
-"""The real nuScenes frame with six cameras, LiDAR and one radar: through CRKD at full size, and learned by heart."""
+"""The real nuScenes frame with six cameras, LiDAR and one radar: through distillers at full size, and learned by heart."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ CRKD = (
     "nuscenes/distill/feature_response_distill/"
     "feat_fused_da_lr_mean_c2c_scale_mask_relation_resp_kd_dynamic_class_loss_80_256"
 )
+SIMDISTILL = "nuscenes/distill/simdistill"
+DISTILLERS = {
+    "crkd-swint": f"{CRKD}.yaml",
+    "crkd-resnet50": f"{CRKD}_resnet.yaml",
+    "simdistill-swint": f"{SIMDISTILL}/swint/convfuser.yaml",
+    "simdistill-vitaev2": f"{SIMDISTILL}/vitaev2/convfuser.yaml",
+    "simdistill-resnet50": f"{SIMDISTILL}/resnet50/convfuser-256x704.yaml",
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +53,11 @@ def real_config(shared: Path, info_file: Path, config: str, overrides: dict) -> 
     return cfg
 
 
-@pytest.mark.parametrize("suffix", ["", "_resnet"], ids=["swint", "resnet50"])
-def test_distillation_at_full_size(suffix: str, shared: Path, info_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", DISTILLERS)
+def test_distillation_at_full_size(name: str, shared: Path, info_file: Path, tmp_path: Path) -> None:
     """Published pipelines, random teacher: loss, backward, prediction; the prediction does without LiDAR."""
     torch.manual_seed(0)
-    cfg = real_config(shared, info_file, f"{CRKD}{suffix}.yaml", {})
+    cfg = real_config(shared, info_file, DISTILLERS[name], {})
     train_batch = Batch.collate([build_dataset(cfg.data.train)[0]])
     test_batch = Batch.collate([build_dataset(cfg.data.val, test_mode=True)[0]])
     assert test_batch.metas[0]["timestamp"] and test_batch.tokens == [TOKEN]
