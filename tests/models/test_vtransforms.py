@@ -255,6 +255,32 @@ def test_pool_floor_drops_points_below_the_border() -> None:
     assert tiny("LSSTransform", pool_floor=True).splat(ones, ones, geometry).sum() == 1
 
 
+def test_evaluation_keeps_the_plan_of_a_calibration_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform, features = tiny("LSSTransform"), tiny_features()
+    made = []
+    geometry = transform.geometry
+    monkeypatch.setattr(transform, "geometry", lambda calibration: made.append(1) or geometry(calibration))
+    with torch.no_grad():
+        expected = transform(features, tiny_batch())[0]
+        transform(features, tiny_batch())
+        assert len(made) == 2  # augmentation changes in training
+        transform.eval()
+        for _ in range(4):
+            torch.testing.assert_close(transform(features, tiny_batch())[0], expected)
+        assert len(made) == 4
+        for change in ("image_aug", "intrinsics", "camera2lidar", "lidar_aug"):
+            batch = tiny_batch()
+            matrix = getattr(batch.calibration, change).clone()
+            matrix[..., 0, 2 if change == "intrinsics" else 3] += 5
+            setattr(batch.calibration, change, matrix)
+            moved = transform(features, batch)[0]
+            assert not torch.equal(moved, expected)
+            torch.testing.assert_close(moved, transform.train()(features, batch)[0])
+            transform.eval()
+        transform.frustum[..., 2] += 3
+        assert not torch.equal(transform(features, tiny_batch())[0], expected)
+
+
 # -- contract ---------------------------------------------------------------------------------------
 
 

@@ -381,6 +381,17 @@ def test_cache_notices_any_change():
     assert cache.get([torch.eye(4).view(2, 8)], lambda: "shape") == "shape"
 
 
+@every_backend
+def test_a_plan_from_inference_serves_training():
+    depth, context, geometry = inputs()
+    cache = PlanCache()
+    for inference in (True, True, False):
+        with torch.inference_mode(inference):
+            plan = cache.get([geometry.clone()], lambda: plan_pool(geometry.clone(), **GRID))
+    plan.pool(depth.requires_grad_(), context).sum().backward()
+    assert depth.grad.any()
+
+
 def test_cache_is_shared_by_threads():
     cache, wrong = PlanCache(size=2), []
 

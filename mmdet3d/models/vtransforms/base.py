@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmdet3d.models.layers import conv_bn_relu
 from mmdet3d.models.vtransforms.depth_supervision import depth_loss
-from mmdet3d.ops.bev_pool import bev_pool
+from mmdet3d.ops.bev_pool import PlanCache, PoolPlan, plan_pool
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, BEVGrid, Calibration
 
@@ -76,6 +76,7 @@ class BaseTransform(nn.Module, ABC):
         self.lower = tuple(float(b[0]) for b in bounds.values())
         self.cell = tuple(float(b[2]) for b in bounds.values())
         self.grid = _grid(self.lower, self.cell, self.cells, downsample)
+        self._plans = PlanCache()
         dx, lower = torch.tensor(self.cell), torch.tensor(self.lower)
         self.register_buffer("dx", dx, persistent=False)
         self.register_buffer("bx", lower + dx / 2, persistent=False)
@@ -140,7 +141,7 @@ class BaseTransform(nn.Module, ABC):
             if self.compensation is not None:
                 pixels = self.compensation(pixels)
             depth, context = self.lift(pixels, batch)
-            bev = self.splat(depth, context, self.geometry(batch.calibration))
+            bev = self.splat(depth, context, self.plan(batch.calibration))
         return self.downsample(bev), depth
 
     def depth_loss(self, depth: Tensor, batch: Batch) -> Tensor:
@@ -169,9 +170,22 @@ class BaseTransform(nn.Module, ABC):
     def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B*N, C, h, w) to depth distribution (B*N, D, h, w) and context (B*N, out_channels, h, w)."""
 
-    def splat(self, depth: Tensor, context: Tensor, geometry: Tensor) -> Tensor:
-        """Pool the weighted features into (B, out_channels * Z, X, Y)."""
-        return bev_pool(depth, context, geometry, self.lower, self.cell, self.cells, floor=self.pool_floor)
+    def splat(self, depth: Tensor, context: Tensor, geometry: Tensor | PoolPlan) -> Tensor:
+        """Pool the weighted features into (B, out_channels * Z, X, Y), given the frustum points or a plan for them."""
+        return self._planned(geometry).pool(depth, context)
+
+    def plan(self, calibration: Calibration) -> PoolPlan:
+        """Which frustum points fall into which cell. In evaluation, plans of calibrations that come again are kept."""
+        if self.training:
+            return self._planned(self.geometry(calibration))
+        corners = self.frustum[[0, -1]][:, [0, -1]][:, :, [0, -1]]  # all else in the frustum lies evenly between them
+        matrices = (calibration.image_aug, calibration.intrinsics, calibration.camera2lidar, calibration.lidar_aug)
+        return self._plans.get((corners, *matrices), lambda: self._planned(self.geometry(calibration)))
+
+    def _planned(self, geometry: Tensor | PoolPlan) -> PoolPlan:
+        if isinstance(geometry, PoolPlan):
+            return geometry
+        return plan_pool(geometry, self.lower, self.cell, self.cells, floor=self.pool_floor)
 
     @torch.no_grad()
     def geometry(self, calibration: Calibration) -> Tensor:

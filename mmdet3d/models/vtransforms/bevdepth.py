@@ -11,6 +11,7 @@ from mmdet3d.models.layers import conv_bn_relu
 from mmdet3d.models.vtransforms.base import BaseTransform
 from mmdet3d.models.vtransforms.depth_map import DepthMap
 from mmdet3d.models.vtransforms.depth_net import DepthNet, FrustumRefinement, camera_vector
+from mmdet3d.ops.bev_pool import PoolPlan
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
 
@@ -79,12 +80,11 @@ class AwareBEVDepth(BaseTransform):
     def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         return self._split(self.depthnet(features, camera_vector(batch.calibration)))
 
-    def splat(self, depth: Tensor, context: Tensor, geometry: Tensor) -> Tensor:
+    def splat(self, depth: Tensor, context: Tensor, geometry: Tensor | PoolPlan) -> Tensor:
         if self.refinement is None:
             return super().splat(depth, context, geometry)
-        lifted = self.refinement(depth[:, None] * context[:, :, None]).flatten(2, 3)
-        # The depth weights are in `lifted` already: pool it as one bin of D * h rows that all weigh 1.
-        return super().splat(torch.ones_like(lifted[:, :1]), lifted, geometry.flatten(2, 3)[:, :, None])
+        lifted = self.refinement(depth[:, None] * context[:, :, None])  # (B*N, C, D, h, w)
+        return self._planned(geometry).pool_lifted(lifted.permute(0, 2, 3, 4, 1))
 
 
 @MODELS.register

@@ -167,13 +167,13 @@ class PlanCache:
         """The plan for `key`, from `build` if there is none yet.
 
         Args:
-            key: all that decides the plan, for instance the calibration and augmentation matrices. Read on the host,
-                so they had better be small; on CUDA the call waits for them.
+            key: all that decides the plan, for instance the calibration and augmentation matrices, on one device.
+                They are read on the host, so they had better be small; on CUDA the call waits for them.
             build: makes the plan; may run in several threads at once.
         """
         if torch.compiler.is_compiling():
             return build()
-        content = tuple(_content(t) for t in key)
+        content = _content(key)
         with self._lock:
             again = content in self._plans
             plan = self._plans.setdefault(content, None)
@@ -181,7 +181,8 @@ class PlanCache:
             while len(self._plans) > self.size:
                 self._plans.popitem(last=False)
         if plan is None:
-            plan = build()
+            with torch.inference_mode(False):  # or the plan could not serve a call with gradients later
+                plan = build()
             if again:
                 with self._lock:
                     if content in self._plans:
@@ -192,9 +193,10 @@ class PlanCache:
         return PlanCache, (self.size,)
 
 
-def _content(tensor: Tensor) -> tuple[Any, ...]:
-    content = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return tensor.dtype, tuple(tensor.shape), tensor.device, content
+def _content(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    kinds = tuple((t.dtype, tuple(t.shape), t.device) for t in tensors)
+    flat = torch.cat([t.detach().reshape(-1).view(torch.uint8) for t in tensors])
+    return kinds, flat.cpu().numpy().tobytes()
 
 
 def _check_float(name: str, tensor: Tensor) -> None:
