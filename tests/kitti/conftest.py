@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kitti_world import SMALL
 
-from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
-
-SMALL = KittiSettings(frames=8, test_frames=1, image_size=(320, 96), val_fraction=0.5)
+from mmdet3d.datasets.synthetic.kitti import generate_kitti
 
 
 @pytest.fixture(scope="session")

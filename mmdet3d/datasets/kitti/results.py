@@ -16,6 +16,8 @@ __all__ = ["image_boxes", "metrics_by_name", "project_boxes", "to_objects"]
 
 Camera = tuple[np.ndarray, tuple[int, int]]
 _NEAR = 0.1  # metres
+# Corner numbers at the ends of the edges: bottom face, top face, uprights.
+_EDGES = np.array([[0, 1], [1, 2], [2, 3], [3, 0], [4, 5], [5, 6], [6, 7], [7, 4], [0, 4], [1, 5], [2, 6], [3, 7]])
 
 
 def to_objects(found: Detections3D, classes: Sequence[str], camera: Callable[[], Camera]) -> Objects:
@@ -49,15 +51,28 @@ def to_objects(found: Detections3D, classes: Sequence[str], camera: Callable[[],
 
 
 def project_boxes(boxes: Boxes3D, p2: np.ndarray) -> np.ndarray:
-    """(N, 4) x1, y1, x2, y2 around the projected corners of boxes in the level camera frame, pixels.
+    """(N, 4) x1, y1, x2, y2 around the projection of boxes in the level camera frame, pixels; not cut at the image.
 
-    Corners behind the camera count as just in front of it, so that such a box reaches far out of the image.
+    What lies nearer than 0.1 m, or behind the camera, is cut off first; zeros where nothing is left.
     """
     corners = boxes.to(torch.float64).corners() @ CAMERA_TO_LEVEL[:3, :3]  # the inverse of a rotation, from the right
-    u, v, depth = np.moveaxis(corners.numpy() @ p2[:, :3].T + p2[:, 3], -1, 0)
-    depth = np.maximum(depth, _NEAR)
-    u, v = u / depth, v / depth
-    return np.column_stack([u.min(1), v.min(1), u.max(1), v.max(1)]) if len(boxes) else np.zeros((0, 4))
+    ends = corners.numpy()[:, _EDGES]
+    first, last = ends[:, :, 0], ends[:, :, 1]
+    points = np.concatenate([_towards(first, last), _towards(last, first)], axis=1)
+    u, v, depth = np.moveaxis(points @ p2[:, :3].T + p2[:, 3], -1, 0)
+    hidden = points[..., 2] < 0.999 * _NEAR
+    lower = [np.where(hidden, np.inf, w / depth).min(1, initial=np.inf) for w in (u, v)]
+    upper = [np.where(hidden, -np.inf, w / depth).max(1, initial=-np.inf) for w in (u, v)]
+    bounds = np.column_stack([*lower, *upper])
+    bounds[hidden.all(1)] = 0
+    return bounds
+
+
+def _towards(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """`start` (..., 3), or where the edge to `end` enters the visible half space if `start` is not in it."""
+    step = end[..., 2] - start[..., 2]
+    share = np.clip(np.divide(_NEAR - start[..., 2], step, out=np.zeros_like(step), where=step > 0), 0, 1)
+    return start + share[..., None] * (end - start)
 
 
 def image_boxes(boxes: Boxes3D, p2: np.ndarray, size: tuple[int, int]) -> np.ndarray:
