@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmdet3d.ops.feature_decorator import feature_decorator
+from mmdet3d.ops import feature_decorator as op
+from mmdet3d.ops.feature_decorator import feature_decorator, reference
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -80,17 +81,87 @@ def test_gradients():
     assert torch.autograd.gradcheck(lambda f: feature_decorator(f, counts, coordinates, SIZE, RANGE, **flags), features)
 
 
-def test_empty_non_contiguous_and_half():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("flags", [{}, {"normalize": True, "cluster": True, "distance": True}, {"center": False}])
+def test_equals_twin(dtype, flags):
+    features, counts, coordinates = pillars(dtype)
+    ordered = [flags.get(name, name == "center") for name in ("normalize", "cluster", "center", "distance")]
+    results = []
+    for call in (
+        lambda f: feature_decorator(f, counts, coordinates, SIZE, RANGE, **flags),
+        lambda f: reference.feature_decorator(f, counts, coordinates, SIZE, RANGE, *ordered),
+    ):
+        leaf = features.clone().requires_grad_()
+        out = call(leaf)
+        results.append((out.detach(), *torch.autograd.grad(out.square().sum(), leaf)))
+    for got, expected in zip(*results, strict=True):
+        assert got.dtype == expected.dtype == dtype
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 if dtype == torch.float32 else 1e-10)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5), (3, 0, 5), (0, 0, 3)])
+def test_empty(shape):
+    features = torch.zeros(shape, requires_grad=True)
+    counts, coordinates = torch.zeros(shape[0]).long(), torch.zeros(shape[0], 3).long()
+    got = feature_decorator(features, counts, coordinates, SIZE, RANGE, cluster=True)
+    assert got.shape == (*shape[:2], shape[2] + 5)
+    got.sum().backward()
+    assert features.grad.shape == shape
+
+
+def test_pillars_without_points():
+    features, _, coordinates = pillars()
+    features.requires_grad_()
+    got = feature_decorator(features, torch.zeros(3).long(), coordinates, SIZE, RANGE, cluster=True, distance=True)
+    assert not got.any()
+    got.sum().backward()
+    assert not features.grad.any()
+
+
+@pytest.mark.parametrize("backend", ["native"], indirect=True)
+def test_threads_change_nothing():
     features, counts, coordinates = pillars()
-    assert feature_decorator(features[:0], counts[:0], coordinates[:0], SIZE, RANGE).shape == (0, 4, 7)
+    many = [features.repeat(200, 1, 1).requires_grad_(), counts.repeat(200), coordinates.repeat(200, 1)]
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        out = feature_decorator(*many, SIZE, RANGE, cluster=True, distance=True)
+        results.append((out, *torch.autograd.grad(out.square().sum(), many[0])))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["native"], indirect=True)
+def test_registration():
+    features, counts, coordinates = pillars()
+    box, flags = [*SIZE, *RANGE], [True, True, True, False]
+    torch.library.opcheck(op._decorate, (features.requires_grad_(), counts, coordinates, box, flags))
+    grad = torch.randn(3, 4, 10)
+    torch.library.opcheck(op._decorate_backward, (grad, features.detach(), counts, box, flags))
+
+
+def test_compiled_graph():
+    features, counts, coordinates = pillars()
+
+    def call(features):
+        return feature_decorator(features, counts, coordinates, SIZE, RANGE, cluster=True)
+
+    graph = torch.compile(call, fullgraph=True, backend="eager")
+    torch.testing.assert_close(graph(features), call(features))
+
+
+def test_non_contiguous_and_half():
+    features, counts, coordinates = pillars()
     expected = feature_decorator(features, counts, coordinates, SIZE, RANGE)
     strided = features.transpose(0, 2).contiguous().transpose(0, 2)
     torch.testing.assert_close(feature_decorator(strided, counts, coordinates, SIZE, RANGE), expected)
-    half = features.half()
-    torch.testing.assert_close(
-        feature_decorator(half, counts, coordinates, SIZE, RANGE),
-        feature_decorator(half.float(), counts, coordinates, SIZE, RANGE),
-    )
+    for dtype in (torch.float16, torch.bfloat16):
+        half = features.to(dtype)
+        got = feature_decorator(half, counts.int(), coordinates.int(), SIZE, RANGE, cluster=True)
+        assert got.dtype == torch.float32
+        expected = feature_decorator(half.float(), counts, coordinates, SIZE, RANGE, cluster=True)
+        torch.testing.assert_close(got, expected)
 
 
 def test_wrong_shapes():
