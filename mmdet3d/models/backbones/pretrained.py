@@ -43,16 +43,20 @@ def checkpoint_of(init_cfg: Mapping[str, Any] | None, owner: str) -> str | None:
     return str(init_cfg["checkpoint"])
 
 
-def read_weights(checkpoint: str, owner: str) -> dict[str, Tensor]:
+def read_weights(checkpoint: str, owner: str, option: str = _OPTION) -> dict[str, Tensor]:
     """Tensors by name from a `.pth` or `.safetensors` file.
 
     A URL stands for the file of that name in `pretrained/`. Wrappers (`{"model": ...}`, `{"state_dict": ...}`; averaged
     weights in `state_dict_ema` come first) and the prefixes `module.` and `backbone.` are taken off.
 
+    Args:
+        owner: what error messages call the network.
+        option: the command line's option for `init_cfg`, for error messages.
+
     Raises:
         ValueError: the file is not there, or holds more than tensors; the message says what to do.
     """
-    path = _locate(checkpoint, owner)
+    path = _locate(checkpoint, owner, option)
     content = _load(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -90,13 +94,13 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     return len(fitting)
 
 
-def _locate(checkpoint: str, owner: str) -> Path:
+def _locate(checkpoint: str, owner: str, option: str) -> Path:
     if "://" not in checkpoint:
         if Path(checkpoint).is_file():
             return Path(checkpoint)
         raise ValueError(
             f"pretrained weights of {owner} not found: {checkpoint} does not exist; put the file there, "
-            f"or start from scratch with {_OPTION} null"
+            f"or start from scratch with {option} null"
         )
     scheme, name = checkpoint.split("://", 1)
     file = _TORCHVISION.get(name, f"{name}.pth") if scheme == "torchvision" else name.rsplit("/", 1)[-1]
@@ -105,7 +109,7 @@ def _locate(checkpoint: str, owner: str) -> Path:
     url = f"https://download.pytorch.org/models/{file}" if scheme == "torchvision" else checkpoint
     raise ValueError(
         f"pretrained weights of {owner} are not downloaded automatically: fetch {url} into {FOLDER}/, "
-        f"give your own file with {_OPTION}.checkpoint FILE, or start from scratch with {_OPTION} null"
+        f"give your own file with {option}.checkpoint FILE, or start from scratch with {option} null"
     )
 
 
