@@ -1,4 +1,4 @@
-"""The real nuScenes frame with six cameras, LiDAR and one radar: through distillers at full size, and learned by heart."""
+"""The real nuScenes frame (six cameras, LiDAR, one radar): through distillers at full size, and learned by heart."""
 
 from __future__ import annotations
 
