@@ -260,6 +260,7 @@ def test_wrong_arguments():
         ({"groups": 4}, r"C = 6 channels must be divisible by groups = 4 and deform_groups = 3, and O = 4 by groups"),
         ({"deform_groups": 0}, "deform_groups = 0"),
         ({"stride": 0}, "stride must be an integer of at least 1 or two of them, got 0"),
+        ({"stride": 1.5}, "stride must be an integer of at least 1 or two of them, got 1.5"),
         ({"padding": (1, -1)}, r"padding must be an integer of at least 0 or two of them, got \(1, -1\)"),
         ({"dilation": (1, 1, 1)}, "dilation must be an integer of at least 1 or two of them"),
         ({"dilation": 9}, r"input of 5 x 6 pixels is smaller than the kernel: the output would be \(-5, 1\)"),

@@ -72,10 +72,10 @@ def deform_conv2d(
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = value if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int) and v >= least for v in pair):
         raise ValueError(f"{name} must be an integer of at least {least} or two of them, got {value!r}")
-    return pair
+    return pair[0], pair[1]
 
 
 def _check_tensors(
