@@ -253,6 +253,12 @@ def test_resnet_frozen_stages_and_norm_eval() -> None:
         ({"num_stages": 5}, "num_stages"),
         ({"norm_cfg": {"type": "GN"}}, "norm_cfg"),
         ({"init_cfg": {"type": "Kaiming"}}, "init_cfg"),
+        ({"depth": 50, "dcn": {"type": "DCN"}}, "DCNv2"),
+        ({"depth": 50, "dcn": {"type": "DCNv2", "groups": 2}}, "deform_groups"),
+        ({"depth": 50, "dcn": {"type": "DCNv2", "fallback_on_stride": True}}, "fallback_on_stride false"),
+        ({"depth": 18, "dcn": {"type": "DCNv2"}}, "bottlenecks"),
+        ({"depth": 50, "stage_with_dcn": [True] * 4}, "dcn is null"),
+        ({"depth": 50, "dcn": {"type": "DCNv2"}, "stage_with_dcn": [True]}, "four entries"),
     ],
 )
 def test_resnet_rejects(changes: dict, message: str) -> None:
@@ -365,6 +371,31 @@ def test_resnet_loads_torchvision_weights(tmp_path: Path, suffix: str) -> None:
     backbone.init_weights()
     for key, value in source.state_dict().items():
         assert torch.equal(backbone.state_dict()[key], value), key
+
+
+def test_resnet_with_deformable_stages(tmp_path: Path) -> None:
+    """As mmdet's: the 3x3 of every bottleneck, strided ones too; torchvision's weights fit, offsets start at zero."""
+    plain = tiny_resnet(50)
+    save_file(plain.state_dict(), tmp_path / "resnet50.safetensors")
+    backbone = tiny_resnet(
+        50,
+        dcn={"type": "DCNv2", "deform_groups": 1, "fallback_on_stride": False},
+        stage_with_dcn=[False, False, True, True],
+        init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / "resnet50.safetensors")},
+    )
+    backbone.init_weights()
+    new = {k: v for k, v in backbone.state_dict().items() if k not in plain.state_dict()}
+    places = [f"layer{stage}.{i}.conv2.conv_offset" for stage, count in ((3, 6), (4, 3)) for i in range(count)]
+    assert set(new) == {f"{place}.{kind}" for place in places for kind in ("weight", "bias")}
+    assert all(v.shape[0] == 27 and not v.any() for v in new.values())
+    assert all(torch.equal(backbone.state_dict()[k], v) for k, v in plain.state_dict().items())
+    images = torch.randn(1, 3, 64, 64)
+    outputs = backbone.eval()(images)
+    assert [o.shape for o in outputs] == [o.shape for o in plain.eval()(images)]
+    # Untrained modulation halves the taps: the deformable convolution is half the plain one.
+    block = backbone.layer3[1].conv2
+    x = torch.randn(1, block.weight.shape[1], 8, 8)
+    torch.testing.assert_close(block(x), plain.layer3[1].conv2(x) / 2, atol=1e-5, rtol=1e-4)
 
 
 def test_url_stands_for_the_file_in_pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,7 @@ def tiny(kind: str, **changes: object) -> nn.Module:
 
 KINDS = {
     "LSSTransform": {},
+    "ConvLSSTransform": {"compensation": {"heads": 2, "points": 3}},
     "DepthLSSTransform": {"downsample": 2},
     "AwareBEVDepth": {"mid_channels": 4},
     "AwareDBEVDepth": {"bevdepth_refine": False, **RADAR},
@@ -319,10 +320,20 @@ def test_z_slices_become_channels() -> None:
     assert bev.shape == (2, 10, 24, 24)
 
 
-def test_lss_reads_no_points() -> None:
-    transform, batch = tiny("LSSTransform").eval(), tiny_batch()
+@pytest.mark.parametrize("kind", ["LSSTransform", "ConvLSSTransform"])
+def test_lss_reads_no_points(kind: str) -> None:
+    transform, batch = tiny(kind).eval(), tiny_batch()
     bare = batch.without("points", "radar", "depths")
     assert torch.equal(transform(tiny_features(), batch)[0], transform(tiny_features(), bare)[0])
+
+
+def test_compensation_comes_before_the_lift() -> None:
+    transform = tiny("DepthLSSTransform", compensation={"heads": 2, "points": 3}).eval()
+    batch, features = tiny_batch(), tiny_features()
+    bev, depth = transform(features, batch)
+    compensated = transform.compensation(features.flatten(0, 1)).view_as(features)
+    transform.compensation = None
+    torch.testing.assert_close(transform(compensated, batch), (bev, depth))
 
 
 @pytest.mark.parametrize(
