@@ -60,12 +60,12 @@ class Detector(Trainable):
 
     Attributes:
         loss_taps, predict_taps: what `losses` and `predictions` read.
-        grid: the BEV raster of decoder and heads.
+        grid: the BEV raster of decoder and heads; None for detectors that see through one camera.
     """
 
     loss_taps: tuple[str, ...] = ()
     predict_taps: tuple[str, ...] = ()
-    grid: BEVGrid
+    grid: BEVGrid | None = None
 
     def __init__(self) -> None:
         super().__init__()

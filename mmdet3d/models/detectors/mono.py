@@ -1,0 +1,176 @@
+"""3-D detection from one image, or from a depth map in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmdet3d.models.detectors.base import Detector
+from mmdet3d.models.heads.mono.decode import decode_regions
+from mmdet3d.models.heads.mono.geometry import ImageGeometry
+from mmdet3d.models.heads.mono.layers import DENSE, REGION, dense_layers, region_layers
+from mmdet3d.models.heads.mono.losses import detection_losses
+from mmdet3d.models.heads.mono.regions import (
+    EXTRA_CHANNELS,
+    find_peaks,
+    predict_boxes,
+    predict_regions,
+    region_features,
+)
+from mmdet3d.models.heads.mono.targets import MonoTargets, encode_objects, heat_maps, visible_depth
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Batch, Detections3D
+
+__all__ = ["MonoDetector"]
+
+_STRIDE = 4
+_FULL_DEPTH = 80.0  # metres
+_DEPTH_UNITS = {"metres_over_80": _FULL_DEPTH, "legacy": 256 * _FULL_DEPTH}
+
+
+@MODELS.register
+class MonoDetector(Detector):
+    """Backbone, neck, maps over the image and predictions per region (DID-M3D as MonoSKD uses it).
+
+    The state dict has the published names. Taps: `backbone` (six maps), `neck` (four maps, strides 32, 16, 8, 4),
+    `heads.dense` (maps of stride 4 by name), `targets` (see `MonoTargets`), `heads.roi` (what is predicted in the
+    regions of the ground-truth objects) and `heads.candidates` (the same for the peaks of the heat map). Regions are
+    those that the network itself predicts at these places.
+
+    Args:
+        backbone: images to six maps, strides 1 to 32.
+        neck: the last four of them to as many, coarsest first.
+        classes: their names.
+        mean_sizes: by class name, height, width and length in metres.
+        input: `rgb` reads the image; `depth` the dense depth map.
+        depth_norm: unit of a depth map's input: `metres_over_80`, or `legacy`, 256 times less, which published weights
+            of depth networks were trained with.
+        head_channels: width of the prediction layers.
+        candidates: peaks per image that are looked at in testing.
+        score_threshold: least height of a peak.
+        exact_affine: see `ImageGeometry.from_batch`; false for published weights.
+
+    Raises:
+        ValueError: an unknown `input` or `depth_norm`, or a class without a mean size.
+    """
+
+    loss_taps = ("heads.dense", "heads.roi", "targets")
+    predict_taps = ("neck", "heads.candidates")
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        neck: Mapping[str, Any],
+        classes: Sequence[str],
+        mean_sizes: Mapping[str, Sequence[float]],
+        input: str = "rgb",
+        depth_norm: str = "metres_over_80",
+        head_channels: int = 256,
+        candidates: int = 50,
+        score_threshold: float = 0.2,
+        exact_affine: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_choice("input", input, ("rgb", "depth"))
+        _check_choice("depth_norm", depth_norm, _DEPTH_UNITS)
+        self.input, self.depth_norm = input, depth_norm
+        self.candidates, self.score_threshold, self.exact_affine = candidates, score_threshold, exact_affine
+        self.mean_size = nn.Parameter(_size_table(classes, mean_sizes), requires_grad=False)
+        self.backbone = MODELS.build(backbone)
+        self.feat_up = MODELS.build(neck)
+        channels = self.feat_up.out_channels[-1]
+        layers = dense_layers(channels, head_channels, len(classes))
+        layers |= region_layers(channels + EXTRA_CHANNELS + len(classes), head_channels)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.add_stage("backbone", self._backbone)
+        self.add_stage("neck", self._neck, ("backbone",))
+        self.add_stage("heads.dense", self._dense, ("neck",))
+        self.add_stage("targets", self._targets, ("neck",))
+        self.add_stage("heads.roi", self._object_regions, ("neck", "heads.dense", "targets"))
+        self.add_stage("heads.candidates", self._candidate_regions, ("neck", "heads.dense"))
+
+    def init_weights(self) -> None:
+        """Load the pretrained backbone that the config names."""
+        self.backbone.init_weights()
+
+    # -- stages -----------------------------------------------------------------------------------------------------
+
+    def _backbone(self, batch: Batch) -> list[Tensor]:
+        if self.input == "rgb":
+            return self.backbone(batch.require("images", "MonoDetector")[:, 0])
+        depth = batch.require("depths", "MonoDetector with input: depth")
+        crop_scale = depth.new_tensor([meta["crop_scale"] for meta in batch.metas])[:, None, None, None]
+        return self.backbone((depth * crop_scale / _DEPTH_UNITS[self.depth_norm]).expand(-1, 3, -1, -1))
+
+    def _neck(self, batch: Batch, levels: list[Tensor]) -> list[Tensor]:
+        return self.feat_up(levels[-4:])
+
+    def _dense(self, batch: Batch, maps: list[Tensor]) -> dict[str, Tensor]:
+        return {name: getattr(self, name)(maps[-1]) for name in DENSE}
+
+    def _targets(self, batch: Batch, maps: list[Tensor]) -> MonoTargets:
+        size = tuple(maps[-1].shape[-2:])
+        objects = batch.require("objects", "MonoDetector (for training)")
+        return encode_objects(objects, ImageGeometry.from_batch(batch, _STRIDE, size), size, self.mean_size)
+
+    def _object_regions(
+        self, batch: Batch, maps: list[Tensor], dense: Mapping[str, Tensor], targets: MonoTargets
+    ) -> dict[str, Tensor]:
+        chosen = targets[targets.regressed]
+        return self._regions(batch, maps[-1], dense, chosen.image, chosen.labels, chosen.cells)
+
+    def _candidate_regions(self, batch: Batch, maps: list[Tensor], dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        image, labels, cells, scores = find_peaks(dense["heatmap"], self.candidates)
+        return self._regions(batch, maps[-1], dense, image, labels, cells) | {"scores": scores}
+
+    def _regions(
+        self, batch: Batch, features: Tensor, dense: Mapping[str, Tensor], image: Tensor, labels: Tensor, cells: Tensor
+    ) -> dict[str, Tensor]:
+        geometry = self._geometry(batch, features)
+        boxes = predict_boxes(dense, image, cells)
+        regions = region_features(features, boxes, image, labels, len(self.mean_size), geometry)
+        zoom = _STRIDE / geometry.scale[image, 1]
+        layers = {name: getattr(self, name) for name in REGION}
+        place = {"image": image, "labels": labels, "cells": cells, "boxes": boxes}
+        return place | predict_regions(layers, regions, zoom)
+
+    def _geometry(self, batch: Batch, maps: Tensor) -> ImageGeometry:
+        return ImageGeometry.from_batch(batch, _STRIDE, tuple(maps.shape[-2:]), self.exact_affine)
+
+    # -- the protocol -----------------------------------------------------------------------------------------------
+
+    def losses(self, features: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
+        """`loss/object/` and the names of `heads.mono.losses.TASKS`.
+
+        Raises:
+            ValueError: the batch holds no objects or no depth maps.
+        """
+        dense, regions, targets = (features[tap] for tap in self.loss_taps)
+        heat = heat_maps(targets, tuple(dense["heatmap"].shape))
+        chosen = targets[targets.regressed]
+        depths = batch.require("depths", "the depth loss")[:, 0]
+        visible, belongs = visible_depth(depths, chosen, tuple(heat.shape[-2:]))
+        terms = detection_losses(dense, regions, heat, chosen, visible, belongs)
+        return {f"loss/object/{name}": value for name, value in terms.items()}
+
+    def predictions(self, features: Mapping[str, Any], batch: Batch) -> list[Detections3D]:
+        """Detections of each sample in the level camera frame, with 2-D boxes and observation angles."""
+        regions = features["heads.candidates"]
+        geometry = self._geometry(batch, features["neck"][-1])
+        return decode_regions(regions, geometry, self.mean_size, self.score_threshold, len(batch))
+
+
+def _check_choice(key: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
+    if value not in known:
+        raise ValueError(f"model.{key} must be one of {', '.join(known)}, got {value!r}")
+
+
+def _size_table(classes: Sequence[str], mean_sizes: Mapping[str, Sequence[float]]) -> Tensor:
+    for name in classes:
+        if len(mean_sizes.get(name) or ()) != 3:
+            raise ValueError(f"model.mean_sizes needs height, width and length of {name!r}, got {mean_sizes.get(name)}")
+    return torch.tensor([list(mean_sizes[name]) for name in classes], dtype=torch.float32)
