@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,19 @@ def test_demo_again_reuses_what_is_there() -> None:
     subprocess.run(["make", "demo"], cwd=ROOT, check=True, timeout=300, stdin=subprocess.DEVNULL)
     assert path.read_text() == before
     assert {p: os.stat(p).st_mtime_ns for p in path.parent.rglob("*.safetensors")} == weights
+
+
+@pytest.mark.slow
+def test_audit_of_the_demo() -> None:
+    """The README's command, on what the tests above trained."""
+    line = next(
+        line
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith("python tools/audit_distillation")
+    )
+    command = [sys.executable, *shlex.split(line)[1:], "--batches", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = {row.split()[0]: row.split()[1:] for row in done.stdout.splitlines() if row.split()}
+    assert {"detection", "radar", "fused", "camera", "relation", "response"} <= set(rows)
+    assert all(float(x) == 1 for x in rows["detection"][1:])

@@ -31,7 +31,7 @@ def commands(heading: str | None = None) -> list[str]:
 
 def test_every_command_is_covered_here_or_elsewhere() -> None:
     elsewhere = (
-        r"make demo|python tools/run_recipe\.py",  # tests/test_demo.py
+        r"make demo|python tools/(run_recipe|audit_distillation)\.py",  # tests/test_demo.py
         r"make setup|export PATH|docker build|docker/run\.sh",  # tests/install/test_docker.py
         r"python tools/doctor\.py",  # tests/install/test_docker.py
         r"python tools/create_data\.py nuscenes --root-path \./data/nuscenes",  # tests/nuscenes, on real files
