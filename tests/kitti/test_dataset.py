@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from kitti_rules import dont_care, frame, row
+from PIL import Image
 
 from mmdet3d.config import load_config
 from mmdet3d.datasets import KittiDataset, build_dataset
@@ -296,6 +297,14 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2000])
 
 
+def garble(path: Path) -> None:
+    """A PNG whose second piece of data has another name."""
+    noise = np.random.default_rng(0).integers(0, 256, (192, 640, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    before, _, after = path.read_bytes().rpartition(b"IDAT")
+    path.write_bytes(before + b"b\xc3S\xf1" + after)
+
+
 def spoil(old: str, new: str) -> Callable[[Path], None]:
     return lambda path: path.write_text(path.read_text().replace(old, new, 1))
 
@@ -305,7 +314,8 @@ def spoil(old: str, new: str) -> Callable[[Path], None]:
     [
         ("image_2/000000.png", remove, r"image file \S+image_2/000000.png does not exist; check dataset_root"),
         ("image_2/000000.png", cut, r"image file \S+000000.png cannot be decoded \(.*\); fetch it again"),
-        ("image_2/000000.png", lambda p: p.write_text("text"), r"image file \S+000000.png cannot be decoded"),
+        ("image_2/000000.png", lambda p: p.write_text("text"), r"cannot be decoded \(it begins like no known"),
+        ("image_2/000000.png", garble, r"image file \S+000000.png cannot be decoded \(broken PNG file"),
         ("calib/000000.txt", remove, r"calibration \S+calib/000000.txt is missing"),
         ("label_2/000000.txt", remove, r"label file \S+label_2/000000.txt is missing"),
         (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mmdet3d.datasets.records import Context, Transform
@@ -29,7 +29,11 @@ def read_image(path: Path) -> Image.Image:
     content = read_bytes(path, "image")
     try:
         return Image.open(io.BytesIO(content)).convert("RGB")
-    except OSError as error:
+    except UnidentifiedImageError:
+        raise ValueError(
+            f"image file {path} cannot be decoded (it begins like no known format); fetch it again"
+        ) from None
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG chunks
         raise ValueError(f"image file {path} cannot be decoded ({error}); fetch it again") from None
 
 
