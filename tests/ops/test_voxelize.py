@@ -273,6 +273,7 @@ def test_registration():
     features = torch.randn(60, 2, requires_grad=True)
     for largest in (False, True):
         torch.library.opcheck(compiled._scatter, (features, index, len(coordinates), largest))
+    torch.library.opcheck(compiled._gather, (torch.randn(len(coordinates), 2, requires_grad=True), index))
 
 
 @pytest.mark.parametrize("backend", ["native", "emulated"], indirect=True)

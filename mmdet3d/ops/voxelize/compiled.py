@@ -152,16 +152,38 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     index, *rest = ctx.saved_tensors
     if not ctx.largest:
-        return _rows(grad, index), None, None, None
+        return _gather(grad, index), None, None, None
     features, largest = rest
-    equal = (features == _rows(largest, index)).to(grad.dtype)
+    equal = (features == _gather(largest, index)).to(grad.dtype)
     ties, _ = _scatter(equal, index, ctx.size, False)  # rows that share a maximum share its gradient
-    return equal * _rows(grad / ties.clamp(min=1), index), None, None, None
+    return equal * _gather(grad / ties.clamp(min=1), index), None, None, None
 
 
 _scatter.register_autograd(_differentiate, setup_context=_save)
 
 
-def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """Row of `table` (size, F) for each index (P,); zeros for -1."""
-    return torch.nn.functional.pad(table, (0, 0, 0, 1))[index.clamp(min=-1)]
+@torch.library.custom_op("mmdet3d::gather_rows", mutates_args=())
+def _gather(table: Tensor, index: Tensor) -> Tensor:
+    """Row of `table` (size, F) for each index (P,): (P, F); zeros for -1. The gradient of sums."""
+    table, index = table.contiguous(), index.contiguous()
+    rows = table.new_empty(len(index), table.shape[1])
+    _kernels.call("gather_rows", DTYPE_CODES[table.dtype], *rows.shape, len(table), table, index, rows)
+    return rows
+
+
+@_gather.register_fake
+def _(table: Tensor, index: Tensor) -> Tensor:
+    return table.new_empty(index.shape[0], table.shape[1])
+
+
+def _save_index(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    table, index = inputs
+    ctx.size = table.shape[0]
+    ctx.save_for_backward(index)
+
+
+def _add_up(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _scatter(grad, ctx.saved_tensors[0], ctx.size, False)[0], None
+
+
+_gather.register_autograd(_add_up, setup_context=_save_index)

@@ -165,3 +165,15 @@ EXPORT int scatter_rows(int64_t dtype, int64_t rows, int64_t columns, int64_t si
   };
   return dtype ? run((double*)nullptr) : run((float*)nullptr);
 }
+
+EXPORT int gather_rows(int64_t dtype, int64_t rows, int64_t columns, int64_t size, const void* table, const int64_t* index,
+                       void* out, int threads, void*) {
+  return by_width(dtype, [&](auto* type) {
+    using S = std::remove_pointer_t<decltype(type)>;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t p = 0; p < rows; ++p)
+      for (int64_t c = 0; c < columns; ++c)
+        ((S*)out)[p * columns + c] = value_at((const S*)table, size, columns, index[p], c);
+    return 0;
+  });
+}

@@ -35,6 +35,11 @@ KERNEL reduce(int64_t elements, int64_t columns, bool largest, const T* features
   }
 }
 
+template <typename S>
+KERNEL gather(int64_t elements, int64_t columns, int64_t size, const S* table, const int64_t* index, S* out) {
+  FOR_ITEMS(i, elements) out[i] = value_at(table, size, columns, index[i / columns], i % columns);
+}
+
 EXPORT int voxel_keys(GRID_ARGUMENTS, const void* data, int64_t* keys, int device, void* stream) {
   if (int error = begin(device)) return error;
   return by_dtype(dtype, [&](auto* type) {
@@ -63,4 +68,14 @@ EXPORT int scatter_rows(int64_t dtype, int64_t columns, int64_t size, int64_t la
   else
     LAUNCH(reduce, size * columns, stream, columns, largest != 0, (const float*)features, order, starts, (float*)out);
   return finish();
+}
+
+EXPORT int gather_rows(int64_t dtype, int64_t rows, int64_t columns, int64_t size, const void* table, const int64_t* index,
+                       void* out, int device, void* stream) {
+  if (int error = begin(device)) return error;
+  return by_width(dtype, [&](auto* type) {
+    using S = decltype(type);
+    LAUNCH(gather, rows * columns, stream, columns, size, (S)table, index, (S)out);
+    return finish();
+  });
 }

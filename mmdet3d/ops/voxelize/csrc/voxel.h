@@ -31,6 +31,12 @@ HOST_DEVICE void store_point(const S* point, int64_t columns, int64_t voxel, int
   for (int64_t c = 0; c < columns; ++c) target[c] = point[c];
 }
 
+// The value at column c of the row `index` of `table` (size, F); 0 outside.
+template <typename S>
+HOST_DEVICE S value_at(const S* table, int64_t size, int64_t columns, int64_t index, int64_t c) {
+  return index >= 0 && index < size ? table[index * columns + c] : (S)0;
+}
+
 // Calls `body` with a null pointer of an unsigned integer as wide as the storage type that `code` names.
 template <typename Body>
 int by_width(int64_t code, Body body) {
