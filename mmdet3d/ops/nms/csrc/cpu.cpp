@@ -5,6 +5,7 @@
 #include <vector>
 
 constexpr int OUT_OF_MEMORY = 12;
+constexpr int64_t MANY = 4096;  // with fewer shapes, waiting for a second thread costs more than it saves
 
 // Walks over the shapes [first, last) of a group, best score first: a kept one clears `keep` of all it conflicts with.
 template <typename Shapes>
@@ -29,7 +30,7 @@ static void sweep_groups(const Shapes& shapes, int64_t count, int64_t limit, con
     keep[i] = i < last[i];
     if (first[i] == i) leaders.push_back(i);
   }
-#pragma omp parallel for num_threads(threads) schedule(dynamic) if (leaders.size() > 1)
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (leaders.size() > 1 && count > MANY)
   for (size_t g = 0; g < leaders.size(); ++g) sweep(shapes, leaders[g], last[leaders[g]], limit, keep);
 }
 

@@ -3,7 +3,8 @@
 #include <new>
 #include <vector>
 
-constexpr int64_t FEW_PAIRS = 4096;  // not worth a second thread
+// Below these, waiting for a second thread on a busy machine costs more than it saves; most of all pairs are far apart.
+constexpr int64_t MANY_PAIRS = 1 << 16, MANY_ROWS = 1 << 13;
 constexpr int OUT_OF_MEMORY = 12;
 
 template <typename T>
@@ -16,7 +17,7 @@ static std::vector<Box> make_boxes(const T* values, int64_t count, bool space) {
 template <typename T>
 static void all_pairs(int64_t n, int64_t m, bool space, const T* first, const T* second, T* out, int threads) {
   std::vector<Box> a = make_boxes(first, n, space), b = make_boxes(second, m, space);
-#pragma omp parallel for num_threads(threads) if (n * m > FEW_PAIRS)
+#pragma omp parallel for num_threads(threads) if (n * m > MANY_PAIRS)
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < m; ++j) out[i * m + j] = (T)iou(a[i], b[j]);
 }
@@ -24,7 +25,7 @@ static void all_pairs(int64_t n, int64_t m, bool space, const T* first, const T*
 template <typename T>
 static void row_by_row(int64_t n, bool space, const T* first, const T* second, T* out, int threads) {
   int64_t columns = space ? 7 : 5;
-#pragma omp parallel for num_threads(threads) if (n > FEW_PAIRS)
+#pragma omp parallel for num_threads(threads) if (n > MANY_ROWS)
   for (int64_t i = 0; i < n; ++i)
     out[i] = (T)iou(make_box(first + i * columns, space), make_box(second + i * columns, space));
 }
