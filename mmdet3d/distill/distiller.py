@@ -86,8 +86,8 @@ class Distiller(Trainable):
         self._check_taps(self.student, "student")
 
     @property
-    def grid(self) -> BEVGrid:
-        """The student's BEV raster."""
+    def grid(self) -> BEVGrid | None:
+        """The student's BEV raster, if it has one."""
         return self.student.grid
 
     @property
@@ -146,7 +146,7 @@ class Distiller(Trainable):
             return
         _existing(wanted.checkpoint, "model.teacher.checkpoint")
         teacher = Teacher.load(wanted.config, wanted.checkpoint)
-        if not teacher.model.grid.matches(self.student.grid):
+        if not _same_grid(teacher.model.grid, self.student.grid):
             raise ValueError(
                 f"teacher and student see different BEV grids: {teacher.model.grid} ({wanted.config}) and "
                 f"{self.student.grid} ({self._student_spec.config}), but distillation compares them cell by cell"
@@ -158,6 +158,16 @@ class Distiller(Trainable):
         for loss in self.losses.values():
             loss.bind(teacher.model, self.student)
         self._teacher = teacher
+
+    def start_epoch(self, epoch: int) -> None:
+        self.student.start_epoch(epoch)
+
+    def training_state(self) -> dict[str, Any]:
+        """The student's."""
+        return self.student.training_state()
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        self.student.load_training_state(state)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The student's own terms, and `loss/kd/<name>` or `loss/kd/<name>/<part>` per distillation loss."""
@@ -224,6 +234,10 @@ def _build_loss(name: str, cfg: Mapping[str, Any]) -> tuple[_Term, DistillLoss]:
 def _existing(path: str | None, key: str) -> None:
     if path is not None and not Path(path).is_file():
         raise FileNotFoundError(f"{key}: {path} does not exist; train or download it, or pass --{key} FILE")
+
+
+def _same_grid(teacher: BEVGrid | None, student: BEVGrid | None) -> bool:
+    return teacher is student if teacher is None or student is None else teacher.matches(student)
 
 
 def _listed(taps: str | Sequence[str]) -> list[str]:

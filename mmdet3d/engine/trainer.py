@@ -209,6 +209,8 @@ class Trainer:
             load_checkpoint(self.model, source)
             self._ema.load(self.model.state_dict(), state["ema_steps"])
             self.model.load_state_dict(current)
+        if state.get("method"):
+            self.model.load_training_state(state["method"])
         self.epoch, self.batch = state["epoch"], state["batch"]
         self._best = metadata["best"]
         self.metrics = {k: math.nan if v is None else v for k, v in (metadata["metrics"] or {}).items()}
@@ -225,6 +227,8 @@ class Trainer:
         s = self.settings
         self.model.train()
         self._sampler.set_epoch(self.epoch, self.batch)
+        if self.batch == 0:
+            self.model.start_epoch(self.epoch)
         window, began, first = Window(), time.perf_counter(), self.iteration
         save_due = False
         previous = began
@@ -400,6 +404,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "ema_steps": self._ema.steps if self._ema else 0,
+            "method": self.model.training_state(),
             "model": own if self._ema else None,
             "random": randoms,
         }

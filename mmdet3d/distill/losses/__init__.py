@@ -1,7 +1,9 @@
 """The distillation losses; importing this package registers them."""
 
 from mmdet3d.distill.losses.base import DistillLoss, full_precision
+from mmdet3d.distill.losses.correlation import CorrelationLoss
 from mmdet3d.distill.losses.feature import FeatureLoss, MaskedFeatureLoss
+from mmdet3d.distill.losses.object_response import ObjectResponseLoss
 from mmdet3d.distill.losses.prediction import PredictionLoss
 from mmdet3d.distill.losses.radar import RadarActivationLoss
 from mmdet3d.distill.losses.relation import AffinityLoss
@@ -9,9 +11,11 @@ from mmdet3d.distill.losses.response import ResponseLoss
 
 __all__ = [
     "AffinityLoss",
+    "CorrelationLoss",
     "DistillLoss",
     "FeatureLoss",
     "MaskedFeatureLoss",
+    "ObjectResponseLoss",
     "PredictionLoss",
     "RadarActivationLoss",
     "ResponseLoss",

@@ -11,17 +11,22 @@ from mmdet3d.distill.losses.base import DistillLoss, full_precision
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
 
-__all__ = ["AffinityLoss"]
+__all__ = ["AffinityLoss", "adapter", "affinity_distance", "resize"]
+
+
+def adapter(channels: int) -> nn.Sequential:
+    """3x3 convolution, ReLU, 1x1 convolution."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(channels, channels, 1)
+    )
 
 
 class _Adapter(nn.Module):
-    """3x3 convolution, ReLU, 1x1 convolution."""
+    """`adapter` under the published name."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv_channel_layer = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(channels, channels, 1)
-        )
+        self.conv_channel_layer = adapter(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_channel_layer(x)
@@ -48,14 +53,20 @@ class AffinityLoss(DistillLoss):
     def forward(self, student_value: Tensor, teacher_value: Tensor, batch: Batch) -> Tensor:
         """Both (B, C, X, Y)."""
         terms = []
-        for size, adapter in zip(self.sizes, self.adapt_modules, strict=True):
-            student = adapter(_resize(student_value, size))
-            terms.append(F.l1_loss(_affinity(student), _affinity(_resize(teacher_value, size))))
+        for size, adapt in zip(self.sizes, self.adapt_modules, strict=True):
+            student = adapt(resize(student_value, (size, size)))
+            terms.append(affinity_distance(student, resize(teacher_value, (size, size))))
         return sum(terms)
 
 
-def _resize(feature: Tensor, size: int) -> Tensor:
-    return F.interpolate(feature, (size, size), mode="bilinear", align_corners=False)
+def resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B, C, H, W) resampled bilinearly to `size` cells."""
+    return F.interpolate(feature, size, mode="bilinear", align_corners=False)
+
+
+def affinity_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean absolute difference of the inner products of all pairs of cells, of maps (B, C, H, W)."""
+    return F.l1_loss(_affinity(student), _affinity(teacher))
 
 
 def _affinity(feature: Tensor) -> Tensor:

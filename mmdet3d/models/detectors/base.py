@@ -36,6 +36,16 @@ class Trainable(nn.Module, ABC):
             evaluate: metrics of any model on the config's validation set.
         """
 
+    def start_epoch(self, epoch: int) -> None:
+        """Called by the engine before the first step of every 0-based epoch, not where it resumes within one."""
+
+    def training_state(self) -> dict[str, Any]:
+        """Plain values that resuming needs beside the weights. In distributed training every rank calls it."""
+        return {}
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `training_state` returned."""
+
 
 @dataclass(frozen=True)
 class Stage:

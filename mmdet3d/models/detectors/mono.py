@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdet3d.models.detectors.base import Detector
+from mmdet3d.models.heads.config import read_block
 from mmdet3d.models.heads.mono.decode import decode_regions
 from mmdet3d.models.heads.mono.geometry import ImageGeometry
 from mmdet3d.models.heads.mono.layers import DENSE, REGION, dense_layers, region_layers
@@ -21,12 +22,14 @@ from mmdet3d.models.heads.mono.regions import (
     region_features,
 )
 from mmdet3d.models.heads.mono.targets import MonoTargets, encode_objects, heat_maps, visible_depth
+from mmdet3d.models.heads.mono.task_schedule import TaskSchedule
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, Detections3D
 
 __all__ = ["MonoDetector"]
 
 _STRIDE = 4
+_HTL = {"epochs": 140, "window": 5}
 _FULL_DEPTH = 80.0  # metres
 _DEPTH_UNITS = {"metres_over_80": _FULL_DEPTH, "legacy": 256 * _FULL_DEPTH}
 
@@ -52,6 +55,7 @@ class MonoDetector(Detector):
         candidates: peaks per image that are looked at in testing.
         score_threshold: least height of a peak.
         exact_affine: see `ImageGeometry.from_batch`; false for published weights.
+        htl: arguments of the `TaskSchedule` that weighs the losses, `{epochs, window}`; None: all count in full.
 
     Raises:
         ValueError: an unknown `input` or `depth_norm`, or a class without a mean size.
@@ -72,12 +76,14 @@ class MonoDetector(Detector):
         candidates: int = 50,
         score_threshold: float = 0.2,
         exact_affine: bool = True,
+        htl: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         _check_choice("input", input, ("rgb", "depth"))
         _check_choice("depth_norm", depth_norm, _DEPTH_UNITS)
         self.input, self.depth_norm = input, depth_norm
         self.candidates, self.score_threshold, self.exact_affine = candidates, score_threshold, exact_affine
+        self._schedule = None if htl is None else TaskSchedule(**read_block(htl, "model.htl", _HTL))
         self.mean_size = nn.Parameter(_size_table(classes, mean_sizes), requires_grad=False)
         self.backbone = MODELS.build(backbone)
         self.feat_up = MODELS.build(neck)
@@ -96,6 +102,18 @@ class MonoDetector(Detector):
     def init_weights(self) -> None:
         """Load the pretrained backbone that the config names."""
         self.backbone.init_weights()
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set the weights of the losses, see `htl`."""
+        if self._schedule:
+            self._schedule.start_epoch(epoch)
+
+    def training_state(self) -> dict[str, Any]:
+        return {"htl": self._schedule.state()} if self._schedule else {}
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        if self._schedule and "htl" in state:
+            self._schedule.load_state(state["htl"])
 
     # -- stages -----------------------------------------------------------------------------------------------------
 
@@ -146,6 +164,8 @@ class MonoDetector(Detector):
     def losses(self, features: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         """`loss/object/` and the names of `heads.mono.losses.TASKS`.
 
+        With `htl` these are weighted; `stats/object/` then holds the losses before, and `stats/htl/` the weights.
+
         Raises:
             ValueError: the batch holds no objects or no depth maps.
         """
@@ -155,7 +175,20 @@ class MonoDetector(Detector):
         depths = batch.require("depths", "the depth loss")[:, 0]
         visible, belongs = visible_depth(depths, chosen, tuple(heat.shape[-2:]))
         terms = detection_losses(dense, regions, heat, chosen, visible, belongs)
-        return {f"loss/object/{name}": value for name, value in terms.items()}
+        return {f"loss/object/{name}": value for name, value in terms.items()} | self._weighted(terms)
+
+    def _weighted(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The entries that the schedule changes or adds."""
+        if self._schedule is None:
+            return {}
+        if self.training and torch.is_grad_enabled():
+            self._schedule.add(terms)
+        entries = {}
+        for name, weight in self._schedule.weights.items():
+            entries[f"loss/object/{name}"] = weight * terms[name]
+            entries[f"stats/object/{name}"] = terms[name].detach()
+            entries[f"stats/htl/{name}"] = torch.tensor(weight)
+        return entries
 
     def predictions(self, features: Mapping[str, Any], batch: Batch) -> list[Detections3D]:
         """Detections of each sample in the level camera frame, with 2-D boxes and observation angles."""
