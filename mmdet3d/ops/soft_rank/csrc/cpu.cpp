@@ -1,10 +1,16 @@
 #include "pool.h"
 #include <algorithm>
 
+// Waiting for a second thread costs more than it saves where there is less work than this for each, in values.
+static int workers(int threads, int64_t values, int64_t share) {
+  return (int)std::min<int64_t>(threads, 1 + values / share);
+}
+static const int64_t POOLED = 1 << 16, STREAMED = 1 << 20;
+
 template <typename T>
 static void forward(int64_t rows, int64_t n, bool entropic, const void* values, double* pooled, int64_t* blocks, void* ranks,
                     int threads) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(workers(threads, rows * n, POOLED))
   for (int64_t r = 0; r < rows; ++r)
     pool(entropic, n, (const T*)values + r * n, pooled + r * n, blocks + r * n, (T*)ranks + r * n);
 }
@@ -12,7 +18,7 @@ static void forward(int64_t rows, int64_t n, bool entropic, const void* values, 
 template <typename T>
 static void backward(int64_t rows, int64_t n, bool entropic, const void* grad_out, const void* ranks, const int64_t* blocks,
                      void* grad, int threads) {
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(workers(threads, rows * n, POOLED))
   for (int64_t r = 0; r < rows; ++r)
     pool_backward(entropic, n, (const T*)grad_out + r * n, (const T*)ranks + r * n, blocks + r * n, (T*)grad + r * n);
 }
@@ -24,7 +30,7 @@ static void moments(int64_t rows, int64_t n, int64_t chunk, const void* student,
                     int threads) {
   const int64_t chunks = (n + chunk - 1) / chunk;
   const T first_s = *(const T*)student;
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(workers(threads, rows * n, STREAMED))
   for (int64_t i = 0; i < rows * chunks; ++i) {
     const int64_t row = i / chunks, begin = i % chunks * chunk, end = std::min(n, begin + chunk);
     const T *s = (const T*)student + row * n, *t = (const T*)teacher + row * n, first_t = t[0];
@@ -44,7 +50,7 @@ template <typename T>
 static void blend(int64_t rows, int64_t n, const void* other, const void* own, const double* factors, const double* constants,
                   void* grad, int threads) {
   const double a = factors[0], b = factors[1];
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(workers(threads, rows * n, STREAMED))
   for (int64_t r = 0; r < rows; ++r) {
     const T *x = (const T*)other + r * n, *y = (const T*)own + r * n;
     T* out = (T*)grad + r * n;
