@@ -8,11 +8,14 @@ import pytest
 import torch
 from mono_inputs import make_batch, perfect_regions
 
+from mmdet3d.datasets.kitti.dataset import KittiDataset
+from mmdet3d.interop.boxes import boxes_to_kitti
 from mmdet3d.models.heads.mono.decode import decode_regions, merge_depth
 from mmdet3d.models.heads.mono.losses import TASKS, detection_losses, laplacian, residual_at
 from mmdet3d.models.heads.mono.regions import find_peaks, predict_regions, region_features
 from mmdet3d.models.heads.mono.targets import MonoTargets, heat_maps
 from mmdet3d.models.losses import GaussianFocalLoss
+from mmdet3d.structures import Batch
 
 
 def double_case(objects: int = 2):
@@ -188,3 +191,23 @@ def test_visual_depth_is_scaled_and_attribute_depth_is_not():
     assert found["visual"][:, 0, 0].tolist() == pytest.approx([math.exp(-0.5), 2 * math.exp(-0.5)])
     assert found["depth"][1, 3, 3].item() == pytest.approx(2 * math.exp(-0.5) + 0.25)
     assert found["depth_uncertainty"][0, 0, 0].item() == pytest.approx(math.log(math.exp(1) + math.exp(2)))
+
+
+@pytest.mark.shared
+def test_real_labels_decode_to_themselves(shared):
+    data = KittiDataset(str(shared / "data/kitti"), "train", depth_dir=None, ids=["000003", "000007"], augment={})
+    for epoch in range(3):
+        data.set_epoch(epoch)
+        batch = Batch.collate(list(data))
+        regions, geometry, means = perfect_regions(batch)
+        assert len(regions["labels"]) > 0
+        found = decode_regions(regions, geometry, means, 0.2, len(batch))
+        for one, wanted in zip(found, batch.objects, strict=True):
+            kitti = boxes_to_kitti(one.boxes)
+            bottom = wanted.centers + wanted.sizes[:, :1] * torch.tensor([0, 0.5, 0])
+            rows = torch.cat([wanted.sizes, bottom, wanted.yaws[:, None]], dim=1)
+            # In a crop, objects whose centre is off the map are not encoded.
+            near = torch.cdist(kitti[:, :6], rows[:, :6]).min(dim=1)
+            assert near.values.max() < 1e-2 if len(kitti) else True
+            turned = kitti[:, 6] - rows[near.indices, 6]
+            assert torch.allclose(turned.cos(), torch.ones_like(turned), atol=1e-6)
