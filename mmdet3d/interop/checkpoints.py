@@ -69,8 +69,8 @@ def read_weights(path: str | Path) -> tuple[State, dict[str, Any]]:
     """Tensors (on the CPU) and metadata of a weight file.
 
     `.safetensors` takes its metadata from the JSON beside it. Anything else is read as a PyTorch file without running
-    code from it: a bare state dict, or `{"state_dict": ..., "meta": ..., ...}`. The `module.` that
-    DistributedDataParallel puts before every key is removed.
+    code from it: a bare state dict, or `{"state_dict": ..., "meta": ..., ...}` (MonoSKD says
+    `model_state`). The `module.` that DistributedDataParallel puts before every key is removed.
 
     Raises:
         FileNotFoundError: no such file.
@@ -88,7 +88,7 @@ def read_weights(path: str | Path) -> tuple[State, dict[str, Any]]:
         return state, json.loads(side.read_text()) if side.is_file() else {}
     content = _read_torch(path)
     state, meta = content, {}
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "model_state"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             state, meta = content[key], content.get("meta") or {}
             break

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mono_inputs import CLASSES, STREET, make_batch, small_model
 
+from mmdet3d.interop.checkpoints import load_weights
 from mmdet3d.models.heads.mono.losses import TASKS
 
 PUBLISHED = {"backbone": {"type": "DLA"}, "neck": {"type": "DLAUp"}, "head_channels": 256}
@@ -27,6 +28,15 @@ def test_published_parameters_and_names():
     assert state["heatmap.2.bias"].tolist() == pytest.approx([-2.19] * 3)
     assert {"heading.4.weight", "size_3d.1.running_mean", "vis_depth_uncer.2.bias"} <= set(state)
     assert not model.mean_size.requires_grad
+
+
+def test_checkpoints_of_the_published_program_load(tmp_path):
+    source, model = small_model(), small_model()
+    torch.nn.init.ones_(source.heading[0].weight)
+    distilled = {f"module.centernet_rgb.{k}": v for k, v in source.state_dict().items()}
+    torch.save({"epoch": 140, "model_state": distilled, "optimizer_state": None}, tmp_path / "distill.pth")
+    load_weights(model, tmp_path / "distill.pth", prefix="centernet_rgb.")
+    assert torch.equal(model.heading[0].weight, source.heading[0].weight)
 
 
 @pytest.mark.slow
