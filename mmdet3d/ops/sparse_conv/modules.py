@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.ops.sparse_conv.reference import sparse_convolution
+from mmdet3d.ops.sparse_conv.convolution import sparse_convolution
 from mmdet3d.ops.sparse_conv.tables import NeighborTable, Triple, output_shape, strided_table, submanifold_table
 from mmdet3d.ops.sparse_conv.tensor import SparseTensor
 
@@ -30,12 +30,14 @@ class _SparseConvolution(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def _convolve(self, x: SparseTensor, table: NeighborTable) -> Tensor:
+    def _check_channels(self, x: SparseTensor) -> None:
         if x.features.shape[1] != self.weight.shape[3]:
             raise ValueError(
                 f"{type(self).__name__} takes {self.weight.shape[3]} channels, got features {tuple(x.features.shape)}"
             )
-        out = sparse_convolution(x.features, self.weight, table.pairs, len(table.coordinates))
+
+    def _convolve(self, x: SparseTensor, table: NeighborTable) -> Tensor:
+        out = sparse_convolution(x.features, self.weight, table)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
@@ -66,6 +68,7 @@ class SubMConv3d(_SparseConvolution):
             raise ValueError(f"a submanifold convolution needs odd kernel sizes, got {self.kernel_size}")
 
     def forward(self, x: SparseTensor) -> SparseTensor:
+        self._check_channels(x)
         key = ("submanifold", self.kernel_size, self.dilation)
         table = x.table(key, lambda t: submanifold_table(t, self.kernel_size, self.dilation))
         return x.with_features(self._convolve(x, table))
@@ -100,6 +103,7 @@ class SparseConv3d(_SparseConvolution):
         return output_shape(shape, self.kernel_size, self.stride, self.padding, self.dilation)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
+        self._check_channels(x)
         arguments = (self.kernel_size, self.stride, self.padding, self.dilation)
         # Not shared through `x.table`: no network convolves the same sites twice with a stride.
         table = strided_table(x, *arguments)

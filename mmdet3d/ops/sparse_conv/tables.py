@@ -1,85 +1,69 @@
-"""Which input site meets which output site under which kernel offset.
-
-Sites are int64 keys of a padded grid, so that one addition moves a site by a kernel offset and never wraps into the
-next row or sample; the neighbour of a site is then found by binary search among the sorted keys.
-"""
+"""Which input site meets which output site under which kernel offset."""
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mmdet3d.ops.sparse_conv import reference
+from mmdet3d.ops.sparse_conv.kernels import kernels, takes_cpu_kernels
 from mmdet3d.ops.sparse_conv.tensor import SparseTensor
 
 __all__ = ["NeighborTable", "output_shape", "strided_table", "submanifold_table"]
 
 Triple = tuple[int, int, int]
+_ROWS = 2**31  # tables hold int32 rows
+_KEYS = 2**63  # sites are sorted by int64 keys
 
 
 @dataclass(frozen=True)
 class NeighborTable:
-    """Pairs of sites that a convolution connects.
+    """Pairs of sites that a convolution connects, as `submanifold_table` and `strided_table` make them.
 
     Args:
-        pairs: per kernel offset, in the order of the flattened kernel axes (kx, ky, kz), the rows of the input sites
-            and of the output sites; both (P_k,) int64.
-        coordinates: (M, 4) int32 output sites: sample, x, y, z.
+        neighbors: (K, M) int32, per kernel offset and output site the row of the input site, -1 for none; offsets in
+            the order of the flattened kernel axes (kx, ky, kz).
+        inverse: (K, N) int32, the same pairs by input site: the row of the output site, -1 for none.
+        counts: (K,) int64 on the CPU, how many pairs an offset has.
+        coordinates: (M, 4) output sites: sample, x, y, z.
         shape: X, Y, Z of the output grid.
     """
 
-    pairs: list[tuple[Tensor, Tensor]]
+    neighbors: Tensor
+    inverse: Tensor
+    counts: Tensor
     coordinates: Tensor
     shape: Triple
 
 
 def submanifold_table(tensor: SparseTensor, kernel_size: Triple, dilation: Triple) -> NeighborTable:
-    """Output sites are the input sites; the kernel is centred (odd sizes)."""
-    reach = [(k // 2) * d for k, d in zip(kernel_size, dilation, strict=True)]
-    padded = [s + 2 * r for s, r in zip(tensor.shape, reach, strict=True)]
-    _, ny, nz = padded
-    coordinates = tensor.coordinates.long() + tensor.coordinates.new_tensor([0, *reach]).long()
-    keys = _keys(coordinates, padded)
-    sorted_keys, rows = keys.sort()
-    offsets = [
-        ((x * ny) + y) * nz + z
-        for x, y, z in itertools.product(
-            *(range(-r, r + 1, d) for r, d in zip(reach, dilation, strict=True)),
-        )
-    ]
-    half = len(offsets) // 2
-    identity = torch.arange(len(keys), device=keys.device)
-    pairs: list[tuple[Tensor, Tensor]] = []
-    for offset in offsets[:half]:
-        place = torch.searchsorted(sorted_keys, sorted_keys + offset).clamp(max=max(len(keys) - 1, 0))
-        found = (sorted_keys[place] == sorted_keys + offset).nonzero().squeeze(1)
-        pairs.append((rows[place[found]], rows[found]))
-    # The kernel is symmetric: if a meets b under an offset, b meets a under the opposite one.
-    mirrored = [(out, inp) for inp, out in reversed(pairs)]
-    return NeighborTable([*pairs, (identity, identity), *mirrored], tensor.coordinates, tensor.shape)
+    """Output sites are the input sites; the kernel is centred (odd sizes).
+
+    Raises:
+        ValueError: a site outside the grid or twice, or more sites than can be numbered.
+    """
+    grid = [tensor.batch_size, *tensor.shape]
+    neighbors, inverse, counts = _submanifold(tensor.coordinates, grid, list(kernel_size), list(dilation))
+    return NeighborTable(neighbors, inverse, counts, tensor.coordinates, tensor.shape)
 
 
 def strided_table(
     tensor: SparseTensor, kernel_size: Triple, stride: Triple, padding: Triple, dilation: Triple
 ) -> NeighborTable:
-    """Output sites are all that an input site reaches: input = output * stride - padding + offset * dilation."""
+    """Output sites are all that an input site reaches: input = output * stride - padding + offset * dilation.
+
+    Raises:
+        ValueError: a site outside the grid or twice, more sites than can be numbered, or a grid that is too small.
+    """
+    grid = [tensor.batch_size, *tensor.shape]
+    geometry = [list(v) for v in (kernel_size, stride, padding, dilation)]
     shape = output_shape(tensor.shape, kernel_size, stride, padding, dilation)
-    sample, *axes = tensor.coordinates.long().unbind(1)
-    reached = [
-        _reached(a, *arguments)
-        for a, *arguments in zip(axes, kernel_size, stride, padding, dilation, shape, strict=True)
-    ]
-    inputs, keys = [], []
-    for (x, in_x), (y, in_y), (z, in_z) in itertools.product(*reached):
-        row = (in_x & in_y & in_z).nonzero().squeeze(1)
-        inputs.append(row)
-        keys.append(_keys(torch.stack([sample[row], x[row], y[row], z[row]], dim=1), shape))
-    sites, outputs = torch.unique(torch.cat(keys), return_inverse=True)
-    pairs = list(zip(inputs, outputs.split([len(r) for r in inputs]), strict=True))
-    return NeighborTable(pairs, _coordinates(sites, shape), shape)
+    coordinates, neighbors, inverse, counts = _strided(tensor.coordinates, grid, list(shape), *geometry)
+    return NeighborTable(neighbors, inverse, counts, coordinates, shape)
 
 
 def output_shape(
@@ -100,25 +84,96 @@ def output_shape(
     return x, y, z
 
 
-def _reached(
-    axis: Tensor, kernel: int, stride: int, padding: int, dilation: int, extent: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Per kernel index along one axis: output coordinate (N,) and whether there is one (N,)."""
-    result = []
-    for k in range(kernel):
-        shifted = axis + padding - k * dilation
-        out = torch.div(shifted, stride, rounding_mode="floor")
-        result.append((out, (shifted % stride == 0) & (out >= 0) & (out < extent)))
-    return result
+@torch.library.custom_op("mmdet3d::submanifold_table", mutates_args=())
+def _submanifold(
+    coordinates: Tensor, grid: list[int], kernel_size: list[int], dilation: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    padded = [n + 2 * (k // 2) * d for n, k, d in zip(grid[1:], kernel_size, dilation, strict=True)]
+    _check(coordinates, grid, [grid[0], *padded], 1)
+    if takes_cpu_kernels(coordinates):
+        neighbors = coordinates.new_empty(math.prod(kernel_size), len(coordinates), dtype=torch.int32)
+        unique = torch.empty(1, dtype=torch.int64)
+        sizes = (len(coordinates), *grid[1:], *kernel_size, *dilation)
+        kernels.call("submanifold_table", *sizes, coordinates.long().contiguous(), neighbors, unique)
+        _check_unique(unique)
+    else:
+        neighbors = reference.submanifold_neighbors(coordinates, grid[1:], kernel_size, dilation)
+    # The kernel is symmetric: if a meets b under an offset, b meets a under the opposite one.
+    return neighbors, neighbors.flip(0), _counts(neighbors)
 
 
-def _keys(coordinates: Tensor, grid: Sequence[int]) -> Tensor:
-    """(N,) int64 from (N, 4) sample, x, y, z; order of keys = lexicographic order of sites."""
-    sample, x, y, z = coordinates.unbind(1)
-    nx, ny, nz = grid
-    return ((sample * nx + x) * ny + y) * nz + z
+@_submanifold.register_fake
+def _(
+    coordinates: Tensor, grid: list[int], kernel_size: list[int], dilation: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    neighbors = coordinates.new_empty(math.prod(kernel_size), len(coordinates), dtype=torch.int32)
+    return neighbors, torch.empty_like(neighbors), torch.empty(len(neighbors), dtype=torch.int64, device="cpu")
 
 
-def _coordinates(keys: Tensor, grid: Sequence[int]) -> Tensor:
-    nx, ny, nz = grid
-    return torch.stack([keys // (nx * ny * nz), keys // (ny * nz) % nx, keys // nz % ny, keys % nz], dim=1).int()
+@torch.library.custom_op("mmdet3d::strided_table", mutates_args=())
+def _strided(
+    coordinates: Tensor,
+    grid: list[int],
+    shape: list[int],
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # Along an axis an input meets every (stride / gcd(stride, dilation))-th kernel index at most.
+    axes = zip(kernel_size, stride, dilation, strict=True)
+    fan_out = math.prod(-(-k * math.gcd(s, d) // s) for k, s, d in axes)
+    _check(coordinates, grid, [grid[0], *shape], fan_out)
+    geometry = (kernel_size, stride, padding, dilation)
+    if not takes_cpu_kernels(coordinates):
+        sites, neighbors, inverse = reference.strided_neighbors(coordinates, shape, *geometry)
+        return sites, neighbors, inverse, _counts(neighbors)
+    offsets, inputs = math.prod(kernel_size), len(coordinates)
+    keys = coordinates.new_empty(inputs * fan_out, dtype=torch.int64)
+    inverse = coordinates.new_empty(offsets, inputs, dtype=torch.int32)
+    found, unique = torch.empty(2, 1, dtype=torch.int64)
+    sizes = (inputs, *shape, *(v for triple in geometry for v in triple))
+    kernels.call("strided_sites", *sizes, coordinates.long().contiguous(), keys, inverse, found)
+    outputs = int(found)
+    neighbors = coordinates.new_empty(offsets, outputs, dtype=torch.int32)
+    kernels.call("invert_table", offsets, inputs, outputs, inverse, neighbors, unique)
+    _check_unique(unique)
+    return reference.sites_of(keys[:outputs], shape), neighbors, inverse, _counts(neighbors)
+
+
+@_strided.register_fake
+def _(
+    coordinates: Tensor,
+    grid: list[int],
+    shape: list[int],
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    offsets, outputs = math.prod(kernel_size), torch.library.get_ctx().new_dynamic_size()
+    sites = coordinates.new_empty(outputs, 4, dtype=torch.int32)
+    neighbors = coordinates.new_empty(offsets, outputs, dtype=torch.int32)
+    inverse = coordinates.new_empty(offsets, len(coordinates), dtype=torch.int32)
+    return sites, neighbors, inverse, torch.empty(offsets, dtype=torch.int64, device="cpu")
+
+
+def _counts(neighbors: Tensor) -> Tensor:
+    return (neighbors >= 0).sum(1).cpu()
+
+
+def _check(coordinates: Tensor, grid: Sequence[int], numbered: Sequence[int], fan_out: int) -> None:
+    """Sites lie inside `grid` (B, X, Y, Z); those of `numbered` fit keys, those that are reached fit rows."""
+    if math.prod(numbered) >= _KEYS:
+        raise ValueError(f"a grid of {list(numbered)} (samples, x, y, z) has more sites than int64 can number")
+    if len(coordinates) * fan_out >= _ROWS:
+        raise ValueError(f"{len(coordinates)} sites are too many, their neighbours are numbered by int32")
+    outside = ((coordinates < 0) | (coordinates.long() >= coordinates.new_tensor(grid, dtype=torch.int64))).any(1)
+    if outside.any():
+        site = coordinates[outside][0].tolist()
+        raise ValueError(f"coordinates must lie inside (samples, X, Y, Z) = {tuple(grid)}, got {site}")
+
+
+def _check_unique(unique: Tensor) -> None:
+    if not unique:
+        raise ValueError("a site occurs twice in coordinates")

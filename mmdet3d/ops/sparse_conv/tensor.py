@@ -12,6 +12,8 @@ from mmdet3d.ops.checks import check_shapes
 
 __all__ = ["SparseTensor"]
 
+_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+
 
 class SparseTensor:
     """Features of the occupied sites of `batch_size` grids of `shape` cells.
@@ -23,15 +25,17 @@ class SparseTensor:
         batch_size: B.
 
     Raises:
-        ValueError: shapes that do not fit together or coordinates that are not integers.
+        ValueError: shapes that do not fit together or coordinates that are not integers; an empty grid.
     """
 
     def __init__(self, features: Tensor, coordinates: Tensor, shape: tuple[int, int, int], batch_size: int) -> None:
         check_shapes(features=(features, "N C"), coordinates=(coordinates, "N 4"))
-        if coordinates.is_floating_point():
+        if coordinates.dtype not in _INTEGERS:
             raise ValueError(f"coordinates must be integers, got {coordinates.dtype}")
         if len(shape) != 3:
             raise ValueError(f"shape needs three extents (X, Y, Z), got {tuple(shape)}")
+        if min(*shape, batch_size) < 1:
+            raise ValueError(f"extents and batch_size must be positive, got {tuple(shape)} and {batch_size}")
         self.features = features
         self.coordinates = coordinates
         self.shape = tuple(shape)
