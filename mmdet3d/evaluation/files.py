@@ -1,4 +1,4 @@
-"""Result files that are either whole or absent."""
+"""Files that are either whole or absent when written, and plain errors when read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["atomic_write"]
+__all__ = ["atomic_write", "read_text"]
 
 
 @contextmanager
@@ -26,3 +26,20 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """The content of an ASCII file; `what` says in error messages which kind of file it should be.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a folder, or bytes that are not ASCII.
+    """
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{what} {path} is missing") from None
+    except IsADirectoryError:
+        raise ValueError(f"{what} {path} is a folder, not a file") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{what} {path} holds bytes that are not ASCII text") from None

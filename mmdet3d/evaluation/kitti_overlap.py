@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mmdet3d.datasets.kitti.objects import DONT_CARE, Objects
+from mmdet3d.evaluation.kitti_objects import DONT_CARE, Objects
 from mmdet3d.ops.rotated_iou import rotated_iou
 
 __all__ = ["Pairs", "pair_up"]

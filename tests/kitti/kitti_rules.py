@@ -8,7 +8,7 @@ import numpy as np
 import shapely
 import shapely.affinity
 
-from mmdet3d.datasets.kitti.objects import Objects
+from mmdet3d.evaluation.kitti_objects import Objects
 
 LIMITS = [(40, 0, 0.15), (25, 1, 0.3), (25, 2, 0.5)]  # height, occlusion, truncation
 NEIGHBOURS = {"Car": "Van", "Pedestrian": "Person_sitting", "Cyclist": None}

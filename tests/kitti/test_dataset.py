@@ -17,10 +17,10 @@ from PIL import Image
 from mmdet3d.config import load_config
 from mmdet3d.datasets import KittiDataset, build_dataset
 from mmdet3d.datasets.kitti.files import read_points
-from mmdet3d.datasets.kitti.objects import read_results, write_labels
 from mmdet3d.datasets.kitti.results import image_boxes, to_objects
 from mmdet3d.engine.data import TrainSampler, batches, build_loader
 from mmdet3d.engine.evaluate import evaluate
+from mmdet3d.evaluation.kitti_objects import read_results, write_labels
 from mmdet3d.structures import Batch, Boxes3D, Detections3D, Sample, project
 
 IDS = [f"{k:06d}" for k in range(10)]

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from kitti_rules import curve, dont_care, frame, random_frame, row
 
 from mmdet3d.datasets.kitti.files import split_ids
-from mmdet3d.datasets.kitti.objects import Objects, write_labels, write_results
 from mmdet3d.evaluation.kitti import CLASSES, LOOSE, METRICS, STRICT, evaluate, format_metrics, precision_curves
+from mmdet3d.evaluation.kitti_objects import Objects, write_labels, write_results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = {"bbox": "stats_car_detection.txt", "bev": "stats_car_detection_ground.txt", "3d": "stats_car_detection_3d.txt"}

@@ -27,7 +27,7 @@ from mmdet3d.datasets.kitti.files import (
     write_depth,
     write_points,
 )
-from mmdet3d.datasets.kitti.objects import (
+from mmdet3d.evaluation.kitti_objects import (
     TYPES,
     Objects,
     parse_objects,

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from mmdet3d.datasets.kitti.completion import complete, project_scan
 from mmdet3d.datasets.kitti.files import read_calibration, read_ids, read_points, split_ids, write_depth
-from mmdet3d.datasets.kitti.objects import read_labels
 from mmdet3d.datasets.processes import in_processes
+from mmdet3d.evaluation.kitti_objects import read_labels
 
 __all__ = ["check_tree", "make_depth"]
 

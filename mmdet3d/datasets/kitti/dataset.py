@@ -14,10 +14,10 @@ from torch import Tensor
 from mmdet3d.datasets.base import random_state
 from mmdet3d.datasets.kitti.augment import Augmentation, View, flip_calibration, warp_depth, warp_image
 from mmdet3d.datasets.kitti.files import KittiCalibration, read_calibration, read_depth, read_ids, split_ids
-from mmdet3d.datasets.kitti.objects import DONT_CARE, TYPES, Objects, read_labels, write_results, zip_results
 from mmdet3d.datasets.kitti.results import metrics_by_name, to_objects
 from mmdet3d.datasets.transforms.images import read_image
 from mmdet3d.evaluation.kitti import CLASSES, LOOSE, STRICT, evaluate_folder, write_metrics
+from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects, read_labels, write_results, zip_results
 from mmdet3d.interop.boxes import boxes_from_kitti
 from mmdet3d.registry import DATASETS, nearest
 from mmdet3d.structures import Calibration, Detections3D, ImageObjects, Sample, limit_period

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mmdet3d.evaluation.files import atomic_write
+from mmdet3d.evaluation.files import atomic_write, read_text
 from mmdet3d.registry import nearest
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "read_depth",
     "read_ids",
     "read_points",
-    "read_text",
     "split_ids",
     "write_calibration",
     "write_depth",
@@ -40,23 +39,6 @@ _SHAPES = {
     "Tr_imu_to_velo": (3, 4),
 }
 _REQUIRED = ("P2", "R0_rect", "Tr_velo_to_cam")
-
-
-def read_text(path: str | Path, what: str) -> str:
-    """The content of an ASCII file; `what` says in error messages which kind of file it should be.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a folder, or bytes that are not ASCII.
-    """
-    try:
-        return Path(path).read_text(encoding="ascii")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{what} {path} is missing") from None
-    except IsADirectoryError:
-        raise ValueError(f"{what} {path} is a folder, not a file") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{what} {path} holds bytes that are not ASCII text") from None
 
 
 # -- calibration ----------------------------------------------------------------------------------------------------

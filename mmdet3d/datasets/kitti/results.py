@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from mmdet3d.datasets.kitti.objects import Objects
 from mmdet3d.evaluation.kitti import DIFFICULTIES, LOOSE, METRICS, Metrics
+from mmdet3d.evaluation.kitti_objects import Objects
 from mmdet3d.interop.boxes import CAMERA_TO_LEVEL, boxes_to_kitti
 from mmdet3d.structures import Boxes3D, Detections3D
 

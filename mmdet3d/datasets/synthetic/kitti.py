@@ -13,7 +13,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmdet3d.datasets.kitti.files import KittiCalibration, write_calibration, write_depth, write_points
-from mmdet3d.datasets.kitti.objects import DONT_CARE, NO_ORIENTATION, Objects, write_labels
 from mmdet3d.datasets.kitti.results import image_boxes, project_boxes
 from mmdet3d.datasets.processes import in_processes
 from mmdet3d.datasets.synthetic import camera, lidar
@@ -22,6 +21,7 @@ from mmdet3d.datasets.synthetic.geometry import invert
 from mmdet3d.datasets.synthetic.settings import Settings
 from mmdet3d.datasets.synthetic.world import Actor, Population, World, build_world
 from mmdet3d.evaluation.files import atomic_write
+from mmdet3d.evaluation.kitti_objects import DONT_CARE, NO_ORIENTATION, Objects, write_labels
 from mmdet3d.interop.boxes import CAMERA_TO_LEVEL, boxes_to_kitti
 from mmdet3d.structures import Boxes3D
 

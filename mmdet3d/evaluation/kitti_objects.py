@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmdet3d.datasets.kitti.files import read_text
-from mmdet3d.evaluation.files import atomic_write
+from mmdet3d.evaluation.files import atomic_write, read_text
 from mmdet3d.registry import nearest
 
 __all__ = [
