@@ -1,5 +1,6 @@
 // Sizes of multi-scale deformable attention, and where a location lies in the image of its level.
-// Row-major tensors: value (B, S, M, C), locations (B, Q, M, L, P, 2) as x, y, weights (B, Q, M, L, P), out (B, Q, M, C).
+// Row-major tensors: value (B, S, M, C), locations (B, Q, M, L, P, 2) as x, y, weights (B, Q, M, L, P),
+// out (B, Q, M, C).
 #pragma once
 #include "bilinear.h"
 

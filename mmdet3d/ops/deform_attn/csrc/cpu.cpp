@@ -19,8 +19,8 @@ static int threads_for(const Attention& a, int64_t batch, int threads) {
 }
 
 template <typename T, int CHANNELS>
-static void forward(const Attention& a, int64_t batch, const T* values, const T* locations, const T* weights, T* outputs,
-                    int threads) {
+static void forward(const Attention& a, int64_t batch, const T* values, const T* locations, const T* weights,
+                    T* outputs, int threads) {
   const int64_t channels = CHANNELS ? CHANNELS : a.channels, stride = a.heads * channels;
 #pragma omp parallel for num_threads(threads_for(a, batch, threads))
   for (int64_t query = 0; query < batch * a.queries; ++query)
@@ -85,17 +85,18 @@ static void backward(const Attention& a, int64_t batch, const T* values, const T
 }
 
 template <typename T>
-static void forward_of(const Attention& a, int64_t batch, const void* values, const void* locations, const void* weights,
-                       void* outputs, int threads) {
+static void forward_of(const Attention& a, int64_t batch, const void* values, const void* locations,
+                       const void* weights, void* outputs, int threads) {
   by_channels(a.channels, [&](auto channels) {
-    forward<T, channels.value>(a, batch, (const T*)values, (const T*)locations, (const T*)weights, (T*)outputs, threads);
+    forward<T, channels.value>(a, batch, (const T*)values, (const T*)locations, (const T*)weights, (T*)outputs,
+                               threads);
   });
 }
 
 template <typename T>
-static void backward_of(const Attention& a, int64_t batch, const void* values, const void* locations, const void* weights,
-                        const void* grad_outputs, void* grad_values, void* grad_locations, void* grad_weights,
-                        int threads) {
+static void backward_of(const Attention& a, int64_t batch, const void* values, const void* locations,
+                        const void* weights, const void* grad_outputs, void* grad_values, void* grad_locations,
+                        void* grad_weights, int threads) {
   by_channels(a.channels, [&](auto channels) {
     backward<T, channels.value>(a, batch, (const T*)values, (const T*)locations, (const T*)weights,
                                 (const T*)grad_outputs, (T*)grad_values, (T*)grad_locations, (T*)grad_weights, threads);

@@ -54,22 +54,22 @@ KERNEL backward(int64_t items, Attention a, const T* value, const T* locations, 
   }
 }
 
-EXPORT int attention_forward(ATTENTION_ARGUMENTS, const void* value, const void* locations, const void* weights, void* out,
-                             int device, void* stream) {
+EXPORT int attention_forward(ATTENTION_ARGUMENTS, const void* value, const void* locations, const void* weights,
+                             void* out, int device, void* stream) {
   if (int error = begin(device)) return error;
   const int64_t items = batch * queries * heads * channels;
   if (dtype)
     LAUNCH(forward<double>, items, stream, ATTENTION, (const double*)value, (const double*)locations,
            (const double*)weights, (double*)out);
   else
-    LAUNCH(forward<float>, items, stream, ATTENTION, (const float*)value, (const float*)locations, (const float*)weights,
-           (float*)out);
+    LAUNCH(forward<float>, items, stream, ATTENTION, (const float*)value, (const float*)locations,
+           (const float*)weights, (float*)out);
   return finish();
 }
 
 EXPORT int attention_gradient(ATTENTION_ARGUMENTS, const void* value, const void* locations, const void* weights,
-                              const void* grad_out, void* grad_value, void* grad_locations, void* grad_weights, int device,
-                              void* stream) {
+                              const void* grad_out, void* grad_value, void* grad_locations, void* grad_weights,
+                              int device, void* stream) {
   if (int error = begin(device)) return error;
   const int64_t samples = batch * queries * heads * levels * points;
   if (dtype)

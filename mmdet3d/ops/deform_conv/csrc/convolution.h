@@ -25,7 +25,8 @@ struct Convolution {
     return mask_place / size() * 2 * size() + mask_place % size();
   }
   HOST_DEVICE int64_t column_place(int64_t row, int64_t tap, int64_t channel) const {
-    const uint32_t width = (uint32_t)(channels / groups), group = (uint32_t)channel / width;  // short division is cheaper
+    // Short division is cheaper.
+    const uint32_t width = (uint32_t)(channels / groups), group = (uint32_t)channel / width;
     return ((group * rows + row) * taps() + tap) * width + channel - (int64_t)group * width;
   }
   // Where a tap reads; pixel indices count from the first pixel of its image.

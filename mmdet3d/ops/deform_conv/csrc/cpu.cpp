@@ -8,7 +8,8 @@ static int threads_for(const Convolution& d, int threads) {
 
 // Calls body(channel, columns, count) for the channels [from, to), cut where a group of the columns ends.
 template <typename T, typename Body>
-static inline void for_runs(const Convolution& d, T* columns, int64_t row, int64_t tap, int64_t from, int64_t to, Body body) {
+static inline void for_runs(const Convolution& d, T* columns, int64_t row, int64_t tap, int64_t from, int64_t to,
+                            Body body) {
   const int64_t width = d.channels / d.groups;
   for (int64_t c = from, end; c < to; c = end) {
     end = std::min(to, (c / width + 1) * width);
@@ -28,16 +29,17 @@ static void gather(const Convolution& d, const void* images_, const void* offset
         const Corners<T> corners = d.corners(row, tap, offset + d.offset_place(place));
         const T scale = mask ? mask[place] : (T)1;
         const T* image = images + d.image(row) * d.channels;
-        for_runs(d, (T*)columns_, row, tap, d.channel(group), d.channel(group + 1), [&](int64_t c, T* out, int64_t count) {
-          for (int64_t j = 0; j < count; ++j) out[j] = scale * 0;  // NaN stays NaN
-          for (int k = 0; k < 4; ++k) {
-            if (corners.pixel[k] < 0) continue;
-            const T* __restrict__ pixel = image + corners.pixel[k] * d.channels + c;
-            const T factor = scale * corners.weight[k];
+        for_runs(d, (T*)columns_, row, tap, d.channel(group), d.channel(group + 1),
+                 [&](int64_t c, T* out, int64_t count) {
+                   for (int64_t j = 0; j < count; ++j) out[j] = scale * 0;  // NaN stays NaN
+                   for (int k = 0; k < 4; ++k) {
+                     if (corners.pixel[k] < 0) continue;
+                     const T* __restrict__ pixel = image + corners.pixel[k] * d.channels + c;
+                     const T factor = scale * corners.weight[k];
 #pragma omp simd
-            for (int64_t j = 0; j < count; ++j) out[j] += factor * pixel[j];
-          }
-        });
+                     for (int64_t j = 0; j < count; ++j) out[j] += factor * pixel[j];
+                   }
+                 });
       }
 }
 
@@ -121,7 +123,7 @@ EXPORT int convolution_columns(CONVOLUTION_ARGUMENTS, const void* images, const 
 EXPORT int convolution_gradient(CONVOLUTION_ARGUMENTS, const void* images, const void* offset, const void* mask,
                                 const void* grad_columns, void* grad_images, void* grad_offset, void* grad_mask,
                                 int threads, void*) {
-  (dtype ? backward<double> : backward<float>)(CONVOLUTION, images, offset, mask, grad_columns, grad_images, grad_offset,
-                                               grad_mask, threads);
+  (dtype ? backward<double> : backward<float>)(CONVOLUTION, images, offset, mask, grad_columns, grad_images,
+                                               grad_offset, grad_mask, threads);
   return 0;
 }

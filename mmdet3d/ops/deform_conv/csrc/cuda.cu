@@ -61,8 +61,8 @@ EXPORT int convolution_columns(CONVOLUTION_ARGUMENTS, const void* images, const 
     LAUNCH_WARPS(gather<double>, items, stream, CONVOLUTION, (const double*)images, (const double*)offset,
                  (const double*)mask, (double*)columns);
   else
-    LAUNCH_WARPS(gather<float>, items, stream, CONVOLUTION, (const float*)images, (const float*)offset, (const float*)mask,
-                 (float*)columns);
+    LAUNCH_WARPS(gather<float>, items, stream, CONVOLUTION, (const float*)images, (const float*)offset,
+                 (const float*)mask, (float*)columns);
   return finish();
 }
 
