@@ -390,5 +390,12 @@ def test_wrong_arguments():
         SparseTensor(features, coordinates, (5, 0, 5), 1)
     with pytest.raises(ValueError, match="odd kernel sizes"):
         SubMConv3d(2, 2, 2)
+    for arguments in ({"stride": 0}, {"dilation": 0}, {"padding": -1}):
+        with pytest.raises(ValueError, match="must be positive and padding not negative"):
+            SparseConv3d(3, 3, **arguments)(SparseTensor(features, coordinates, (5, 5, 5), 1))
+    with pytest.raises(ValueError, match=r"channels and kernel sizes must be positive, got 3, 3 and \(3, 0, 3\)"):
+        SparseConv3d(3, 3, (3, 0, 3))
+    with pytest.raises(ValueError, match="kernel size and dilation must be positive"):
+        SubMConv3d(3, 3, dilation=0)(SparseTensor(features, coordinates, (5, 5, 5), 1))
     with pytest.raises(ValueError, match="leaves nothing of a grid"):
         SparseConv3d(3, 3, 3)(SparseTensor(features, coordinates, (5, 5, 2), 1))

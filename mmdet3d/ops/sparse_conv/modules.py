@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from mmdet3d.ops.sparse_conv.convolution import sparse_convolution
-from mmdet3d.ops.sparse_conv.tables import NeighborTable, Triple, output_shape, strided_table, submanifold_table
+from mmdet3d.ops.sparse_conv.tables import (
+    NeighborTable,
+    Triple,
+    check_odd,
+    output_shape,
+    strided_table,
+    submanifold_table,
+)
 from mmdet3d.ops.sparse_conv.tensor import SparseTensor
 
 __all__ = ["SparseConv3d", "SparseSequential", "SubMConv3d"]
@@ -19,6 +26,10 @@ class _SparseConvolution(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | Sequence[int], bias: bool) -> None:
         super().__init__()
         self.kernel_size = _triple("kernel_size", kernel_size)
+        if min(in_channels, out_channels, *self.kernel_size) < 1:
+            raise ValueError(
+                f"channels and kernel sizes must be positive, got {in_channels}, {out_channels} and {self.kernel_size}"
+            )
         self.weight = nn.Parameter(torch.empty(*self.kernel_size, in_channels, out_channels))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
@@ -64,8 +75,7 @@ class SubMConv3d(_SparseConvolution):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, bias)
         self.dilation = _triple("dilation", dilation)
-        if any(k % 2 == 0 for k in self.kernel_size):
-            raise ValueError(f"a submanifold convolution needs odd kernel sizes, got {self.kernel_size}")
+        check_odd(self.kernel_size)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         self._check_channels(x)

@@ -13,7 +13,7 @@ from mmdet3d.ops.sparse_conv import reference
 from mmdet3d.ops.sparse_conv.kernels import kernels, takes_cpu_kernels
 from mmdet3d.ops.sparse_conv.tensor import SparseTensor
 
-__all__ = ["NeighborTable", "output_shape", "strided_table", "submanifold_table"]
+__all__ = ["NeighborTable", "check_odd", "output_shape", "strided_table", "submanifold_table"]
 
 Triple = tuple[int, int, int]
 _ROWS = 2**31  # tables hold int32 rows
@@ -44,8 +44,11 @@ def submanifold_table(tensor: SparseTensor, kernel_size: Triple, dilation: Tripl
     """Output sites are the input sites; the kernel is centred (odd sizes).
 
     Raises:
-        ValueError: a site outside the grid or twice, or more sites than can be numbered.
+        ValueError: a site outside the grid or twice, more sites than can be numbered, or an even kernel size.
     """
+    check_odd(kernel_size)
+    if min(*kernel_size, *dilation) < 1:
+        raise ValueError(f"kernel size and dilation must be positive, got {kernel_size} and {dilation}")
     grid = [tensor.batch_size, *tensor.shape]
     neighbors, inverse, counts = _submanifold(tensor.coordinates, grid, list(kernel_size), list(dilation))
     return NeighborTable(neighbors, inverse, counts, tensor.coordinates, tensor.shape)
@@ -72,8 +75,13 @@ def output_shape(
     """X, Y, Z after a strided convolution.
 
     Raises:
-        ValueError: the kernel is larger than the padded grid.
+        ValueError: the kernel is larger than the padded grid; sizes that make no sense.
     """
+    if min(*kernel_size, *stride, *dilation) < 1 or min(padding) < 0:
+        raise ValueError(
+            f"kernel size, stride and dilation must be positive and padding not negative, got {kernel_size}, {stride}, "
+            f"{dilation} and {padding}"
+        )
     axes = zip(shape, kernel_size, stride, padding, dilation, strict=True)
     x, y, z = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
     if min(x, y, z) < 1:
@@ -82,6 +90,12 @@ def output_shape(
             f"grid of {tuple(shape)} sites"
         )
     return x, y, z
+
+
+def check_odd(kernel_size: Sequence[int]) -> None:
+    """Raise ValueError unless a kernel of this size has a centre."""
+    if any(k % 2 == 0 for k in kernel_size):
+        raise ValueError(f"a submanifold convolution needs odd kernel sizes, got {tuple(kernel_size)}")
 
 
 @torch.library.custom_op("mmdet3d::submanifold_table", mutates_args=())
