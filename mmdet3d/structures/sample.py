@@ -130,7 +130,7 @@ class Detections3D:
 
     Args:
         boxes: LiDAR frame of the sample, augmentation not undone (evaluation pipelines do not augment). Detectors that
-            look through one camera: its level frame, see `interop.boxes.boxes_from_kitti`.
+            look through one camera: its level frame, see `structures.camera_boxes`.
         scores: (N,) in [0, 1].
         labels: (N,) int64, index into the class list.
         boxes2d: (N, 4) x1, y1, x2, y2 in pixels of the raw image, from detectors that predict them.

@@ -7,16 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdet3d.interop.boxes import (
-    CAMERA_TO_LEVEL,
-    boxes_from_kitti,
-    boxes_from_old,
-    boxes_to_kitti,
-    boxes_to_old,
-    yaw_from_old,
-    yaw_to_old,
-)
+from mmdet3d.interop.boxes import boxes_from_old, boxes_to_old, yaw_from_old, yaw_to_old
 from mmdet3d.structures import Boxes3D
+from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL, boxes_from_kitti, boxes_to_kitti
 
 finite = st.floats(-50, 50, width=32)
 size = st.floats(0.125, 20, width=32)

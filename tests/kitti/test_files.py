@@ -37,7 +37,7 @@ from mmdet3d.evaluation.kitti_objects import (
     write_results,
     zip_results,
 )
-from mmdet3d.interop.boxes import CAMERA_TO_LEVEL, boxes_from_kitti
+from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL, boxes_from_kitti
 
 IDS = [f"{k:06d}" for k in range(10)]
 

@@ -20,7 +20,7 @@ from mmdet3d.datasets.kitti.results import image_boxes
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
 from mmdet3d.evaluation.kitti import METRICS, evaluate
 from mmdet3d.evaluation.kitti_objects import Objects, read_labels
-from mmdet3d.interop.boxes import CAMERA_TO_LEVEL, boxes_from_kitti
+from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL, boxes_from_kitti
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WIDTH, HEIGHT = SMALL.image_size

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmdet3d.interop.boxes import CAMERA_TO_LEVEL
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors import MonoDetector
 from mmdet3d.models.heads.mono.geometry import ImageGeometry
 from mmdet3d.structures import Batch, Calibration, ImageObjects, Sample, limit_period
+from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL
 
 CLASSES = ("Pedestrian", "Car", "Cyclist")
 MEAN_SIZES = {

@@ -9,13 +9,13 @@ import torch
 from mono_inputs import make_batch, perfect_regions
 
 from mmdet3d.datasets.kitti.dataset import KittiDataset
-from mmdet3d.interop.boxes import boxes_to_kitti
 from mmdet3d.models.heads.mono.decode import decode_regions, merge_depth
 from mmdet3d.models.heads.mono.losses import TASKS, detection_losses, laplacian, residual_at
 from mmdet3d.models.heads.mono.regions import find_peaks, predict_regions, region_features
 from mmdet3d.models.heads.mono.targets import MonoTargets, heat_maps
 from mmdet3d.models.losses import GaussianFocalLoss
 from mmdet3d.structures import Batch
+from mmdet3d.structures.camera_boxes import boxes_to_kitti
 
 
 def double_case(objects: int = 2):

@@ -18,9 +18,9 @@ from mmdet3d.datasets.kitti.results import metrics_by_name, to_objects
 from mmdet3d.datasets.transforms.images import read_image
 from mmdet3d.evaluation.kitti import CLASSES, LOOSE, STRICT, evaluate_folder, write_metrics
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects, read_labels, write_results, zip_results
-from mmdet3d.interop.boxes import boxes_from_kitti
 from mmdet3d.registry import DATASETS, nearest
 from mmdet3d.structures import Calibration, Detections3D, ImageObjects, Sample, limit_period
+from mmdet3d.structures.camera_boxes import boxes_from_kitti
 
 __all__ = ["KittiDataset"]
 

@@ -9,8 +9,8 @@ import torch
 
 from mmdet3d.evaluation.kitti import DIFFICULTIES, LOOSE, METRICS, Metrics
 from mmdet3d.evaluation.kitti_objects import Objects
-from mmdet3d.interop.boxes import CAMERA_TO_LEVEL, boxes_to_kitti
 from mmdet3d.structures import Boxes3D, Detections3D
+from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL, boxes_to_kitti
 
 __all__ = ["image_boxes", "metrics_by_name", "project_boxes", "to_objects"]
 

@@ -22,8 +22,8 @@ from mmdet3d.datasets.synthetic.settings import Settings
 from mmdet3d.datasets.synthetic.world import Actor, Population, World, build_world
 from mmdet3d.evaluation.files import atomic_write
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, NO_ORIENTATION, Objects, write_labels
-from mmdet3d.interop.boxes import CAMERA_TO_LEVEL, boxes_to_kitti
 from mmdet3d.structures import Boxes3D
+from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL, boxes_to_kitti
 
 __all__ = ["KittiSettings", "generate_kitti", "rig"]
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mmdet3d.interop.boxes import boxes_from_kitti
 from mmdet3d.models.heads.mono.geometry import ImageGeometry
 from mmdet3d.models.heads.mono.targets import HEADING_BINS, decode_heading
 from mmdet3d.structures import Detections3D, limit_period
+from mmdet3d.structures.camera_boxes import boxes_from_kitti
 
 __all__ = ["decode_regions", "merge_depth"]
 
