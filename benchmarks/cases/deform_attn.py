@@ -27,7 +27,7 @@ def _pair(
     places = torch.stack([x, y], -1).view(1, pixels, 1, 1, 1, 2)
     spread = torch.randn(batch, pixels, heads, 1, points, 2) * points / 2  # pixels, half the reach at the start
     # Off pixel centres, where the gradient of a location jumps and rounding decides which side is taken.
-    spread = spread.floor() + 0.55 + 0.9 * spread.remainder(1)
+    spread = spread.floor() + 0.05 + 0.9 * spread.remainder(1)
     locations = ((places + spread) / torch.tensor([width, height])).to(device)
     weights = torch.rand(batch, pixels, heads, 1, points, device=device).flatten(3).softmax(-1)[:, :, :, None]
     needy = [t.clone().requires_grad_() for t in (value, locations, weights)]
