@@ -55,7 +55,7 @@ class Recipe:
     Args:
         title: heading of the table.
         runs: in order; a run may name the ones before it.
-        table: which run plays which role of `ControlTable`; may be empty.
+        table: which run plays which role of `ControlTable`; empty for no table.
         data: arguments of the synthetic world's generator; None if the data set is the user's.
         pictures: `columns` (runs drawn side by side) and `samples` (how many key frames).
     """
@@ -128,7 +128,7 @@ def run_recipe(
 
 def control_table(recipe: Recipe, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> ControlTable:
     """The table of a finished recipe."""
-    roles = {role: [r["metrics"] for r in results[recipe.table[role]].values()] for role in ROLES}
+    roles = {role: [r["metrics"] for r in results[name].values()] for role, name in recipe.table.items()}
     return ControlTable(**roles, title=recipe.title)
 
 

@@ -62,20 +62,20 @@ class Comparison:
 
 @dataclass
 class ControlTable:
-    """Metrics of the four roles.
+    """Metrics of the roles.
 
     Args:
-        teacher, student, control, distilled: per role a list over seeds of metric dicts (keys of `COLUMNS`). `student`
-            is where control and distilled start from; `control` is the student trained on exactly as long as
-            `distilled`, without distillation. Control and distilled are paired by position (same seed); the others may
-            be shorter.
+        teacher, control, distilled, student: per role a list over seeds of metric dicts (keys of `COLUMNS`). `control`
+            is the student trained exactly as long as `distilled`, without distillation; `student` is where both start
+            from, empty if that is no trained detector. Control and distilled are paired by position (same seed); the
+            others may be shorter.
         title: first line of the report.
     """
 
     teacher: Sequence[Mapping[str, float]]
-    student: Sequence[Mapping[str, float]]
     control: Sequence[Mapping[str, float]]
     distilled: Sequence[Mapping[str, float]]
+    student: Sequence[Mapping[str, float]] = ()
     title: str = "distillation"
 
     def __post_init__(self) -> None:
@@ -118,13 +118,15 @@ class ControlTable:
     def __str__(self) -> str:
         names = [name for _, name, _ in COLUMNS]
         rows = [["", *names]]
+        control = "control (student, trained on)" if self.student else "control (student alone)"
         for role, runs in (
             ("teacher", self.teacher),
             ("student", self.student),
-            ("control (student, trained on)", self.control),
+            (control, self.control),
             ("distilled", self.distilled),
         ):
-            rows.append([role, *(_cell([m[key] for m in runs]) for key, _, _ in COLUMNS)])
+            if runs or role != "student":
+                rows.append([role, *(_cell([m[key] for m in runs]) for key, _, _ in COLUMNS)])
         comparisons = [self.comparison(key) for key, _, _ in COLUMNS]
         rows.append(["gain over control", *(f"{c.mean:+.4f}" for c in comparisons)])
         rows.append(

@@ -15,9 +15,8 @@ def metrics(score: float, error: float = 0.5) -> dict[str, float]:
 
 
 def table(control: list[float], distilled: list[float], teacher: float = 0.6) -> ControlTable:
-    return ControlTable(
-        [metrics(teacher, 0.2)], [metrics(0.2)], [metrics(c) for c in control], [metrics(d) for d in distilled]
-    )
+    runs = [[metrics(v) for v in values] for values in (control, distilled)]
+    return ControlTable([metrics(teacher, 0.2)], *runs, student=[metrics(0.2)])
 
 
 def test_gain_and_gap() -> None:
@@ -55,6 +54,11 @@ def test_report_names_every_role_and_json_is_plain() -> None:
     for word in ("teacher", "student", "control", "distilled", "gain over control", "gap to the teacher", "mAVE"):
         assert word in text
     assert json.loads(json.dumps(t.to_dict()))["roles"]["control"]["mAP"]["runs"] == [0.30, 0.32]
+
+
+def test_a_student_without_a_start_has_no_row() -> None:
+    text = str(ControlTable([metrics(0.6)], [metrics(0.3)], [metrics(0.4)]))
+    assert "| student" not in text and "| control (student alone)" in text
 
 
 def test_one_seed_makes_no_claim() -> None:
