@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConvModule", "DropPath", "build_norm2d", "conv_bn_relu", "freeze"]
+__all__ = ["BasicBlock", "ConvModule", "DropPath", "build_norm2d", "conv_bn_relu", "freeze"]
 
 
 def build_norm2d(cfg: Mapping[str, Any] | None, channels: int) -> nn.BatchNorm2d:
@@ -33,6 +33,21 @@ def conv_bn_relu(
     """Convolution, BatchNorm2d, ReLU as a list, to be spliced into a Sequential (flat checkpoint indices)."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias)
     return [conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+
+
+class BasicBlock(nn.Module):
+    """Residual block of two 3x3 convolutions that keeps channels and size (He et al., CVPR 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x)).relu()
+        return (self.bn2(self.conv2(y)) + x).relu()
 
 
 class ConvModule(nn.Module):

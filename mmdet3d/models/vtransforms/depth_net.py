@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.models.layers import conv_bn_relu
+from mmdet3d.models.layers import BasicBlock, conv_bn_relu
 from mmdet3d.structures import Calibration
 
 __all__ = ["CAMERA_VALUES", "DepthNet", "FrustumRefinement", "camera_vector"]
@@ -70,19 +70,6 @@ class _SqueezeExcite(nn.Module):
         return x * gate.sigmoid()
 
 
-class _BasicBlock(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn1(self.conv1(x)).relu()
-        return (self.bn2(self.conv2(y)) + x).relu()
-
-
 class _DilatedConv(nn.Module):
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
@@ -135,7 +122,7 @@ class DepthNet(nn.Module):
         self.depth_se = _SqueezeExcite(mid)
         self.context_mlp = _MLP(CAMERA_VALUES, mid)
         self.context_se = _SqueezeExcite(mid)
-        self.depth_conv_1 = nn.Sequential(*(_BasicBlock(mid) for _ in range(3)))
+        self.depth_conv_1 = nn.Sequential(*(BasicBlock(mid) for _ in range(3)))
         self.depth_conv_2 = nn.Sequential(_ASPP(mid), nn.Conv2d(mid, mid, 3, padding=1), nn.BatchNorm2d(mid))
         self.depth_conv_3 = nn.Sequential(nn.Conv2d(mid, depth_channels, 1), nn.BatchNorm2d(depth_channels))
 
