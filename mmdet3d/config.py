@@ -150,7 +150,7 @@ def _override(config: Config, key: str, value: Any, file: Path) -> None:
     node: Any = config
     parts = key.split(".")
     for i, part in enumerate(parts[:-1]):
-        node = _child(node, part, ".".join(parts[: i + 1]), file)
+        node = _child(node, part, ".".join(parts[: i + 1]), file, config)
     last = parts[-1]
     if isinstance(node, list):
         node[_index(node, last, key, file)] = value
@@ -161,11 +161,13 @@ def _override(config: Config, key: str, value: Any, file: Path) -> None:
     node[last] = value
 
 
-def _child(node: Any, part: str, path: str, file: Path) -> Any:
+def _child(node: Any, part: str, path: str, file: Path, names: Config) -> Any:
     if isinstance(node, list):
         part = _index(node, part, path, file)
     elif part not in node:
         raise ValueError(f"unknown config key {path!r}{nearest(part, node)} ({file.name})")
+    if isinstance(node[part], str):
+        node[part] = _own_copy(node[part], names)
     if node[part] is None:
         node[part] = Config()
     if isinstance(node[part], dict) and not isinstance(node[part], Config):
@@ -173,6 +175,16 @@ def _child(node: Any, part: str, path: str, file: Path) -> Any:
     if not isinstance(node[part], (Config, list)):
         raise ValueError(f"cannot set a key below {path}: it is {node[part]!r} in {file.name}")
     return node[part]
+
+
+def _own_copy(value: str, names: Config) -> Any:
+    """The block that `${a.b}` stands for, as a copy to be changed in this place alone; any other text as it is."""
+    if not value.startswith("${"):
+        return value
+    block: Any = names
+    for name in value[2:-1].split("."):
+        block = block.get(name) if isinstance(block, Mapping) else None
+    return copy.deepcopy(block) if isinstance(block, Mapping) else value
 
 
 def _index(node: list, part: str, path: str, file: Path) -> int:

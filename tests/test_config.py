@@ -55,6 +55,17 @@ def test_overrides_apply_before_expressions(tree: Path) -> None:
     assert (config.ann, config.pipeline, config.width) == ("data/y/train.pkl", [{"size": 7}], 5)
 
 
+def test_an_override_below_a_reference_changes_that_use_alone(tree: Path) -> None:
+    path = tree.with_name("uses.yaml")
+    path.write_text("part: {width: '${steps[0]}', deep: {a: 1}}\nfirst: '${part}'\nsecond: '${part.deep}'\n")
+    config = load_config(path, ["--first.deep.a", "2", "--second.a", "3"])
+    assert config.first == {"width": 1, "deep": {"a": 2}}
+    assert config.second == {"a": 3}
+    assert config.part.deep == {"a": 1}
+    with pytest.raises(ValueError, match="cannot set a key below first.width"):
+        load_config(path, ["--first.width.x", "2"])
+
+
 def test_override_values_are_yaml() -> None:
     words = ["--a", "1e-4", "--b", "[1, 'x y']", "--c", "null", "d=true", "--e", "-0.5", "--f", "0123abc"]
     assert parse_overrides(words) == {"a": 1e-4, "b": [1, "x y"], "c": None, "d": True, "e": -0.5, "f": "0123abc"}
