@@ -18,10 +18,12 @@ __all__ = [
     "HEADING_BINS",
     "ROI_SIZE",
     "MonoTargets",
+    "box_mask",
     "decode_heading",
     "encode_heading",
     "encode_objects",
     "heat_maps",
+    "pool_depth",
     "support_mask",
     "visible_depth",
 ]
@@ -143,6 +145,28 @@ def support_mask(targets: MonoTargets, shape: tuple[int, int, int]) -> Tensor:
     return squares.new_zeros(shape).index_add_(0, targets.image, squares) > 0
 
 
+def box_mask(targets: MonoTargets, shape: tuple[int, int, int]) -> Tensor:
+    """(B, H, W) bool: the cells that the 2-D boxes touch."""
+    rows, columns = (torch.arange(n, device=targets.cells.device) for n in shape[1:])
+    x1, y1, x2, y2 = targets.boxes[:, :, None].unbind(1)
+    in_row, in_column = (rows + 1 > y1) & (rows < y2), (columns + 1 > x1) & (columns < x2)
+    boxes = (in_row[:, :, None] & in_column[:, None, :]).int()
+    return boxes.new_zeros(shape).index_add_(0, targets.image, boxes) > 0
+
+
+def pool_depth(depths: Tensor, map_size: tuple[int, int]) -> Tensor:
+    """Per cell of `map_size` the mean depth with unknown pixels as 0, and the share of known pixels.
+
+    Args:
+        depths: (B, H, W) metres, 0 where unknown.
+
+    Returns:
+        (B, 2, h, w); the first over the second is the mean of the known pixels.
+    """
+    known = (depths > 0).to(depths)
+    return F.adaptive_avg_pool2d(torch.stack([depths * known, known], dim=1), map_size)
+
+
 def visible_depth(
     depths: Tensor, targets: MonoTargets, map_size: tuple[int, int], window: float = 3.0
 ) -> tuple[Tensor, Tensor]:
@@ -157,10 +181,8 @@ def visible_depth(
     Returns:
         (N, 7, 7) metres, 0 where it does not count; (N, 7, 7) bool.
     """
-    known = (depths > 0).to(depths)
-    maps = F.adaptive_avg_pool2d(torch.stack([depths * known, known], dim=1), map_size)
     boxes = torch.cat([targets.image[:, None].to(targets.boxes), targets.boxes], dim=1)
-    total, share = roi_align(maps, boxes, ROI_SIZE).unbind(1)
+    total, share = roi_align(pool_depth(depths, map_size), boxes, ROI_SIZE).unbind(1)
     seen = total / share.clamp(min=1e-6)
     belongs = (share > 1e-6) & ((seen - targets.depth[:, None, None]).abs() < window)
     return torch.where(belongs, seen, 0), belongs
