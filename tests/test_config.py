@@ -62,7 +62,7 @@ def test_an_override_below_a_reference_changes_that_use_alone(tree: Path) -> Non
     assert config.first == {"width": 1, "deep": {"a": 2}}
     assert config.second == {"a": 3}
     assert config.part.deep == {"a": 1}
-    with pytest.raises(ValueError, match="cannot set a key below first.width"):
+    with pytest.raises(ValueError, match=r"cannot set a key below first\.width"):
         load_config(path, ["--first.width.x", "2"])
 
 

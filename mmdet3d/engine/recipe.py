@@ -16,13 +16,14 @@ from mmdet3d.config import Config, find_config, load_config
 from mmdet3d.datasets import build_dataset
 from mmdet3d.datasets.nuscenes.create import create_nuscenes
 from mmdet3d.datasets.synthetic.generate import generate
+from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
 from mmdet3d.datasets.synthetic.settings import Settings as WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
 from mmdet3d.engine.checkpoint import RunCheckpoints, load_checkpoint
 from mmdet3d.engine.logging import log_to_folder
 from mmdet3d.engine.pictures import compare
 from mmdet3d.engine.trainer import Trainer, seed_everything
-from mmdet3d.evaluation.control import ControlTable
+from mmdet3d.evaluation.control import COLUMNS, Column, ControlTable
 from mmdet3d.interop.checkpoints import metadata_path
 from mmdet3d.models import build_model
 from mmdet3d.registry import nearest
@@ -56,13 +57,18 @@ class Recipe:
         title: heading of the table.
         runs: in order; a run may name the ones before it.
         table: which run plays which role of `ControlTable`; empty for no table.
-        data: arguments of the synthetic world's generator; None if the data set is the user's.
+        columns: of the table, heading to metric, of which more is better; without them those of nuScenes.
+        decimals: of the table's numbers.
+        data: arguments of the synthetic world's generator, and `layout`, nuscenes (default) or kitti; None if the data
+            set is the user's.
         pictures: `columns` (runs drawn side by side) and `samples` (how many key frames).
     """
 
     title: str
     runs: Mapping[str, RecipeRun]
     table: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] | None = None
+    decimals: int = 4
     data: Mapping[str, Any] | None = None
     pictures: Mapping[str, Any] | None = None
 
@@ -84,12 +90,28 @@ class Recipe:
                 raise ValueError(
                     f"{file.name}, table: {role}: {name} (roles: {', '.join(ROLES)}; runs: {', '.join(recipe.runs)})"
                 )
+        layout = (recipe.data or {}).get("layout", "nuscenes")
+        if layout not in _MAKERS:
+            raise ValueError(f"{file.name}, data.layout: {layout!r} is none of {', '.join(_MAKERS)}")
         return recipe
 
     def make_data(self, root: Path, seed: int, workers: int) -> None:
-        """Make the synthetic world of this recipe and its info files, or what is missing of them."""
-        generate(root, WorldSettings(**(self.data or {}), seed=seed), workers=workers)
-        create_nuscenes(root, root, INFO_PREFIX, VERSION, workers=workers, database=False)
+        """Make the synthetic world of this recipe, or what is missing of it."""
+        options = dict(self.data or {})
+        _MAKERS[options.pop("layout", "nuscenes")](root, options | {"seed": seed}, workers)
+
+
+def _make_nuscenes(root: Path, options: Mapping[str, Any], workers: int) -> None:
+    """The world and its info files."""
+    generate(root, WorldSettings(**options), workers=workers)
+    create_nuscenes(root, root, INFO_PREFIX, VERSION, workers=workers, database=False)
+
+
+def _make_kitti(root: Path, options: Mapping[str, Any], workers: int) -> None:
+    generate_kitti(root, KittiSettings(**options), workers=workers)
+
+
+_MAKERS = {"nuscenes": _make_nuscenes, "kitti": _make_kitti}
 
 
 def run_recipe(
@@ -129,7 +151,8 @@ def run_recipe(
 def control_table(recipe: Recipe, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> ControlTable:
     """The table of a finished recipe."""
     roles = {role: [r["metrics"] for r in results[name].values()] for role, name in recipe.table.items()}
-    return ControlTable(**roles, title=recipe.title)
+    columns = COLUMNS if recipe.columns is None else [Column(key, name) for name, key in recipe.columns.items()]
+    return ControlTable(**roles, title=recipe.title, columns=columns, decimals=recipe.decimals)
 
 
 def _summary(recipe: Recipe, results: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:

@@ -5,22 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-__all__ = ["COLUMNS", "Comparison", "ControlTable"]
+from mmdet3d.registry import nearest
 
-# Metric key, heading, and whether more is better.
+__all__ = ["COLUMNS", "Column", "Comparison", "ControlTable"]
+
+
+class Column(NamedTuple):
+    """A metric of the table: its key, its heading, and whether more is better."""
+
+    key: str
+    heading: str
+    higher: bool = True
+
+
+# What nuScenes reports.
 COLUMNS = (
-    ("object/map", "mAP", True),
-    ("object/nds", "NDS", True),
-    ("object/mATE", "mATE", False),
-    ("object/mASE", "mASE", False),
-    ("object/mAOE", "mAOE", False),
-    ("object/mAVE", "mAVE", False),
-    ("object/mAAE", "mAAE", False),
+    Column("object/map", "mAP"),
+    Column("object/nds", "NDS"),
+    Column("object/mATE", "mATE", False),
+    Column("object/mASE", "mASE", False),
+    Column("object/mAOE", "mAOE", False),
+    Column("object/mAVE", "mAVE", False),
+    Column("object/mAAE", "mAAE", False),
 )
 CONFIDENCE = 0.95
 
@@ -65,11 +76,16 @@ class ControlTable:
     """Metrics of the roles.
 
     Args:
-        teacher, control, distilled, student: per role a list over seeds of metric dicts (keys of `COLUMNS`). `control`
-            is the student trained exactly as long as `distilled`, without distillation; `student` is where both start
-            from, empty if that is no trained detector. Control and distilled are paired by position (same seed); the
-            others may be shorter.
+        teacher, control, distilled, student: per role a list over seeds of metric dicts (the keys of `columns`).
+            `control` is the student trained exactly as long as `distilled`, without distillation; `student` is where
+            both start from, empty if that is no trained detector. Control and distilled are paired by position (same
+            seed); the others may be shorter.
         title: first line of the report.
+        columns: what is compared.
+        decimals: of the report's numbers.
+
+    Raises:
+        ValueError: control and distilled are no pairs, or a run lacks the metric of a column.
     """
 
     teacher: Sequence[Mapping[str, float]]
@@ -77,15 +93,21 @@ class ControlTable:
     distilled: Sequence[Mapping[str, float]]
     student: Sequence[Mapping[str, float]] = ()
     title: str = "distillation"
+    columns: Sequence[Column] = COLUMNS
+    decimals: int = 4
 
     def __post_init__(self) -> None:
         if not self.control or len(self.control) != len(self.distilled):
             raise ValueError(
                 f"control ({len(self.control)} runs) and distilled ({len(self.distilled)} runs) must be paired by seed"
             )
+        for run in (*self.teacher, *self.student, *self.control, *self.distilled):
+            for key, heading, _ in self.columns:
+                if key not in run:
+                    raise ValueError(f"column {heading}: no metric {key!r}{nearest(key, run)}")
 
     def comparison(self, key: str) -> Comparison:
-        higher = next(up for k, _, up in COLUMNS if k == key)
+        higher = next(up for k, _, up in self.columns if k == key)
         pairs = zip(self.distilled, self.control, strict=True)
         return Comparison(tuple(d[key] - c[key] for d, c in pairs), higher)
 
@@ -93,7 +115,7 @@ class ControlTable:
         """Share of the teacher's lead over the control that distillation recovers (1 = all); NaN without a lead."""
         teacher, control = (float(np.mean([m[key] for m in runs])) for runs in (self.teacher, self.control))
         lead = teacher - control
-        higher = next(up for k, _, up in COLUMNS if k == key)
+        higher = next(up for k, _, up in self.columns if k == key)
         if (lead if higher else -lead) <= 0:
             return math.nan
         return self.comparison(key).mean / lead
@@ -103,8 +125,8 @@ class ControlTable:
         roles = {role: getattr(self, role) for role in ("teacher", "student", "control", "distilled")}
         out: dict[str, Any] = {"title": self.title, "seeds": len(self.control), "roles": {}, "comparison": {}}
         for role, runs in roles.items():
-            out["roles"][role] = {name: _summary([m[key] for m in runs]) for key, name, _ in COLUMNS}
-        for key, name, _ in COLUMNS:
+            out["roles"][role] = {name: _summary([m[key] for m in runs]) for key, name, _ in self.columns}
+        for key, name, _ in self.columns:
             c = self.comparison(key)
             gap = self.gap_closed(key)
             out["comparison"][name] = {
@@ -116,7 +138,7 @@ class ControlTable:
         return out
 
     def __str__(self) -> str:
-        names = [name for _, name, _ in COLUMNS]
+        names, n = [name for _, name, _ in self.columns], self.decimals
         rows = [["", *names]]
         control = "control (student, trained on)" if self.student else "control (student alone)"
         for role, runs in (
@@ -126,13 +148,13 @@ class ControlTable:
             ("distilled", self.distilled),
         ):
             if runs or role != "student":
-                rows.append([role, *(_cell([m[key] for m in runs]) for key, _, _ in COLUMNS)])
-        comparisons = [self.comparison(key) for key, _, _ in COLUMNS]
-        rows.append(["gain over control", *(f"{c.mean:+.4f}" for c in comparisons)])
+                rows.append([role, *(_cell([m[key] for m in runs], n) for key, _, _ in self.columns)])
+        comparisons = [self.comparison(key) for key, _, _ in self.columns]
+        rows.append(["gain over control", *(f"{c.mean:+.{n}f}" for c in comparisons)])
         rows.append(
-            ["  95 % interval", *("n/a" if math.isinf(c.half_width) else f"±{c.half_width:.4f}" for c in comparisons)]
+            ["  95 % interval", *("n/a" if math.isinf(c.half_width) else f"±{c.half_width:.{n}f}" for c in comparisons)]
         )
-        gaps = [self.gap_closed(key) for key, _, _ in COLUMNS]
+        gaps = [self.gap_closed(key) for key, _, _ in self.columns]
         rows.append(["gap to the teacher closed", *("n/a" if math.isnan(g) else f"{100 * g:.0f} %" for g in gaps)])
         return "\n".join([self._heading(), "", _markdown(rows), "", self._verdicts(comparisons)])
 
@@ -148,7 +170,7 @@ class ControlTable:
                 "One seed says nothing about noise: none of these differences can be called real. "
                 "Run more seeds (--seeds 0 1 2) for a statement."
             )
-        named = [(name, c.verdict) for (_, name, _), c in zip(COLUMNS, comparisons, strict=True)]
+        named = [(name, c.verdict) for (_, name, _), c in zip(self.columns, comparisons, strict=True)]
         parts = []
         for verdict in ("better", "worse", "within noise"):
             members = [name for name, v in named if v == verdict]
@@ -162,11 +184,11 @@ def _summary(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)) if values else None, "std": spread, "runs": [float(v) for v in values]}
 
 
-def _cell(values: Sequence[float]) -> str:
+def _cell(values: Sequence[float], decimals: int) -> str:
     if not values:
         return "-"
-    text = f"{np.mean(values):.4f}"
-    return text if len(values) == 1 else f"{text} ± {np.std(values, ddof=1):.4f}"
+    text = f"{np.mean(values):.{decimals}f}"
+    return text if len(values) == 1 else f"{text} ± {np.std(values, ddof=1):.{decimals}f}"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from mmdet3d.evaluation.control import COLUMNS, Comparison, ControlTable
+from mmdet3d.evaluation.control import COLUMNS, Column, Comparison, ControlTable
 
 
 def metrics(score: float, error: float = 0.5) -> dict[str, float]:
@@ -68,3 +68,13 @@ def test_one_seed_makes_no_claim() -> None:
 def test_unpaired_runs_are_refused() -> None:
     with pytest.raises(ValueError, match="paired by seed"):
         table([0.3], [0.4, 0.5])
+
+
+def test_columns_of_another_benchmark() -> None:
+    runs = [[{"Car/3d/R40/moderate": value} for value in values] for values in ([30.0], [10.0, 12.0], [14.0, 17.0])]
+    t = ControlTable(*runs, columns=[Column("Car/3d/R40/moderate", "Car 3D")], decimals=1)
+    assert t.to_dict()["comparison"]["Car 3D"]["gain"] == pytest.approx(4.5)
+    text = str(t)
+    assert "Car 3D |" in text and " +4.5 |" in text and "mAP" not in text
+    with pytest.raises(ValueError, match="column Car 3D: no metric 'Car/3d/R40/moderat', did you mean"):
+        ControlTable(*runs, columns=[Column("Car/3d/R40/moderat", "Car 3D")])

@@ -119,6 +119,10 @@ def test_ground_truth_as_detections(real: Path, tmp_path: Path) -> None:
     assert metrics["Car/3d/R40/moderate"] == metrics["Car/bbox/R40/moderate"] == pytest.approx(27.5)
     assert metrics["Car/3d@0.5/R40/easy"] == pytest.approx(12.5)
     assert metrics["Cyclist/bev/R11/hard"] == metrics["Cyclist/aos/R11/hard"]
+    assert metrics["mean/3d@loose/R40/moderate"] == pytest.approx(
+        (metrics["Car/3d@0.5/R40/moderate"] + metrics["Pedestrian/3d@0.25/R40/moderate"]) / 3
+        + metrics["Cyclist/3d@0.25/R40/moderate"] / 3
+    )
     written = json.loads((tmp_path / "kitti_metrics.json").read_text())
     assert written["Car"]["3d"]["R40"][1] == metrics["Car/3d/R40/moderate"]
     plain = [dataclasses.replace(d, boxes2d=None, alphas=None) for d in found]
