@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 Implementation = Callable[[], Any]
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 PEERS = ("mmcv.ops", "spconv.pytorch", "torchsort", "torchvision.ops")
 
 
@@ -124,6 +125,7 @@ def time_calls(
     implementations: Mapping[str, Implementation], device: torch.device, budget: Budget
 ) -> dict[str, list[float]]:
     """Seconds of repeated calls. Implementations take turns, so that a disturbance of the machine meets all of them."""
+    _keep_freed_memory()
     seconds: dict[str, list[float]] = {name: [] for name in implementations}
     waiting = dict(implementations)
     gc.collect()
@@ -136,6 +138,14 @@ def time_calls(
                 del waiting[name]
     gc.enable()
     return seconds
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep what is freed: else a call pays the page faults of memory that a peer's frees gave back."""
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        for parameter, value in ((_MMAP_THRESHOLD, 1 << 25), (_TRIM_THRESHOLD, (1 << 31) - 1)):
+            library.mallopt(parameter, value)
 
 
 def peak_memory(call: Implementation, device: torch.device) -> int | None:

@@ -54,68 +54,48 @@ def spearman_closed_form(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("mmdet3d::spearman_closed_form", mutates_args=())
-def _correlate(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The correlation; (2,) coefficients and (2, B) constants of the gradients, see `_blend`."""
+def _correlate(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """The correlation, and (4 + 2 B,) float64 that its gradients are made of, see csrc/correlation.h."""
     rows, count = student.shape
-    chunks = -(-count // CHUNK)
-    partial = student.new_zeros(rows, chunks, 5, dtype=torch.float64)
-    student, teacher = student.contiguous(), teacher.contiguous()
+    rho, summary = student.new_zeros(()), student.new_zeros(4 + 2 * rows, dtype=torch.float64)
     if student.numel():
-        _kernels.call("spearman_moments", *_sizes(student), CHUNK, student, teacher, partial)
-    return _finish(partial.sum(1), student, teacher)
-
-
-def _finish(moments: Tensor, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Correlation and coefficients of the gradients from the moments (B, 5), which are shifted as cpu.cpp says."""
-    rows, count = student.shape
-    s, ss, t, tt, st = moments.unbind(1)
-    mean_s, means_t = s.sum() / max(rows * count, 1), t / max(count, 1)
-    norm_s = (ss.sum() - s.sum() * mean_s).clamp(min=0).sqrt().clamp(min=1e-8)
-    norm_t = (tt - t * means_t).sum().clamp(min=0).sqrt().clamp(min=1e-8)
-    cross = 1 / (norm_s * norm_t)
-    rho = (st - s * means_t).sum() * cross
-    own_s = torch.where(norm_s > 1e-8, rho / norm_s**2, 0)
-    own_t = torch.where(norm_t > 1e-8, rho / norm_t**2, 0)
-    first_s = student[:1, :1].double().sum()
-    first_t = teacher[:, :1].double().sum(1)
-    # d rho / d student = cross * teacher - own_s * student + constant of the row, and the same with sides exchanged.
-    for_student = own_s * (mean_s + first_s) - cross * (means_t + first_t)
-    for_teacher = own_t * (means_t + first_t) - cross * (s / max(count, 1) + first_s)
-    return rho.to(student.dtype), torch.stack([cross, own_s, own_t]), torch.stack([for_student, for_teacher])
+        partial = student.new_empty(rows, -(-count // CHUNK), 5, dtype=torch.float64)
+        sides = student.contiguous(), teacher.contiguous()
+        _kernels.call("spearman_correlation", *_sizes(student), CHUNK, *sides, partial, rho, summary)
+    return rho, summary
 
 
 @_correlate.register_fake
-def _(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    wide = {"dtype": torch.float64}
-    return student.new_empty(()), student.new_empty(3, **wide), student.new_empty(2, student.shape[0], **wide)
+def _(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    return student.new_empty(()), student.new_empty(4 + 2 * student.shape[0], dtype=torch.float64)
 
 
 @torch.library.custom_op("mmdet3d::spearman_closed_form_backward", mutates_args=())
-def _blend(other: Tensor, own: Tensor, factors: Tensor, constants: Tensor) -> Tensor:
-    """factors[0] * other - factors[1] * own + constants of the rows."""
+def _gradient(other: Tensor, own: Tensor, summary: Tensor, scale: Tensor, side: int) -> Tensor:
+    """`scale` times the gradient of the correlation by `own`: the student (side 0) or the teacher (side 1)."""
     grad = torch.empty_like(own, memory_format=torch.contiguous_format)
-    _kernels.call("spearman_blend", *_sizes(own), other.contiguous(), own.contiguous(), factors, constants, grad)
+    if grad.numel():
+        sides = other.contiguous(), own.contiguous()
+        _kernels.call("spearman_gradient", *_sizes(own), side, *sides, summary, scale.contiguous(), grad)
     return grad
 
 
-@_blend.register_fake
-def _(other: Tensor, own: Tensor, factors: Tensor, constants: Tensor) -> Tensor:
+@_gradient.register_fake
+def _(other: Tensor, own: Tensor, summary: Tensor, scale: Tensor, side: int) -> Tensor:
     return torch.empty_like(own, memory_format=torch.contiguous_format)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    student, teacher, (cross, own_s, own_t), (for_student, for_teacher) = ctx.saved_tensors
-    grads: list[Tensor | None] = [None, None]
-    if ctx.needs_input_grad[0]:
-        grads[0] = _blend(teacher, student, torch.stack([cross, own_s]) * grad, for_student * grad)
-    if ctx.needs_input_grad[1]:
-        grads[1] = _blend(student, teacher, torch.stack([cross, own_t]) * grad, for_teacher * grad)
-    return grads[0], grads[1]
+    student, teacher, summary = ctx.saved_tensors
+    return (
+        _gradient(teacher, student, summary, grad, 0) if ctx.needs_input_grad[0] else None,
+        _gradient(student, teacher, summary, grad, 1) if ctx.needs_input_grad[1] else None,
+    )
 
 
 _correlate.register_autograd(_differentiate, setup_context=_save)

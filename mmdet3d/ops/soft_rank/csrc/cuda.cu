@@ -1,3 +1,4 @@
+#include "correlation.h"
 #include "pool.h"
 
 template <typename T>
@@ -30,10 +31,27 @@ KERNEL moments(int64_t items, int64_t n, int64_t chunk, const T* student, const 
   }
 }
 
+// One item: few rows, and sums that are few already.
 template <typename T>
-KERNEL blend(int64_t items, int64_t n, const T* other, const T* own, const double* factors, const double* constants, T* grad) {
+KERNEL correlation(int64_t items, int64_t rows, int64_t n, int64_t chunk, const double* partial, const T* student,
+                   const T* teacher, T* rho, double* summary) {
+  FOR_ITEMS(i, items) correlate(rows, n, (n + chunk - 1) / chunk, partial, student, teacher, rho, summary);
+}
+
+// See cpu.cpp.
+template <typename T>
+KERNEL gradient(int64_t items, int64_t rows, int64_t n, int64_t side, const T* other, const T* own, const double* summary,
+                const T* scale, T* grad) {
+  const double* constants = summary + 4 + side * rows;
   FOR_ITEMS(i, items)
-    grad[i] = (T)(factors[0] * (double)other[i] - factors[1] * (double)own[i] + constants[i / n]);
+    grad[i] = (T)((double)*scale * (summary[0] * (double)other[i] - summary[1 + side] * (double)own[i] + constants[i / n]));
+}
+
+template <typename T>
+static void correlate_rows(int64_t rows, int64_t n, int64_t chunk, const T* student, const T* teacher, double* partial, T* rho,
+                           double* summary, void* stream) {
+  LAUNCH_WARPS(moments<T>, rows * ((n + chunk - 1) / chunk), stream, n, chunk, student, teacher, partial);
+  LAUNCH(correlation<T>, 1, stream, rows, n, chunk, partial, student, teacher, rho, summary);
 }
 
 EXPORT int soft_rank_forward(int64_t dtype, int64_t rows, int64_t n, int64_t entropic, const void* values, double* pooled,
@@ -57,23 +75,24 @@ EXPORT int soft_rank_gradient(int64_t dtype, int64_t rows, int64_t n, int64_t en
   return finish();
 }
 
-EXPORT int spearman_moments(int64_t dtype, int64_t rows, int64_t n, int64_t chunk, const void* student, const void* teacher,
-                            double* partial, int device, void* stream) {
+EXPORT int spearman_correlation(int64_t dtype, int64_t rows, int64_t n, int64_t chunk, const void* student,
+                                const void* teacher, double* partial, void* rho, double* summary, int device, void* stream) {
   if (int error = begin(device)) return error;
-  const int64_t items = rows * ((n + chunk - 1) / chunk);
   if (dtype)
-    LAUNCH_WARPS(moments<double>, items, stream, n, chunk, (const double*)student, (const double*)teacher, partial);
+    correlate_rows(rows, n, chunk, (const double*)student, (const double*)teacher, partial, (double*)rho, summary, stream);
   else
-    LAUNCH_WARPS(moments<float>, items, stream, n, chunk, (const float*)student, (const float*)teacher, partial);
+    correlate_rows(rows, n, chunk, (const float*)student, (const float*)teacher, partial, (float*)rho, summary, stream);
   return finish();
 }
 
-EXPORT int spearman_blend(int64_t dtype, int64_t rows, int64_t n, const void* other, const void* own, const double* factors,
-                          const double* constants, void* grad, int device, void* stream) {
+EXPORT int spearman_gradient(int64_t dtype, int64_t rows, int64_t n, int64_t side, const void* other, const void* own,
+                             const double* summary, const void* scale, void* grad, int device, void* stream) {
   if (int error = begin(device)) return error;
   if (dtype)
-    LAUNCH(blend<double>, rows * n, stream, n, (const double*)other, (const double*)own, factors, constants, (double*)grad);
+    LAUNCH(gradient<double>, rows * n, stream, rows, n, side, (const double*)other, (const double*)own, summary,
+           (const double*)scale, (double*)grad);
   else
-    LAUNCH(blend<float>, rows * n, stream, n, (const float*)other, (const float*)own, factors, constants, (float*)grad);
+    LAUNCH(gradient<float>, rows * n, stream, rows, n, side, (const float*)other, (const float*)own, summary,
+           (const float*)scale, (float*)grad);
   return finish();
 }
