@@ -141,7 +141,7 @@ def time_calls(
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep what is freed: else a call pays the page faults of memory that a peer's frees gave back."""
+    """Let the C library keep what is freed: else a call pays the page faults of what a peer's frees gave back."""
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
         for parameter, value in ((_MMAP_THRESHOLD, 1 << 25), (_TRIM_THRESHOLD, (1 << 31) - 1)):
