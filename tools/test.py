@@ -16,13 +16,12 @@ from typing import Any
 from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import build_dataset
 from mmdet3d.engine import distributed
-from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.command import add_override_options, read_overrides, run
-from mmdet3d.engine.evaluate import as_records, metrics_table, predict
-from mmdet3d.engine.logging import finite, get_logger, log_to_folder
+from mmdet3d.engine.evaluate import as_records, metrics_table
+from mmdet3d.engine.jobs import predict_split
+from mmdet3d.engine.logging import finite, log_to_folder
 from mmdet3d.engine.run_dir import default_run_dir, writable_folder
 from mmdet3d.engine.trainer import seed_everything
-from mmdet3d.models import build_model
 from mmdet3d.structures import Detections3D
 
 
@@ -67,16 +66,7 @@ def main(words: list[str]) -> None:
         writable_folder(Path(args.out).parent)
     seed_everything(args.seed, args.deterministic)
     dataset = build_dataset(cfg.data.get("test") or cfg.data.val, test_mode=True)
-    model = build_model(cfg.model)
-    get_logger().info("loaded %s", load_checkpoint(model, args.checkpoint))
-    detections = predict(
-        model.to(device),
-        dataset,
-        device,
-        batch_size=cfg.data.get("samples_per_gpu", 1),
-        workers=cfg.data.get("workers_per_gpu", 0),
-        precision=cfg.get("precision") or "auto",
-    )
+    detections, _ = predict_split(cfg, dataset, args.checkpoint, device)
     distributed.on_main(lambda: write(args, cfg, dataset, detections, out_dir))
 
 

@@ -1,0 +1,78 @@
+"""What the command-line tools do once the config is read. Every rank must call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mmdet3d.config import Config
+from mmdet3d.datasets import build_dataset
+from mmdet3d.engine import distributed
+from mmdet3d.engine.checkpoint import LoadReport, load_checkpoint
+from mmdet3d.engine.data import DetectionDataset
+from mmdet3d.engine.evaluate import predict
+from mmdet3d.engine.logging import get_logger, log_to_folder
+from mmdet3d.engine.run_dir import open_run_dir
+from mmdet3d.engine.settings import Settings
+from mmdet3d.engine.trainer import Trainer, seed_everything
+from mmdet3d.models import build_model
+from mmdet3d.structures import Detections3D
+
+__all__ = ["predict_split", "train"]
+
+
+def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None) -> Path:
+    """Train what `cfg` describes.
+
+    Args:
+        config_path: where `cfg` was read, which names the folder if `run_dir` is None.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        ValueError, FileNotFoundError: see `open_run_dir`, `Trainer` and whatever the config builds.
+    """
+    Settings.from_config(cfg)
+    device = distributed.init()
+    folder = open_run_dir(run_dir, config_path, cfg)
+    log_to_folder(folder)
+    log = get_logger()
+    log.info("run folder %s, device %s, %s", folder, device, distributed.describe())
+    log.info("config\n%s", cfg.dump())
+
+    seed = cfg.get("seed") or 0
+    seed_everything(seed, cfg.get("deterministic", False))
+    train_dataset = build_dataset(cfg.data.train, seed)
+    val_dataset = build_dataset(cfg.data.val, test_mode=True) if cfg.data.get("val") else None
+    model = build_model(cfg.model)
+    log.info("%d training samples, %d parameters", len(train_dataset), sum(p.numel() for p in model.parameters()))
+    Trainer(model, train_dataset, val_dataset, cfg, folder, device).fit()
+    return folder
+
+
+def predict_split(
+    cfg: Config, dataset: DetectionDataset, checkpoint: str | Path, device: torch.device
+) -> tuple[list[Detections3D] | None, LoadReport]:
+    """Detections that the model of `cfg` with the weights of `checkpoint` finds, and what was loaded.
+
+    Returns:
+        Detections of every sample in data-set order on rank 0, None on the others; and the report.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the weights do not fit the model, or a sample is damaged.
+    """
+    model = build_model(cfg.model)
+    report = load_checkpoint(model, checkpoint)
+    get_logger().info("loaded %s", report)
+    detections = predict(
+        model.to(device),
+        dataset,
+        device,
+        batch_size=cfg.data.get("samples_per_gpu", 1),
+        workers=cfg.data.get("workers_per_gpu", 0),
+        precision=cfg.get("precision") or "auto",
+    )
+    return detections, report
