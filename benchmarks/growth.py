@@ -1,13 +1,16 @@
-"""How time and memory grow with points, BEV cells and batch: python -m benchmarks.growth [--picture FILE] [--out FILE]
+"""How time and memory grow: python -m benchmarks.growth [--picture FILE] [--out FILE]
 
 Points: hard voxelisation into the 1440x1440x41 grid. Cells: `bev_pool` of six cameras (118 depths, 32x88 pixels, 80
-channels), forward. Batch: a training step of the student of `synthetic/crkd/small.yaml`.
+channels), forward. Batch: a training step of the student of `synthetic/crkd/small.yaml`. Ranks: the same step in
+several processes, one sample and one CPU thread (or one GPU) each, gradients averaged; memory is that of one process.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +18,9 @@ from typing import Any
 
 import matplotlib
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.framework import Budget, machine, peak_memory, summary, threads, time_calls, twin, write_json
 from benchmarks.samples import random_sample
@@ -38,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     report: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "device": options.device, "curves": {}}
     with threads(options.threads):
         report["machine"] = machine(device)
-        for name, curve in {"points": _points, "BEV cells": _cells, "batch": _batch}.items():
+        for name, curve in {"points": _points, "BEV cells": _cells, "batch": _batch, "ranks": _ranks}.items():
             torch.manual_seed(0)
             report["curves"][name] = []
             for row in curve(device, options.scale):
@@ -78,13 +83,43 @@ def _cells(device: torch.device, scale: float) -> Iterator[Row]:
 
 
 def _batch(device: torch.device, scale: float) -> Iterator[Row]:
-    cfg = load_config(CONFIG)
-    sample = random_sample(cfg["image_size"], points=int(30_000 * scale))
     for count in (1, 2, 4, 8):
-        torch.manual_seed(0)
-        model = build_detector(cfg.model["student"]["config"], cfg.model["student"].get("overrides"))
-        result = measure_step(model, Batch.collate([sample] * count).to(device), cfg, device, BUDGET.least)
-        yield {"at": count, "implementation": "ours", **result["step"], "peak_bytes": result["peak_bytes"]}
+        yield {"at": count, "implementation": "ours", **_student_step(device, scale, count)}
+
+
+def _ranks(device: torch.device, scale: float) -> Iterator[Row]:
+    most = torch.cuda.device_count() if device.type == "cuda" else 4
+    for count in (n for n in (1, 2, 4) if n <= most):
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(_one_rank, (count, folder, device.type, scale), nprocs=count)
+            found = [json.loads(p.read_text()) for p in Path(folder).glob("rank*.json")]
+        slowest = max(found, key=lambda r: r["median_ms"])
+        yield {"at": count, "implementation": "ours", **slowest}
+
+
+def _one_rank(rank: int, count: int, folder: str, kind: str, scale: float) -> None:
+    """A process of `_ranks`; it leaves its figures in `folder`."""
+    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    torch.set_num_threads(1)
+    backend = "nccl" if kind == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
+    row = _student_step(device, scale, 1, lambda m: DistributedDataParallel(m, find_unused_parameters=True))
+    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(row))
+    dist.destroy_process_group()
+
+
+def _student_step(
+    device: torch.device, scale: float, count: int, shared: Callable[[nn.Module], nn.Module] = lambda module: module
+) -> Row:
+    """A step over `count` samples; `shared` as in `measure_step`."""
+    cfg = load_config(CONFIG)
+    batch = Batch.collate([random_sample(cfg["image_size"], points=int(30_000 * scale))] * count).to(device)
+    torch.manual_seed(0)
+    model = build_detector(cfg.model["student"]["config"], cfg.model["student"].get("overrides"))
+    result = measure_step(model, batch, cfg, device, BUDGET.least, shared)
+    return {**result["step"], "peak_bytes": result["peak_bytes"]}
 
 
 def _both(at: int, call: Callable[[], Any], device: torch.device) -> Iterator[Row]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from benchmarks.framework import machine, peak_memory, summary, threads, write_json
 from benchmarks.samples import random_sample, real_sample
@@ -109,9 +110,17 @@ def _run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 def measure_step(
-    model: Trainable, batch: Batch, cfg: Mapping[str, Any], device: torch.device, runs: int
+    model: Trainable,
+    batch: Batch,
+    cfg: Mapping[str, Any],
+    device: torch.device,
+    runs: int,
+    shared: Callable[[nn.Module], nn.Module] = lambda module: module,
 ) -> dict[str, Any]:
     """Time, parts and peak memory of full training steps: forward, losses, backward, clipping, optimiser.
+
+    Args:
+        shared: what several processes wrap around the module that calculates the losses.
 
     Returns:
         `step` (median, IQR, runs), `samples_per_s`, `peak_bytes` beyond what the model and the optimiser hold between
@@ -119,6 +128,7 @@ def measure_step(
     """
     settings = Settings.from_config(cfg)
     model.to(device).train()
+    losses = shared(_Losses(model))
     clock = Clock(device)
     if isinstance(model, Distiller):
         clock.watch(model.student)
@@ -130,7 +140,7 @@ def measure_step(
 
     def step() -> None:
         with clock.part("loss"), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            terms = model.loss(batch)
+            terms = losses(batch)
         total = sum(v for k, v in terms.items() if k.startswith("loss/"))
         with clock.part("backward"):
             total.backward()
@@ -155,6 +165,15 @@ def measure_step(
         "parameters": sum(p.numel() for p in model.parameters()),
         "parts": _shares(parts),
     }
+
+
+class _Losses(nn.Module):
+    def __init__(self, model: Trainable) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return self.model.loss(batch)
 
 
 def _shares(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:

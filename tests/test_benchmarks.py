@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import ops, report, train_step
+from benchmarks import growth, ops, report, train_step
 from benchmarks.cases import feature_decorator
 from benchmarks.framework import Budget, Case, forward_backward, peak_memory, run_case, twin
 from mmdet3d.config import load_config
@@ -98,6 +98,19 @@ def test_training_step_report(tmp_path, capsys):
     assert len(report["models"]["distiller"]["parts"]) > len(report["models"]["student"]["parts"])
     assert report["models"]["student"]["parameters"] == sum(p.numel() for p in student.parameters())
     assert "Distilling costs" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_growth_report_and_picture(monkeypatch, tmp_path):
+    monkeypatch.setattr(growth, "BUDGET", Budget(seconds=0.01, runs=2, least=2))
+    out, picture = tmp_path / "growth.json", tmp_path / "growth.png"
+    growth.main(["--scale", "0.02", "--out", str(out), "--picture", str(picture)])
+    curves = json.loads(out.read_text())["curves"]
+    assert {name: sorted({r["at"] for r in rows}) for name, rows in curves.items() if name in ("batch", "ranks")} == {
+        "batch": [1, 2, 4, 8],
+        "ranks": [1, 2, 4],
+    }
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_document_is_written_from_results(monkeypatch, tmp_path):
