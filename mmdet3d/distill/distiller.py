@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from mmdet3d.distill.blocks import check_file, read_block
 from mmdet3d.distill.losses import DistillLoss
 from mmdet3d.distill.teacher import Evaluate, Teacher, build_detector, check_score
 from mmdet3d.interop.checkpoints import load_weights
@@ -75,14 +75,16 @@ class Distiller(Trainable):
     ) -> None:
         super().__init__()
         self._teacher: Teacher | None = None
-        self._student_spec = _spec(_StudentSpec, student, "model.student")
+        self._student_spec = read_block(_StudentSpec, student, "model.student")
         self.student = build_detector(self._student_spec.config, self._student_spec.overrides)
         self._terms: dict[str, _Term] = {}
         self.losses = nn.ModuleDict()
         for name, cfg in losses.items():
             if cfg is not None:
                 self._terms[name], self.losses[name] = _build_loss(name, cfg)
-        self._teacher_spec = _spec(_TeacherSpec, teacher or {}, "model.teacher") if self._terms or teacher else None
+        self._teacher_spec = (
+            read_block(_TeacherSpec, teacher or {}, "model.teacher") if self._terms or teacher else None
+        )
         self._check_taps(self.student, "student")
 
     @property
@@ -111,7 +113,7 @@ class Distiller(Trainable):
         """
         spec = self._student_spec
         if spec.checkpoint is not None:
-            _existing(spec.checkpoint, "model.student.checkpoint")
+            check_file(spec.checkpoint, "model.student.checkpoint")
             load_weights(self.student, spec.checkpoint, allow_missing=tuple(spec.new_modules))
         elif not spec.init_from_teacher:
             self.student.init_weights()
@@ -125,7 +127,7 @@ class Distiller(Trainable):
             raise ValueError(f"{key}: the student has no module {name!r}{nearest(name, modules)}")
         if self._teacher_spec is None:
             raise ValueError(f"{key} names {name!r}, but there is no model.teacher to take it from")
-        _existing(self._teacher_spec.checkpoint, "model.teacher.checkpoint")
+        check_file(self._teacher_spec.checkpoint, "model.teacher.checkpoint")
         load_weights(modules[name], self._teacher_spec.checkpoint, prefix=f"{name}.")
 
     def setup_training(self, evaluate: Evaluate) -> None:
@@ -144,7 +146,7 @@ class Distiller(Trainable):
         wanted = self._teacher_spec
         if wanted is None or not self._terms:
             return
-        _existing(wanted.checkpoint, "model.teacher.checkpoint")
+        check_file(wanted.checkpoint, "model.teacher.checkpoint")
         teacher = Teacher.load(wanted.config, wanted.checkpoint)
         if not _same_grid(teacher.model.grid, self.student.grid):
             raise ValueError(
@@ -207,18 +209,6 @@ class Distiller(Trainable):
         return super()._apply(fn, recurse)
 
 
-def _spec(cls: type, given: Mapping[str, Any], key: str) -> Any:
-    """`given` as a `cls`, unknown and missing keys refused in the config's words."""
-    known = {f.name: f for f in fields(cls)}
-    for name in given:
-        if name not in known:
-            raise ValueError(f"unknown key {key}.{name}{nearest(name, known)} (known: {', '.join(known)})")
-    missing = [n for n, f in known.items() if f.default is MISSING and not given.get(n)]
-    if missing:
-        raise ValueError(f"{key} needs {' and '.join(missing)}")
-    return cls(**given)
-
-
 def _build_loss(name: str, cfg: Mapping[str, Any]) -> tuple[_Term, DistillLoss]:
     for key in ("type", "student", "teacher"):
         if key not in cfg:
@@ -231,9 +221,16 @@ def _build_loss(name: str, cfg: Mapping[str, Any]) -> tuple[_Term, DistillLoss]:
     return term, loss
 
 
-def _existing(path: str | None, key: str) -> None:
-    if path is not None and not Path(path).is_file():
-        raise FileNotFoundError(f"{key}: {path} does not exist; train or download it, or pass --{key} FILE")
+def _entries(name: str, value: Tensor | Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
+    """What the loss `name` returned, weighted, by the names that the engine sums or logs."""
+    if not isinstance(value, Mapping):
+        return {f"loss/kd/{name}": weight * value}
+    entries = {}
+    for part, scalar in value.items():
+        reported = part.startswith("stats/")
+        key = f"stats/kd/{name}/{part.removeprefix('stats/')}" if reported else f"loss/kd/{name}/{part}"
+        entries[key] = scalar if reported else weight * scalar
+    return entries
 
 
 def _same_grid(teacher: BEVGrid | None, student: BEVGrid | None) -> bool:

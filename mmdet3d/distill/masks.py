@@ -10,7 +10,7 @@ from torch import Tensor
 from mmdet3d.models.heads.targets import gather_objects, heatmap_target
 from mmdet3d.structures import BEVGrid, Boxes3D, rotate_z
 
-__all__ = ["enlarge", "footprint_mask", "object_heat"]
+__all__ = ["enlarge", "footprint_mask", "footprints", "object_heat"]
 
 
 def object_heat(
@@ -46,10 +46,11 @@ def footprint_mask(boxes: Sequence[Boxes3D], grid: BEVGrid) -> Tensor:
     Returns:
         (B, X, Y) bool.
     """
-    return torch.stack([_one_mask(b, grid) for b in boxes])
+    return torch.stack([footprints(b, grid).any(0) for b in boxes])
 
 
-def _one_mask(boxes: Boxes3D, grid: BEVGrid) -> Tensor:
+def footprints(boxes: Boxes3D, grid: BEVGrid) -> Tensor:
+    """(N, X, Y) bool: `footprint_mask` of every single box."""
     x, y = (
         torch.arange(n, device=boxes.device) * cell + lower + cell / 2
         for n, cell, lower in zip(grid.shape, grid.cell, grid.lower, strict=True)
@@ -61,11 +62,10 @@ def _one_mask(boxes: Boxes3D, grid: BEVGrid) -> Tensor:
     inside = ((cos * dx + sin * dy).abs() <= length[:, None, None] / 2) & (
         (cos * dy - sin * dx).abs() <= width[:, None, None] / 2
     )
-    mask = inside.any(0)
     cells = grid.to_cells(boxes.centers[:, :2]).floor().long()
-    on_grid = ((cells >= 0) & (cells < torch.tensor(grid.shape, device=cells.device))).all(1)
-    mask[cells[on_grid, 0], cells[on_grid, 1]] = True
-    return mask
+    on_grid = ((cells >= 0) & (cells < torch.tensor(grid.shape, device=cells.device))).all(1).nonzero()[:, 0]
+    inside[on_grid, cells[on_grid, 0], cells[on_grid, 1]] = True
+    return inside
 
 
 def enlarge(boxes: Boxes3D) -> Boxes3D:

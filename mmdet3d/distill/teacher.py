@@ -16,7 +16,7 @@ from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.registry import nearest
 from mmdet3d.structures import Batch
 
-__all__ = ["Evaluate", "Teacher", "build_detector", "check_score", "recorded_score"]
+__all__ = ["Evaluate", "Teacher", "build_detector", "check_score", "recorded_score", "refuse_weak"]
 
 Evaluate = Callable[[Trainable], Mapping[str, float]]
 
@@ -80,14 +80,19 @@ def check_score(teacher: Teacher, checkpoint: str | Path, metric: str, min_score
         if metric not in metrics:
             raise ValueError(f"the evaluation gives no {metric!r}{nearest(metric, metrics)}; set model.teacher.metric")
         score, source = float(metrics[metric]), "measured now"
+    refuse_weak(score, checkpoint, metric, min_score, source, "model.teacher")
+    return score
+
+
+def refuse_weak(score: float, checkpoint: str | Path, metric: str, min_score: float, source: str, key: str) -> None:
+    """Raises ValueError if `score` is below `min_score`; `key` is the config block that names the checkpoint."""
     # A comparison that NaN fails.
     if not score >= min_score:
         raise ValueError(
-            f"the teacher {checkpoint} scores {metric} {score:.4f} ({source}), less than model.teacher.min_score "
+            f"the teacher {checkpoint} scores {metric} {score:.4f} ({source}), less than {key}.min_score "
             f"{min_score}, and a weak teacher makes a weak student: check its checkpoint and the validation data, or "
-            "pass --model.teacher.min_score null to teach anyway"
+            f"pass --{key}.min_score null to teach anyway"
         )
-    return score
 
 
 def recorded_score(checkpoint: str | Path, metric: str) -> float | None:

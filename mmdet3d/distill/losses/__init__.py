@@ -1,9 +1,11 @@
 """The distillation losses; importing this package registers them."""
 
 from mmdet3d.distill.losses.base import DistillLoss, full_precision
+from mmdet3d.distill.losses.center_response import CenterResponseLoss
 from mmdet3d.distill.losses.correlation import CorrelationLoss
 from mmdet3d.distill.losses.feature import FeatureLoss, MaskedFeatureLoss
 from mmdet3d.distill.losses.object_response import ObjectResponseLoss
+from mmdet3d.distill.losses.partition import PartitionedFeatureLoss
 from mmdet3d.distill.losses.prediction import PredictionLoss
 from mmdet3d.distill.losses.radar import RadarActivationLoss
 from mmdet3d.distill.losses.relation import AffinityLoss
@@ -11,11 +13,13 @@ from mmdet3d.distill.losses.response import ResponseLoss
 
 __all__ = [
     "AffinityLoss",
+    "CenterResponseLoss",
     "CorrelationLoss",
     "DistillLoss",
     "FeatureLoss",
     "MaskedFeatureLoss",
     "ObjectResponseLoss",
+    "PartitionedFeatureLoss",
     "PredictionLoss",
     "RadarActivationLoss",
     "ResponseLoss",

@@ -13,7 +13,7 @@ from mmdet3d.models.losses import clamped_sigmoid
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
 
-__all__ = ["ResponseLoss", "quality_focal_loss", "soft_box_loss"]
+__all__ = ["ResponseLoss", "quality_focal", "quality_focal_loss", "soft_box_loss"]
 
 _REGRESSION = ("reg", "height", "dim", "rot", "vel")
 
@@ -68,8 +68,12 @@ def quality_focal_loss(p: Tensor, q: Tensor, beta: float = 2.0, positive: float 
 
     Source: Generalized Focal Loss, with the teacher's probability as quality.
     """
-    loss = F.binary_cross_entropy(p, q, reduction="none") * (p - q).abs().pow(beta)
-    return loss.sum() / (q > positive).sum().clamp(min=1)
+    return quality_focal(p, q, beta).sum() / (q > positive).sum().clamp(min=1)
+
+
+def quality_focal(p: Tensor, q: Tensor, beta: float = 2.0) -> Tensor:
+    """BCE(p, q) |p - q|^beta of every element."""
+    return F.binary_cross_entropy(p, q, reduction="none") * (p - q).abs().pow(beta)
 
 
 def soft_box_loss(student: Tensor, teacher: Tensor, response: Tensor) -> Tensor:

@@ -164,9 +164,8 @@ class CenterHead(nn.Module):
         with torch.autocast(heat.device.type, enabled=False):
             for t, (task, predicted) in enumerate(zip(self.tasks, raw, strict=True)):
                 classes = slice(first, first + len(task))
-                mine = objects[(objects.labels >= classes.start) & (objects.labels < classes.stop)]
                 losses[f"heatmap/task{t}"] = self._heatmap_loss(predicted["heatmap"], heat[:, classes])
-                losses[f"bbox/task{t}"] = self._box_loss(predicted, mine)
+                losses[f"bbox/task{t}"] = self._box_loss(predicted, objects.of(classes))
                 first = classes.stop
         return losses
 

@@ -40,6 +40,10 @@ class Objects:
             self.samples[index], self.labels[index], self.cells[index], self.codes[index], self.extents[index]
         )
 
+    def of(self, classes: slice) -> Objects:
+        """Those whose label is in `classes`."""
+        return self[(self.labels >= classes.start) & (self.labels < classes.stop)]
+
 
 def gather_objects(
     boxes: list[Boxes3D], labels: list[Tensor], classes: int, grid: BEVGrid, log_dims: bool = True

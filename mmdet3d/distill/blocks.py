@@ -1,0 +1,36 @@
+"""Blocks of a config that name another model, and the files in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmdet3d.registry import nearest
+
+__all__ = ["check_file", "read_block"]
+
+Block = TypeVar("Block")
+
+
+def read_block(cls: type[Block], given: Mapping[str, Any], key: str) -> Block:
+    """`given` as the dataclass `cls`.
+
+    Raises:
+        ValueError: an unknown or a missing key, in the config's words.
+    """
+    known = {f.name: f for f in fields(cls)}
+    for name in given:
+        if name not in known:
+            raise ValueError(f"unknown key {key}.{name}{nearest(name, known)} (known: {', '.join(known)})")
+    missing = [n for n, f in known.items() if f.default is MISSING and not given.get(n)]
+    if missing:
+        raise ValueError(f"{key} needs {' and '.join(missing)}")
+    return cls(**given)
+
+
+def check_file(path: str | None, key: str) -> None:
+    """Raises FileNotFoundError if `path`, the value of the config's `key`, is not None and does not exist."""
+    if path is not None and not Path(path).is_file():
+        raise FileNotFoundError(f"{key}: {path} does not exist; train or download it, or pass --{key} FILE")

@@ -1,0 +1,44 @@
+"""What losses between two CenterHeads share."""
+
+from __future__ import annotations
+
+from mmdet3d.distill.losses.base import DistillLoss
+from mmdet3d.models.detectors.base import Detector
+from mmdet3d.models.heads.centerhead import CenterHead
+from mmdet3d.models.heads.targets import Objects, gather_objects
+from mmdet3d.structures import Batch
+
+__all__ = ["CenterHeadLoss"]
+
+
+class CenterHeadLoss(DistillLoss):
+    """Compares the maps of two `CenterHead`s with the same tasks, task by task."""
+
+    def bind(self, teacher: Detector, student: Detector) -> None:
+        name = type(self).__name__
+        heads = {"teacher": teacher.heads["object"], "student": student.heads["object"]}
+        for side, head in heads.items():
+            if not isinstance(head, CenterHead):
+                raise ValueError(
+                    f"{name} compares the maps of two CenterHeads, but the {side} has a {type(head).__name__}; "
+                    f"switch this loss off (null), or take a {side} with a CenterHead"
+                )
+        tasks = {side: [list(task) for task in head.tasks] for side, head in heads.items()}
+        if tasks["teacher"] != tasks["student"]:
+            raise ValueError(
+                f"{name} needs the same tasks on both sides: the student's are {tasks['student']}, "
+                f"the teacher's {tasks['teacher']}"
+            )
+        self._tasks = tasks["student"]
+        self._train_cfg = heads["student"].train_cfg
+        self._grid = student.grid
+
+    def _objects(self, batch: Batch) -> Objects:
+        """The ground truth on the student's raster."""
+        boxes, labels = (batch.require(name, type(self).__name__) for name in ("boxes", "labels"))
+        return gather_objects(boxes, labels, sum(map(len, self._tasks)), self._grid)
+
+    def _classes(self) -> list[slice]:
+        """Labels of each task."""
+        stops = [sum(map(len, self._tasks[: t + 1])) for t in range(len(self._tasks))]
+        return [slice(stop - len(task), stop) for task, stop in zip(self._tasks, stops, strict=True)]
