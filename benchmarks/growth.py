@@ -147,6 +147,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     """Time above, memory below, a column per curve."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogFormatter, NullFormatter, ScalarFormatter
 
     figure, axes = pyplot.subplots(2, len(report["curves"]), figsize=(10, 5), sharex="col", layout="constrained")
     for (name, rows), (upper, lower) in zip(report["curves"].items(), axes.T, strict=True):
@@ -160,8 +161,13 @@ def draw(report: dict[str, Any], path: Path) -> None:
         lower.set_xlabel(
             {"points": "points (voxelize)", "BEV cells": "BEV cells (bev_pool)"}.get(name, f"{name} (step)")
         )
-        upper.grid(alpha=0.3)
-        lower.grid(alpha=0.3)
+        few = sorted({r["at"] for r in rows})
+        lower.set_xticks(few, [f"{n:,}" for n in few], rotation=0 if few[-1] < 100 else 30)
+        lower.xaxis.set_minor_formatter(NullFormatter())
+        for axis in (upper, lower):
+            axis.grid(alpha=0.3, which="both")
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
     axes[0, 0].set_ylabel("ms")
     axes[1, 0].set_ylabel("peak extra MB")
     axes[0, 0].legend()
