@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from mmdet3d.datasets.records import Context, FrameRecord
+from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.transforms.compose import Compose
+from mmdet3d.datasets.transforms.images import read_image
 from mmdet3d.structures import Boxes3D, Detections3D, Sample
 
 __all__ = ["FrameDataset", "PackedRecords", "random_state"]
@@ -61,6 +63,7 @@ class FrameDataset(torch.utils.data.Dataset):
         test_mode: whether this is a validation or test set.
         filter_empty_gt: replace samples without boxes while training.
         seed: of all random streams.
+        interval: every n-th frame is a sample; the others only serve as history.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class FrameDataset(torch.utils.data.Dataset):
         test_mode: bool = False,
         filter_empty_gt: bool = True,
         seed: int = 0,
+        interval: int = 1,
     ) -> None:
         self.root = Path(root)
         self.classes = tuple(classes)
@@ -79,10 +83,13 @@ class FrameDataset(torch.utils.data.Dataset):
         self.filter_empty_gt = filter_empty_gt
         self.seed = seed
         self.epoch = 0
-        self.tokens = [r.token for r in records]
+        self.tokens = [r.token for r in records[::interval]]
         label = {name: k for k, name in enumerate(self.classes)}
-        self.classes_present = [{label[n] for n in _names(r) if n in label} for r in records]
+        self.classes_present = [{label[n] for n in _names(r) if n in label} for r in records[::interval]]
+        self._interval = interval
         self._records = PackedRecords(records)
+        self._place = {r.token: k for k, r in enumerate(records)}
+        self._ordered = any(r.scene_token or r.prev_token for r in records)
         self._pipeline = Compose(pipeline)
 
     @property
@@ -94,7 +101,7 @@ class FrameDataset(torch.utils.data.Dataset):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.tokens)
 
     def __getitem__(self, index: int) -> Sample:
         return self.draw(index, index)
@@ -104,7 +111,7 @@ class FrameDataset(torch.utils.data.Dataset):
 
     def frame(self, index: int) -> FrameRecord:
         """What is known about sample `index` before anything is loaded."""
-        return self._records[index]
+        return self._records[index * self._interval]
 
     def draw(self, index: int, stream: int) -> Sample:
         """Sample `index`, augmented from random stream (seed, epoch, `stream`).
@@ -139,10 +146,35 @@ class FrameDataset(torch.utils.data.Dataset):
         boxes = torch.from_numpy(np.nan_to_num(record.boxes[known]))
         return Detections3D(Boxes3D(boxes), torch.ones(len(boxes)), torch.tensor(labels, dtype=torch.int64))
 
+    def scene(self, sample: Sample) -> Scene:
+        """For pictures: the raw images, and the rest in the (augmented) frame of the sample."""
+        identity = torch.eye(4).expand_as(sample.calibration.image_aug)
+        return Scene(
+            calibration=dataclasses.replace(sample.calibration, image_aug=identity),
+            images=[read_image(self.root / path) for path in sample.meta["image_paths"]],
+            names=sample.meta["cameras"],
+            boxes=sample.boxes,
+            labels=sample.labels,
+            points=sample.points,
+            radar=sample.radar,
+        )
+
     def _load(self, index: int, rng: np.random.RandomState) -> Sample | None:
         record = self.frame(index)
-        context = Context(record, self.root, rng, self.epoch, training=not self.test_mode, classes=self.classes)
+        context = Context(
+            record,
+            self.root,
+            rng,
+            self.epoch,
+            training=not self.test_mode,
+            classes=self.classes,
+            find=self._find if self._ordered else None,
+        )
         return self._pipeline.load(context)
+
+    def _find(self, token: str) -> FrameRecord | None:
+        place = self._place.get(token)
+        return None if place is None else self._records[place]
 
     def _is_empty(self, sample: Sample) -> bool:
         return self.filter_empty_gt and sample.labels is not None and not bool((sample.labels >= 0).any())

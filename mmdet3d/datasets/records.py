@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ class SensorRecord:
     Args:
         path: relative to the dataset root.
         timestamp: microseconds.
-        sensor2lidar: (4, 4) float64, to LIDAR_TOP at the key frame, ego motion included.
+        sensor2lidar: (4, 4) float64, to the key frame's LiDAR frame (see `FrameRecord`), ego motion included.
         token: sample_data token, if known.
     """
 
@@ -46,10 +47,13 @@ class CameraRecord(SensorRecord):
 class FrameRecord:
     """One key frame, whatever info file it came from; box convention of `Boxes3D`, LiDAR frame.
 
+    "LiDAR frame" is the one frame of points, boxes and images: that of the scanner, where `lidar.sensor2lidar` is the
+    identity, unless a data set expresses its records in another frame at the same time (`nuscenes.in_ego_frame`).
+
     Args:
         token: sample token.
         timestamp: microseconds, of the sample.
-        lidar: the key-frame scan.
+        lidar: the key-frame scan; `sensor2lidar` maps from the scanner.
         lidar2ego: (4, 4) float64.
         ego2global: (4, 4) float64, ego at LiDAR time.
         sweeps: earlier scans, newest first.
@@ -90,6 +94,7 @@ class Context:
         epoch: 0-based.
         training: False in validation and test data sets.
         classes: class list of the data set; a label is an index into it, -1 for a name outside it.
+        find: the data set's frame of a token, None if there is none; None if the data set's frames know no order.
     """
 
     record: FrameRecord
@@ -98,6 +103,25 @@ class Context:
     epoch: int = 0
     training: bool = True
     classes: tuple[str, ...] = ()
+    find: Callable[[str], FrameRecord | None] | None = None
+
+    def earlier(self, steps: int) -> FrameRecord | None:
+        """The key frame `steps` before this one in its scene; None if the scene, or the data set, begins after it.
+
+        Raises:
+            ValueError: the info file does not say which frame precedes which.
+        """
+        if self.find is None:
+            raise ValueError(
+                f"sample {self.record.token} needs earlier frames, but the info file does not say which frame precedes "
+                "which; create it anew with tools/create_data.py"
+            )
+        frame: FrameRecord | None = self.record
+        for _ in range(steps):
+            frame = self.find(frame.prev_token) if frame.prev_token else None
+            if frame is None or frame.scene_token != self.record.scene_token:
+                return None
+        return frame
 
 
 class Transform:

@@ -32,6 +32,8 @@ class Sample:
         labels: (M,) int64, index into the class list.
         depths: (N, H, W) float, metres, 0 where no LiDAR point falls.
         objects: ground truth of the image, for detectors that look through one camera.
+        history: T earlier frames, newest first, of the same cameras: images and calibration only. Their `camera2lidar`
+            maps to the LiDAR frame of this sample, their `image_aug` and `lidar_aug` are this sample's.
         meta: anything small that a user may want to see (paths, timestamp, image size).
     """
 
@@ -44,12 +46,23 @@ class Sample:
     labels: Tensor | None = None
     depths: Tensor | None = None
     objects: ImageObjects | None = None
+    history: list[Sample] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> list[Sample]:
+        """The sample itself, then its history."""
+        return [self, *(self.history or ())]
+
+    def set_augmentation(self, **matrices: Tensor) -> None:
+        """Replace `image_aug` or `lidar_aug` of all frames, which share them."""
+        for frame in self.frames:
+            frame.calibration = replace(frame.calibration, **matrices)
 
 
 @dataclass
 class Batch:
-    """Samples side by side: dense fields are stacked, ragged ones are lists of B."""
+    """Samples side by side: dense fields are stacked, ragged ones are lists of B, `history` is a list of T batches."""
 
     tokens: list[str]
     calibration: Calibration
@@ -60,11 +73,12 @@ class Batch:
     labels: list[Tensor] | None = None
     depths: Tensor | None = None
     objects: list[ImageObjects] | None = None
+    history: list[Batch] | None = None
     metas: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def collate(cls, samples: Sequence[Sample]) -> Batch:
-        """Raises ValueError if a field is present in some samples only or image sizes differ."""
+        """Raises ValueError if a field is present in some samples only, or histories differ in length."""
 
         def column(name: str) -> list | None:
             values = [getattr(s, name) for s in samples]
@@ -78,6 +92,16 @@ class Batch:
             values = column(name)
             return None if values is None else torch.stack(values)
 
+        def past() -> list[Batch] | None:
+            values = column("history")
+            if values is None:
+                return None
+            if len({len(v) for v in values}) > 1:
+                raise ValueError(
+                    f"cannot batch: the histories have {[len(v) for v in values]} frames, not equally many"
+                )
+            return [cls.collate(frames) for frames in zip(*values, strict=True)]
+
         return cls(
             tokens=[s.token for s in samples],
             calibration=Calibration.stack([s.calibration for s in samples]),
@@ -88,6 +112,7 @@ class Batch:
             labels=column("labels"),
             depths=stacked("depths"),
             objects=column("objects"),
+            history=past(),
             metas=[s.meta for s in samples],
         )
 
@@ -101,18 +126,21 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
 
+        movable = (*_MOVABLE, Batch)
+
         def move(value: Any) -> Any:
-            if isinstance(value, _MOVABLE):
+            if isinstance(value, movable):
                 return value.to(device, non_blocking=non_blocking)
-            if isinstance(value, list) and value and isinstance(value[0], _MOVABLE):
+            if isinstance(value, list) and value and isinstance(value[0], movable):
                 return [move(v) for v in value]
             return value
 
         return Batch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
     def without(self, *names: str) -> Batch:
-        """The same batch with the named fields removed (`batch.without("points")`)."""
-        return replace(self, **dict.fromkeys(names))
+        """The same batch with the named fields removed (`batch.without("points")`), from its history too."""
+        history = None if self.history is None else [past.without(*names) for past in self.history]
+        return replace(self, **{"history": history, **dict.fromkeys(names)})
 
     def require(self, name: str, user: str) -> Any:
         """The field `name`, or a ValueError that says who needs it and that the pipeline does not load it."""

@@ -26,7 +26,7 @@ from mmdet3d.datasets.transforms import (
     read_points,
 )
 from mmdet3d.datasets.transforms.lidar import keep_beams
-from mmdet3d.structures import Boxes3D
+from mmdet3d.structures import Boxes3D, Sample
 
 
 def sweeps(tmp_path: Path, count: int, training: bool, seed: int = 0, **arguments: object) -> torch.Tensor:
@@ -183,7 +183,7 @@ def test_images_of_different_size_need_a_crop(tmp_path: Path) -> None:
 def masked(seed: int = 0, epoch: int = 0, size: tuple[int, int] = (48, 64), **arguments: object) -> torch.Tensor:
     """(H, W): what GridMask makes of two images of ones."""
     context = frames.context(None, Path("."), seed, epoch=epoch)
-    sample = type("S", (), {"images": torch.ones(2, 3, *size)})()
+    sample = Sample("ones", calibration=None, images=torch.ones(2, 3, *size))
     images = GridMask(**arguments)(sample, context).images
     assert torch.equal(images, images[:1, :1].expand_as(images))
     return images[0, 0]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmdet3d.datasets.base import FrameDataset, with_annotations
+from mmdet3d.datasets.nuscenes.ego_frame import in_ego_frame
 from mmdet3d.datasets.nuscenes.infos import read_infos
 from mmdet3d.datasets.records import FrameRecord
 from mmdet3d.evaluation.nuscenes import MODALITIES, evaluate_submission, format_detections, write_submission
@@ -36,10 +37,11 @@ class NuScenesDataset(FrameDataset):
         version: nuScenes version for the evaluation; None for the info file's.
         eval_set: split for the evaluation; None for the info file's, or the validation split.
         seed: of augmentation.
+        frame: of points, boxes and predictions: `lidar`, the scanner's, or `ego`, the vehicle's at the same time.
 
     Raises:
         FileNotFoundError: no such info file.
-        ValueError: an unreadable info file, an unknown class or modality.
+        ValueError: an unreadable info file, an unknown class, modality or frame.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class NuScenesDataset(FrameDataset):
         version: str | None = None,
         eval_set: str | None = None,
         seed: int = 0,
+        frame: str = "lidar",
     ) -> None:
         classes = tuple(object_classes or CLASSES)
         _check_classes(classes)
@@ -65,12 +68,16 @@ class NuScenesDataset(FrameDataset):
                 raise ValueError(f"unknown modality {key!r}{nearest(key, MODALITIES)} (known: {', '.join(MODALITIES)})")
         if load_interval < 1:
             raise ValueError(f"load_interval: {load_interval} must be at least 1")
+        if frame not in ("lidar", "ego"):
+            raise ValueError(f"frame: {frame!r} is unknown, use lidar or ego")
         records, metadata = read_infos(_find_info_file(Path(dataset_root), ann_file))
-        records = sorted(records, key=lambda r: r.timestamp)[::load_interval]
+        records = sorted(records, key=lambda r: r.timestamp)
         if not records:
             raise ValueError(f"info file {ann_file} in {dataset_root} holds no frame")
         records = [with_annotations(r, _counting(r, use_valid_flag)) for r in records]
-        super().__init__(records, dataset_root, pipeline, classes, test_mode, filter_empty_gt, seed)
+        if frame == "ego":
+            records = [in_ego_frame(r) for r in records]
+        super().__init__(records, dataset_root, pipeline, classes, test_mode, filter_empty_gt, seed, load_interval)
         self.version = version or metadata.get("version")
         self.eval_set = eval_set or metadata.get("split")
 

@@ -4,6 +4,7 @@ from mmdet3d.datasets.transforms.augment import GlobalRotScaleTrans, ImageAug3D,
 from mmdet3d.datasets.transforms.compose import Compose, empty_sample
 from mmdet3d.datasets.transforms.depth import GTDepth, LoadDepthFromFiles
 from mmdet3d.datasets.transforms.filters import ObjectNameFilter, ObjectRangeFilter, PointsRangeFilter
+from mmdet3d.datasets.transforms.history import LoadHistoryImages
 from mmdet3d.datasets.transforms.images import GridMask, ImageNormalize, LoadMultiViewImageFromFiles
 from mmdet3d.datasets.transforms.lidar import LoadPointsFromFile, LoadPointsFromMultiSweeps, read_points
 from mmdet3d.datasets.transforms.loading import LoadAnnotations3D
@@ -19,6 +20,7 @@ __all__ = [
     "ImageNormalize",
     "LoadAnnotations3D",
     "LoadDepthFromFiles",
+    "LoadHistoryImages",
     "LoadMultiViewImageFromFiles",
     "LoadPointsFromFile",
     "LoadPointsFromMultiSweeps",

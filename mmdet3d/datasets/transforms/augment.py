@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ def transform_lidar_frame(sample: Sample, matrix: Tensor) -> Sample:
         sample.radar[:, _RADAR_VELOCITY] = sample.radar[:, _RADAR_VELOCITY] @ matrix[:2, :2].T
     if sample.boxes is not None:
         sample.boxes = sample.boxes.transform(matrix)
-    sample.calibration = replace(sample.calibration, lidar_aug=matrix @ sample.calibration.lidar_aug)
+    sample.set_augmentation(lidar_aug=matrix @ sample.calibration.lidar_aug)
     return sample
 
 
@@ -101,7 +100,9 @@ class PointShuffle(Transform):
 
 @TRANSFORMS.register
 class ImageAug3D(Transform):
-    """Resizes, crops, flips and rotates each image on its own, composed into `image_aug`.
+    """Resizes, crops, flips and rotates the images of each camera on its own, composed into `image_aug`.
+
+    The images of a camera at all times (key frame and history) are treated alike.
 
     Args:
         final_dim: height and width of the network's input, pixels.
@@ -130,16 +131,14 @@ class ImageAug3D(Transform):
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
         images = need(sample, "images", self, "LoadMultiViewImageFromFiles")
-        augmented, matrices = [], []
-        for image in images:
-            scale, size, corner, flip, angle = self._draw(image.size, context.rng)
-            augmented.append(self._apply(image, size, corner, flip, angle))
-            matrices.append(self._matrix(scale, corner, flip, angle))
+        draws = [self._draw(image.size, context.rng) for image in images]
+        matrices = [self._matrix(scale, corner, flip, angle) for scale, _, corner, flip, angle in draws]
         before = sample.calibration.image_aug
         # Composed in float64: both act on pixels, the translation in column 3.
         after = torch.from_numpy(np.stack(matrices)) @ before.double() if images else before
-        sample.images = augmented
-        sample.calibration = replace(sample.calibration, image_aug=after.float())
+        for frame in sample.frames:
+            frame.images = [self._apply(image, *draw[1:]) for image, draw in zip(frame.images, draws, strict=True)]
+        sample.set_augmentation(image_aug=after.float())
         return sample
 
     def _draw(

@@ -11,12 +11,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mmdet3d.datasets.records import Context, Transform
+from mmdet3d.datasets.records import CameraRecord, Context, Transform
 from mmdet3d.datasets.transforms.loading import need, read_bytes
 from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Sample
 
-__all__ = ["GridMask", "ImageNormalize", "LoadMultiViewImageFromFiles", "read_image"]
+__all__ = ["GridMask", "ImageNormalize", "LoadMultiViewImageFromFiles", "read_image", "read_view"]
 
 
 def read_image(path: Path) -> Image.Image:
@@ -37,6 +37,23 @@ def read_image(path: Path) -> Image.Image:
         raise ValueError(f"image file {path} cannot be decoded ({error}); fetch it again") from None
 
 
+def read_view(root: Path, camera: CameraRecord) -> Image.Image:
+    """The image of a camera.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated or no image, or the calibration cannot belong to an image of that size.
+    """
+    image = read_image(root / camera.path)
+    u, v = camera.intrinsics[:2, 2]
+    if not (0 <= u <= image.width and 0 <= v <= image.height):
+        raise ValueError(
+            f"image file {camera.path} has {image.width} x {image.height} pixels, but its calibration puts the "
+            f"principal point at ({u:.0f}, {v:.0f}); it belongs to an image of another size"
+        )
+    return image
+
+
 @TRANSFORMS.register
 class LoadMultiViewImageFromFiles(Transform):
     """The images of all cameras, in the order of the calibration, as PIL images until `ImageNormalize`.
@@ -46,41 +63,46 @@ class LoadMultiViewImageFromFiles(Transform):
     """
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
-        sample.images = []
-        for camera in context.record.cameras.values():
-            image = read_image(context.root / camera.path)
-            u, v = camera.intrinsics[:2, 2]
-            if not (0 <= u <= image.width and 0 <= v <= image.height):
-                raise ValueError(
-                    f"image file {camera.path} has {image.width} x {image.height} pixels, but its calibration puts the "
-                    f"principal point at ({u:.0f}, {v:.0f}); it belongs to an image of another size"
-                )
-            sample.images.append(image)
+        sample.images = [read_view(context.root, camera) for camera in context.record.cameras.values()]
         sample.meta["image_sizes"] = [image.size for image in sample.images]
         return sample
 
 
 @TRANSFORMS.register
 class ImageNormalize(Transform):
-    """PIL images to one tensor (N, 3, H, W): RGB in [0, 1], minus `mean`, over `std`."""
+    """PIL images, those of the history too, to one tensor (N, 3, H, W): colours in [0, 1], minus `mean`, over `std`.
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    Args:
+        mean, std: of the three channels in the order in which the network gets them.
+        channel_order: `rgb`, or `bgr` for networks that were trained so (LabelDistill's published ones, with the mean
+            and standard deviation of RGB).
+
+    Raises:
+        ValueError: another channel order.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channel_order: str = "rgb") -> None:
+        if channel_order not in ("rgb", "bgr"):
+            raise ValueError(f"ImageNormalize channel_order must be rgb or bgr, got {channel_order!r}")
+        self.channels = [0, 1, 2] if channel_order == "rgb" else [2, 1, 0]
         self.mean = torch.tensor(mean, dtype=torch.float32)[:, None, None]
         self.std = torch.tensor(std, dtype=torch.float32)[:, None, None]
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
-        images = need(sample, "images", self, "LoadMultiViewImageFromFiles")
-        sizes = {image.size for image in images}
-        if len(sizes) > 1:
-            raise ValueError(f"the images of sample {sample.token} differ in size {sorted(sizes)}; add ImageAug3D")
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-        sample.images = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        for frame in sample.frames:
+            images = need(frame, "images", self, "LoadMultiViewImageFromFiles")
+            sizes = {image.size for image in images}
+            if len(sizes) > 1:
+                raise ValueError(f"the images of sample {frame.token} differ in size {sorted(sizes)}; add ImageAug3D")
+            pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+            pixels = pixels.permute(0, 3, 1, 2)[:, self.channels].float()
+            frame.images = (pixels / 255 - self.mean) / self.std
         return sample
 
 
 @TRANSFORMS.register
 class GridMask(Transform):
-    """Blanks a regular grid of squares, the same for all cameras (GridMask Data Augmentation, Chen et al. 2020).
+    """Blanks a regular grid of squares, the same in all images (GridMask Data Augmentation, Chen et al. 2020).
 
     Args:
         use_h, use_w: draw the horizontal, the vertical bands of the grid.
@@ -123,10 +145,11 @@ class GridMask(Transform):
             return sample
         height, width = images.shape[-2:]
         mask = torch.from_numpy(self._mask(height, width, context.rng))
-        sample.images = images * mask
+        filling = torch.zeros_like(mask)
         if self.offset:
-            noise = torch.from_numpy(2 * context.rng.rand(height, width) - 1).float()
-            sample.images = sample.images + noise * (1 - mask)
+            filling = torch.from_numpy(2 * context.rng.rand(height, width) - 1).float() * (1 - mask)
+        for frame in sample.frames:
+            frame.images = frame.images * mask + filling
         return sample
 
     def _mask(self, height: int, width: int, rng: np.random.RandomState) -> np.ndarray:

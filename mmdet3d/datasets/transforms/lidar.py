@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,9 @@ def keep_beams(points: np.ndarray, beams: int) -> np.ndarray:
 class _PointReader:
     """Reading one scan the way the config asks for."""
 
-    def __init__(self, load_dim: int, use_dim: int | Sequence[int], reduce_beams: int) -> None:
+    def __init__(
+        self, load_dim: int, use_dim: int | Sequence[int], reduce_beams: int, max_distance: float | None
+    ) -> None:
         if reduce_beams < 32 and reduce_beams not in _BEAMS:
             raise ValueError(f"reduce_beams: {reduce_beams} is not supported, use 32 (all), 16, 4 or 1")
         self.columns = list(range(use_dim)) if isinstance(use_dim, int) else list(use_dim)
@@ -63,10 +66,13 @@ class _PointReader:
             raise ValueError(f"use_dim: {use_dim} asks for columns that a file of load_dim: {load_dim} does not have")
         self.load_dim = load_dim
         self.reduce_beams = reduce_beams
+        self.max_distance = max_distance
 
     def read(self, path: Path) -> np.ndarray:
-        """All columns of the file."""
+        """All columns of the file, in the scanner's frame."""
         points = read_points(path, self.load_dim)
+        if self.max_distance is not None:
+            points = points[np.linalg.norm(points[:, :2], axis=1) < self.max_distance]
         return keep_beams(points, self.reduce_beams) if self.reduce_beams < 32 else points
 
     def select(self, points: np.ndarray, lag: float) -> np.ndarray:
@@ -78,30 +84,39 @@ class _PointReader:
 
 @TRANSFORMS.register
 class LoadPointsFromFile(Transform):
-    """The key-frame scan. Column 4 of the file (ring index) is replaced by the time lag, here 0.
+    """The key-frame scan in the record's LiDAR frame. Column 4 of the file (ring index) becomes the time lag, here 0.
 
     Args:
         load_dim: float32 values per point in the file.
         use_dim: which columns to keep, or how many.
         reduce_beams: 32 keeps every beam; 16, 4 and 1 imitate a coarser scanner.
+        max_distance: drop points as far from the scanner on the ground plane, metres; None keeps all.
     """
 
-    def __init__(self, load_dim: int = 5, use_dim: int | Sequence[int] = 5, reduce_beams: int = 32) -> None:
-        self._reader = _PointReader(load_dim, use_dim, reduce_beams)
+    def __init__(
+        self,
+        load_dim: int = 5,
+        use_dim: int | Sequence[int] = 5,
+        reduce_beams: int = 32,
+        max_distance: float | None = None,
+    ) -> None:
+        self._reader = _PointReader(load_dim, use_dim, reduce_beams, max_distance)
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
-        points = self._reader.read(context.root / context.record.lidar.path)
+        lidar = context.record.lidar
+        points = _moved(self._reader.read(context.root / lidar.path), lidar.sensor2lidar)
         sample.points = torch.from_numpy(self._reader.select(points, 0.0))
         return sample
 
 
 @TRANSFORMS.register
 class LoadPointsFromMultiSweeps(Transform):
-    """Earlier scans, brought into the key frame by ego motion and appended with their time lag in seconds.
+    """Other scans, brought into the key frame by ego motion and appended with their time lag in seconds.
 
     Args:
-        sweeps_num: how many sweeps; of more, a random subset while training and the newest ones otherwise.
-        load_dim, use_dim, reduce_beams: as in `LoadPointsFromFile`.
+        sweeps_num: how many earlier sweeps; of more, a random subset while training and the newest ones otherwise.
+        future_sweeps: how many of the scans that come next, with a negative lag; fewer at the end of a scene.
+        load_dim, use_dim, reduce_beams, max_distance: as in `LoadPointsFromFile`.
         pad_empty_sweeps: a frame without sweeps gets `sweeps_num` copies of its own scan.
         remove_close: drop sweep points within 1 m of the sensor along both x and y (the car's own roof).
     """
@@ -114,18 +129,23 @@ class LoadPointsFromMultiSweeps(Transform):
         reduce_beams: int = 32,
         pad_empty_sweeps: bool = False,
         remove_close: bool = False,
+        future_sweeps: int = 0,
+        max_distance: float | None = None,
     ) -> None:
         self.sweeps_num = sweeps_num
+        self.future_sweeps = future_sweeps
         self.pad_empty_sweeps = pad_empty_sweeps
         self.remove_close = remove_close
-        self._reader = _PointReader(load_dim, use_dim, reduce_beams)
+        self._reader = _PointReader(load_dim, use_dim, reduce_beams, max_distance)
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
         key = need(sample, "points", self, "LoadPointsFromFile").numpy()
-        if context.record.sweeps:
-            sweeps = [self._load(sweep, context) for sweep in self._choose(context)]
+        chosen = self._choose(context) + (_later_sweeps(context, self.future_sweeps) if self.future_sweeps else [])
+        if chosen:
+            sweeps = [self._load(sweep, context) for sweep in chosen]
         else:
-            sweeps = [self._without_close(key)] * (self.sweeps_num if self.pad_empty_sweeps else 0)
+            own = key[self._is_kept(_moved(key, np.linalg.inv(context.record.lidar.sensor2lidar)))]
+            sweeps = [own] * (self.sweeps_num if self.pad_empty_sweeps else 0)
         sample.points = torch.from_numpy(np.concatenate([key, *sweeps]))
         return sample
 
@@ -136,10 +156,37 @@ class LoadPointsFromMultiSweeps(Transform):
         return [sweeps[i] for i in context.rng.choice(len(sweeps), self.sweeps_num, replace=False)]
 
     def _load(self, sweep: SensorRecord, context: Context) -> np.ndarray:
-        points = self._without_close(self._reader.read(context.root / sweep.path))
-        matrix = sweep.sensor2lidar
-        points[:, :3] = points[:, :3] @ matrix[:3, :3].T + matrix[:3, 3]
+        points = self._reader.read(context.root / sweep.path)
+        points = _moved(points[self._is_kept(points)], sweep.sensor2lidar)
         return self._reader.select(points, (context.record.timestamp - sweep.timestamp) * 1e-6)
 
-    def _without_close(self, points: np.ndarray) -> np.ndarray:
-        return points[(np.abs(points[:, :2]) >= _CLOSE).any(axis=1)] if self.remove_close else points
+    def _is_kept(self, points: np.ndarray) -> np.ndarray:
+        """(P,) bool, of points in the scanner's own frame."""
+        return (np.abs(points[:, :2]) >= (_CLOSE if self.remove_close else 0)).any(axis=1)
+
+
+def _later_sweeps(context: Context, count: int) -> list[SensorRecord]:
+    """Up to `count` scans after the key frame's, the next one first, out of the history of the next key frame.
+
+    Raises:
+        ValueError: the info file does not say which frame that is.
+    """
+    record = context.record
+    if context.find is None:
+        raise ValueError(
+            f"future_sweeps: {count} needs the frame after {record.token}, but the info file does not say which one "
+            "that is; create it anew with tools/create_data.py"
+        )
+    following = context.find(record.next_token) if record.next_token else None
+    if following is None:
+        return []
+    next2own = np.linalg.inv(record.ego2global @ record.lidar2ego) @ following.ego2global @ following.lidar2ego
+    scans = [following.lidar, *following.sweeps]
+    later = sorted((s for s in scans if s.timestamp > record.lidar.timestamp), key=lambda s: s.timestamp)[:count]
+    return [replace(s, sensor2lidar=next2own @ s.sensor2lidar) for s in later]
+
+
+def _moved(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    out = points.copy()
+    out[:, :3] = points[:, :3] @ matrix[:3, :3].T + matrix[:3, 3]
+    return out

@@ -126,7 +126,7 @@ class ObjectPaste(Transform):
 
     Raises:
         ValueError: `db_sampler` has an unknown or lacks a needed key; while pasting: `sample_groups` names a class that
-            the data set does not have.
+            the data set does not have, or the frame is not that of the database.
     """
 
     def __init__(self, db_sampler: Mapping[str, Any], stop_epoch: int | None = None) -> None:
@@ -141,6 +141,11 @@ class ObjectPaste(Transform):
     def __call__(self, sample: Sample, context: Context) -> Sample:
         if self.stop_epoch is not None and context.epoch >= self.stop_epoch:
             return sample
+        if not np.array_equal(context.record.lidar.sensor2lidar, np.eye(4)):
+            raise ValueError(
+                "the objects of a database lie in the scanner's frame, those of this data set do not; set "
+                "gt_paste_stop_epoch: -1, or frame: lidar in its data blocks"
+            )
         points = need(sample, "points", self, "LoadPointsFromFile")
         boxes = need(sample, "boxes", self, "LoadAnnotations3D")
         names = [context.classes[i] if i >= 0 else "" for i in sample.labels.tolist()]
