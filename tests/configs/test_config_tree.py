@@ -23,6 +23,8 @@ PARTIAL = {
     "nuscenes/default.yaml",
     "nuscenes/det/default.yaml",
     "nuscenes/det/centerhead/default.yaml",
+    "nuscenes/det/centerhead/bevdepth/default.yaml",
+    "nuscenes/det/centerhead/bevdepth/camera/256x704/resnet50/default.yaml",
     "nuscenes/det/centerhead/lssfpn/default.yaml",
     "nuscenes/det/centerhead/lssfpn/camera/default.yaml",
     "nuscenes/det/centerhead/lssfpn/camera/256x704/default.yaml",

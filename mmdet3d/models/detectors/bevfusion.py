@@ -37,6 +37,7 @@ class BEVFusion(Detector):
         grid: the BEV raster of the head.
         branches: encoders that there may be, in the order in which the fuser gets them.
         sensors: names of the model's own encoders.
+        fused: what the fuser gets, as names below `encoders`.
 
     Raises:
         ValueError: an unknown key, no sensor, several sensors without a fuser, or parts on different BEV rasters.
@@ -65,6 +66,10 @@ class BEVFusion(Detector):
         self.grid: BEVGrid = self.heads["object"].grid
         check_grids({name: self._sensor_grid(name) for name in self.sensors}, self.decoder, self.grid)
         self._declare_stages()
+
+    @property
+    def fused(self) -> tuple[str, ...]:
+        return self.sensors
 
     def init_weights(self) -> None:
         """Load the pretrained image backbone that the config names; call it before training from scratch only."""
@@ -95,8 +100,8 @@ class BEVFusion(Detector):
 
     def _declare_stages(self) -> None:
         self._declare_encoders()
-        bevs = tuple(f"encoders.{name}" for name in self.sensors)
-        self.add_stage(("fuser", *(f"fuser.{name}" for name in self.sensors)), self._fuse, bevs)
+        outputs = ("fuser", *(f"fuser.{name}" for name in self.sensors))
+        self.add_stage(outputs, self._fuse, tuple(f"encoders.{name}" for name in self.fused))
         self.add_stage("decoder.backbone", self._decode_backbone, ("fuser",))
         self.add_stage("decoder", self._decode_neck, ("decoder.backbone",))
         self.add_stage("heads.object", self._head, ("decoder",))

@@ -122,12 +122,14 @@ class BaseTransform(nn.Module, ABC):
         """Whether `depth_loss` is part of the training."""
         return self.depth_loss_factor > 0
 
-    def forward(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, batch: Batch, source: Calibration | None = None) -> tuple[Tensor, Tensor]:
         """Image features to bird's-eye view.
 
         Args:
             features: (B, N, C, h, w).
             batch: calibration, and the sensor data that the depth estimation of the subclass reads.
+            source: where the images were taken, if not at `batch.calibration`; it decides the geometry alone, a depth
+                estimation that looks at the calibration looks at the batch's.
 
         Returns:
             BEV (B, out_channels * Z, X', Y') on `grid` and the depth distribution (B*N, D, h, w) in float32.
@@ -135,13 +137,14 @@ class BaseTransform(nn.Module, ABC):
         Raises:
             ValueError: features of another size than the transform was built for.
         """
-        self._check(features, batch.calibration)
+        source = batch.calibration if source is None else source
+        self._check(features, source)
         with torch.autocast(features.device.type, enabled=False):
             pixels = features.flatten(0, 1).float()
             if self.compensation is not None:
                 pixels = self.compensation(pixels)
             depth, context = self.lift(pixels, batch)
-            bev = self.splat(depth, context, self.plan(batch.calibration))
+            bev = self.splat(depth, context, self.plan(source))
         return self.downsample(bev), depth
 
     def depth_loss(self, depth: Tensor, batch: Batch) -> Tensor:

@@ -29,6 +29,7 @@ class AwareBEVDepth(BaseTransform):
         bevdepth_refine: convolve the lifted features over depth and image column before pooling. This forms the lifted
             tensor, which costs memory.
         mid_channels: width of the depth network; None takes the channels of its input.
+        dcn_groups: see `DepthNet`.
         others: see `BaseTransform`.
 
     Raises:
@@ -53,6 +54,7 @@ class AwareBEVDepth(BaseTransform):
         depth_loss_factor: float = 3.0,
         mid_channels: int | None = None,
         pool_floor: bool = False,
+        dcn_groups: int = 0,
     ) -> None:
         super().__init__(
             in_channels,
@@ -74,7 +76,7 @@ class AwareBEVDepth(BaseTransform):
                 "it out"
             )
         channels = in_channels + self.measured_channels
-        self.depthnet = DepthNet(channels, mid_channels or channels, out_channels, self.depth_bins)
+        self.depthnet = DepthNet(channels, mid_channels or channels, out_channels, self.depth_bins, dcn_groups)
         self.refinement = FrustumRefinement(out_channels) if bevdepth_refine else None
 
     def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.models.deformable import DeformConv
 from mmdet3d.models.layers import BasicBlock, conv_bn_relu
 from mmdet3d.structures import Calibration
 
@@ -110,9 +111,13 @@ class DepthNet(nn.Module):
         mid_channels: inside.
         context_channels: C.
         depth_channels: D.
+        dcn_groups: 0 ends the depth branch in a convolution, and normalises it and the logits, as BEVFusion does;
+            otherwise a deformable convolution of so many groups stands there, without norms, as in BEVDepth (4).
     """
 
-    def __init__(self, in_channels: int, mid_channels: int, context_channels: int, depth_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, mid_channels: int, context_channels: int, depth_channels: int, dcn_groups: int = 0
+    ) -> None:
         super().__init__()
         mid = mid_channels
         self.reduce_conv = nn.Sequential(*conv_bn_relu(in_channels, mid, 3, padding=1, bias=True))
@@ -123,8 +128,13 @@ class DepthNet(nn.Module):
         self.context_mlp = _MLP(CAMERA_VALUES, mid)
         self.context_se = _SqueezeExcite(mid)
         self.depth_conv_1 = nn.Sequential(*(BasicBlock(mid) for _ in range(3)))
-        self.depth_conv_2 = nn.Sequential(_ASPP(mid), nn.Conv2d(mid, mid, 3, padding=1), nn.BatchNorm2d(mid))
-        self.depth_conv_3 = nn.Sequential(nn.Conv2d(mid, depth_channels, 1), nn.BatchNorm2d(depth_channels))
+        last = nn.Conv2d(mid, depth_channels, 1)
+        if dcn_groups:
+            self.depth_conv_2 = nn.Sequential(_ASPP(mid), DeformConv(mid, mid, 3, padding=1, groups=dcn_groups))
+            self.depth_conv_3 = nn.Sequential(last)
+        else:
+            self.depth_conv_2 = nn.Sequential(_ASPP(mid), nn.Conv2d(mid, mid, 3, padding=1), nn.BatchNorm2d(mid))
+            self.depth_conv_3 = nn.Sequential(last, nn.BatchNorm2d(depth_channels))
 
     def forward(self, x: Tensor, cameras: Tensor) -> Tensor:
         """(P, in_channels, h, w) and camera vectors (P, 27) to (P, D + C, h, w)."""
