@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmdet3d.interop import simdistill
 
-__all__ = ["EXCEPTIONS", "file_digest", "load_state", "load_weights", "metadata_path", "read_weights"]
+__all__ = ["EXCEPTIONS", "TRAINING_ONLY", "file_digest", "load_state", "load_weights", "metadata_path", "read_weights"]
 
 State = dict[str, Tensor]
 
@@ -31,6 +31,9 @@ EXCEPTIONS: dict[str, str] = {
     "relative_position_index": "index table of Swin's window attention, a function of the window size",
     "num_batches_tracked": "a step counter of BatchNorm that no computation reads",
 }
+
+# Parts that only training uses: a detector without them takes what else the file holds.
+TRAINING_ONLY: dict[str, str] = {"depth_branch.": "predicts depth for the mimicking loss of MonoMMKD"}
 
 _STUDENT_PARTS = ("encoders_student.", "fuser_student.", "decoder_student.", "heads_student.")
 
@@ -119,8 +122,9 @@ def load_weights(
     """Load a weight file completely: every tensor of `module` and of the file is accounted for.
 
     Published layouts are converted on the way: geometry that the config determines is dropped, a student is taken out
-    of a CRKD or SimDistill checkpoint (`encoders_student.` ...) or out of one of our distillers (`student.` ...), and
-    spconv 2.x kernels are brought to (k, k, k, in, out).
+    of a CRKD or SimDistill checkpoint (`encoders_student.` ...) or out of one of our distillers (`student.` ...), parts
+    that only training uses are left out where `module` has none, and spconv 2.x kernels are brought to
+    (k, k, k, in, out).
 
     Args:
         module: loaded in place.
@@ -152,6 +156,8 @@ def load_state(
     own = module.state_dict()
     state = _spconv_kernels(_layout(dict(state), own), own)
     state = {k: v for k, v in state.items() if not _derived(k) or (k in own and k.endswith("num_batches_tracked"))}
+    needless = tuple(part for part in TRAINING_ONLY if not any(k.startswith(part) for k in own))
+    state = {k: v for k, v in state.items() if not k.startswith(needless)}
     missing = [k for k in own if k not in state and not _derived(k) and not k.startswith(tuple(allow_missing))]
     unexpected = [k for k in state if k not in own]
     mismatched = [

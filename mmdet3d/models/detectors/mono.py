@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.config import read_block
 from mmdet3d.models.heads.mono.decode import decode_regions
+from mmdet3d.models.heads.mono.depth_bins import bin_map
+from mmdet3d.models.heads.mono.depth_branch import DepthBranch
 from mmdet3d.models.heads.mono.geometry import ImageGeometry
 from mmdet3d.models.heads.mono.layers import DENSE, REGION, dense_layers, region_layers
 from mmdet3d.models.heads.mono.losses import detection_losses
@@ -41,7 +43,8 @@ class MonoDetector(Detector):
     The state dict has the published names. Taps: `backbone` (six maps), `neck` (four maps, strides 32, 16, 8, 4),
     `heads.dense` (maps of stride 4 by name), `targets` (see `MonoTargets`), `heads.roi` (what is predicted in the
     regions of the ground-truth objects) and `heads.candidates` (the same for the peaks of the heat map). Regions are
-    those that the network itself predicts at these places.
+    those that the network itself predicts at these places. With `depth_branch` also `depth.logits` (B, classes, h, w),
+    the predicted depth of each cell as a class, and `depth.bins` (B, h, w), the true one; detection uses neither.
 
     Args:
         backbone: images to six maps, strides 1 to 32.
@@ -56,6 +59,7 @@ class MonoDetector(Detector):
         score_threshold: least height of a peak.
         exact_affine: see `ImageGeometry.from_batch`; false for published weights.
         htl: arguments of the `TaskSchedule` that weighs the losses, `{epochs, window}`; None: all count in full.
+        depth_branch: arguments of a `DepthBranch` beside the heads, `{width, bins}`, for distillation (MonoMMKD).
 
     Raises:
         ValueError: an unknown `input` or `depth_norm`, or a class without a mean size.
@@ -77,6 +81,7 @@ class MonoDetector(Detector):
         score_threshold: float = 0.2,
         exact_affine: bool = True,
         htl: Mapping[str, int] | None = None,
+        depth_branch: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         _check_choice("input", input, ("rgb", "depth"))
@@ -98,6 +103,10 @@ class MonoDetector(Detector):
         self.add_stage("targets", self._targets, ("neck",))
         self.add_stage("heads.roi", self._object_regions, ("neck", "heads.dense", "targets"))
         self.add_stage("heads.candidates", self._candidate_regions, ("neck", "heads.dense"))
+        if depth_branch is not None:
+            self.depth_branch = DepthBranch.from_config(self.feat_up.out_channels[-3:], depth_branch)
+            self.add_stage("depth.logits", self._depth_logits, ("neck",))
+            self.add_stage("depth.bins", self._depth_bins, ("neck",))
 
     def init_weights(self) -> None:
         """Load the pretrained backbone that the config names."""
@@ -121,7 +130,7 @@ class MonoDetector(Detector):
         if self.input == "rgb":
             return self.backbone(batch.require("images", "MonoDetector")[:, 0])
         depth = batch.require("depths", "MonoDetector with input: depth")
-        crop_scale = depth.new_tensor([meta["crop_scale"] for meta in batch.metas])[:, None, None, None]
+        crop_scale = _crop_scale(batch, depth)[:, None, None, None]
         return self.backbone((depth * crop_scale / _DEPTH_UNITS[self.depth_norm]).expand(-1, 3, -1, -1))
 
     def _neck(self, batch: Batch, levels: list[Tensor]) -> list[Tensor]:
@@ -134,6 +143,13 @@ class MonoDetector(Detector):
         size = tuple(maps[-1].shape[-2:])
         objects = batch.require("objects", "MonoDetector (for training)")
         return encode_objects(objects, ImageGeometry.from_batch(batch, _STRIDE, size), size, self.mean_size)
+
+    def _depth_logits(self, batch: Batch, maps: list[Tensor]) -> Tensor:
+        return self.depth_branch(maps[-3:])
+
+    def _depth_bins(self, batch: Batch, maps: list[Tensor]) -> Tensor:
+        depths = batch.require("depths", "the depth branch (for training)")[:, 0]
+        return bin_map(depths, _crop_scale(batch, depths), tuple(maps[-1].shape[-2:]), self.depth_branch.bins)
 
     def _object_regions(
         self, batch: Batch, maps: list[Tensor], dense: Mapping[str, Tensor], targets: MonoTargets
@@ -200,6 +216,11 @@ class MonoDetector(Detector):
 def _check_choice(key: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
     if value not in known:
         raise ValueError(f"model.{key} must be one of {', '.join(known)}, got {value!r}")
+
+
+def _crop_scale(batch: Batch, like: Tensor) -> Tensor:
+    """(B,) size of the crop that the network sees over the size of the image."""
+    return like.new_tensor([meta["crop_scale"] for meta in batch.metas])
 
 
 def _size_table(classes: Sequence[str], mean_sizes: Mapping[str, Sequence[float]]) -> Tensor:
