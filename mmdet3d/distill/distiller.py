@@ -163,6 +163,8 @@ class Distiller(Trainable):
 
     def start_epoch(self, epoch: int) -> None:
         self.student.start_epoch(epoch)
+        for loss in self.losses.values():
+            loss.start_epoch(epoch)
 
     def training_state(self) -> dict[str, Any]:
         """The student's."""
@@ -172,14 +174,16 @@ class Distiller(Trainable):
         self.student.load_training_state(state)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The student's own terms, and `loss/kd/<name>` or `loss/kd/<name>/<part>` per distillation loss."""
+        """The student's own terms, and `loss/kd/<name>` or `loss/kd/<name>/<part>` per distillation loss.
+
+        What a loss only reports becomes `stats/kd/<name>/<part>`.
+        """
         taught = self._frozen().extract(batch, self._taps("teacher")) if self._terms else {}
         features = self.student.extract(batch, {*self.student.loss_taps, *self._taps("student")})
         entries = self.student.losses(features, batch)
         for name, term in self._terms.items():
             value = self.losses[name](_pick(features, term.student), _pick(taught, term.teacher), batch)
-            parts = {f"/{part}": v for part, v in value.items()} if isinstance(value, Mapping) else {"": value}
-            entries |= {f"loss/kd/{name}{part}": term.weight * v for part, v in parts.items()}
+            entries |= _entries(name, value, term.weight)
         return entries
 
     def predict(self, batch: Batch) -> list[Detections3D]:

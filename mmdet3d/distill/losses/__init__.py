@@ -3,7 +3,9 @@
 from mmdet3d.distill.losses.base import DistillLoss, full_precision
 from mmdet3d.distill.losses.center_response import CenterResponseLoss
 from mmdet3d.distill.losses.correlation import CorrelationLoss
+from mmdet3d.distill.losses.dual_kl import DualKLLoss
 from mmdet3d.distill.losses.feature import FeatureLoss, MaskedFeatureLoss
+from mmdet3d.distill.losses.mimicking import MimickingLoss
 from mmdet3d.distill.losses.object_response import ObjectResponseLoss
 from mmdet3d.distill.losses.partition import PartitionedFeatureLoss
 from mmdet3d.distill.losses.prediction import PredictionLoss
@@ -16,8 +18,10 @@ __all__ = [
     "CenterResponseLoss",
     "CorrelationLoss",
     "DistillLoss",
+    "DualKLLoss",
     "FeatureLoss",
     "MaskedFeatureLoss",
+    "MimickingLoss",
     "ObjectResponseLoss",
     "PartitionedFeatureLoss",
     "PredictionLoss",

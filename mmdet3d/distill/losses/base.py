@@ -25,9 +25,12 @@ class DistillLoss(nn.Module, ABC):
     def bind(self, teacher: Detector, student: Detector) -> None:
         """Called once, before training, when both models exist. Raises ValueError if they do not suit this loss."""
 
+    def start_epoch(self, epoch: int) -> None:
+        """See `Trainable.start_epoch`."""
+
     @abstractmethod
     def forward(self, student_value: Any, teacher_value: Any, batch: Batch) -> Tensor | dict[str, Tensor]:
-        """A scalar, or several by name.
+        """A scalar, or several by name; those named `stats/...` are only logged.
 
         Args:
             student_value: value of the student's tap, or a list of values where the config lists several taps.
