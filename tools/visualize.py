@@ -13,10 +13,10 @@ import torch
 from tqdm import tqdm
 
 from mmdet3d.config import Config, load_config
-from mmdet3d.datasets import FrameDataset, build_dataset
+from mmdet3d.datasets import FrameDataset, KittiDataset, build_dataset
 from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.command import add_override_options, read_overrides, run
-from mmdet3d.engine.pictures import detect, draw_sample
+from mmdet3d.engine.pictures import detect, draw_sample, picture_extent
 from mmdet3d.engine.run_dir import writable_folder
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Trainable
@@ -62,13 +62,14 @@ def main(words: list[str]) -> None:
             truth=args.mode != "pred",
             min_score=args.bbox_score,
             only=args.bbox_classes or (),
-            extent=max(map(abs, cfg.point_cloud_range)),
+            extent=picture_extent(cfg),
         )
-        picture.save(out_dir / f"{sample.meta['timestamp']}-{sample.token}.png")
+        time = sample.meta.get("timestamp")
+        picture.save(out_dir / f"{'' if time is None else f'{time}-'}{sample.token}.png")
     print(f"{count} pictures: {out_dir}")
 
 
-def open_split(cfg: Config, split: str) -> FrameDataset:
+def open_split(cfg: Config, split: str) -> FrameDataset | KittiDataset:
     """The data set of a split, each frame once: what a resampling wrapper (CBGS) repeats is of no interest here."""
     block = cfg.data[split]
     return build_dataset(block["dataset"] if isinstance(block.get("dataset"), Mapping) else block)

@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from mmdet3d.datasets import FrameDataset
-from mmdet3d.datasets.transforms.images import read_image
+from mmdet3d.datasets import FrameDataset, KittiDataset
 from mmdet3d.engine.settings import autocast_dtype
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.structures import Batch, Detections3D, Sample
 from mmdet3d.visualization import Layer, draw_frame, side_by_side
 
-__all__ = ["compare", "detect", "draw_sample"]
+__all__ = ["compare", "detect", "draw_sample", "picture_extent"]
 
 # Ground truth beside detections; no class has this colour.
 _TRUTH = (0, 190, 80)
+_EXTENT = 54.0  # metres, where a config names no range
+
+
+def picture_extent(cfg: Mapping[str, Any]) -> float:
+    """Half width of the bird's-eye view, metres: the farthest that the config's point cloud range reaches."""
+    return float(max(map(abs, cfg.get("point_cloud_range") or [_EXTENT])))
 
 
 @torch.no_grad()
@@ -33,12 +39,12 @@ def detect(model: Trainable, sample: Sample, device: torch.device, precision: st
 
 def draw_sample(
     sample: Sample,
-    dataset: FrameDataset,
+    dataset: FrameDataset | KittiDataset,
     detections: Detections3D | None = None,
     truth: bool = True,
     min_score: float = 0.1,
     only: Collection[int] = (),
-    extent: float = 54.0,
+    extent: float = _EXTENT,
     tall: bool = False,
 ) -> Image.Image:
     """Ground truth, detections or both of one sample, in its cameras and from above.
@@ -53,31 +59,37 @@ def draw_sample(
     Raises:
         ValueError: `truth` of a sample that has no annotation.
     """
+    scene = dataset.scene(sample)
     layers = []
     if truth:
-        if sample.boxes is None:
+        if scene.boxes is None:
             raise ValueError(f"sample {sample.token} has no annotation to draw; draw detections only")
-        layers.append(Layer("ground truth", sample.boxes, sample.labels, None if detections is None else _TRUTH))
+        layers.append(Layer("ground truth", scene.boxes, scene.labels, None if detections is None else _TRUTH))
     if detections is not None:
-        layers.append(Layer.from_detections(f"detections >= {min_score:g}", detections, min_score))
+        found = replace(detections, boxes=detections.boxes.transform(scene.from_detections))
+        layers.append(Layer.from_detections(f"detections >= {min_score:g}", found, min_score))
     if only:
         layers = [layer.select(only) for layer in layers]
-    identity = torch.eye(4).expand_as(sample.calibration.image_aug)
     return draw_frame(
         layers,
         dataset.classes,
-        replace(sample.calibration, image_aug=identity),
-        images=[read_image(dataset.root / path) for path in sample.meta["image_paths"]],
-        names=sample.meta["cameras"],
-        points=sample.points,
-        radar=sample.radar,
+        scene.calibration,
+        images=scene.images,
+        names=scene.names,
+        points=scene.points,
+        radar=scene.radar,
         extent=extent,
+        behind=scene.behind,
         tall=tall,
     )
 
 
 def compare(
-    models: Mapping[str, Trainable], dataset: FrameDataset, indices: Sequence[int], out_dir: Path, extent: float
+    models: Mapping[str, Trainable],
+    dataset: FrameDataset | KittiDataset,
+    indices: Sequence[int],
+    out_dir: Path,
+    extent: float,
 ) -> list[Path]:
     """One picture per sample: a column per model, each with the ground truth and its own detections.
 

@@ -21,7 +21,7 @@ from mmdet3d.datasets.synthetic.settings import Settings as WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
 from mmdet3d.engine.checkpoint import RunCheckpoints, load_checkpoint
 from mmdet3d.engine.logging import log_to_folder
-from mmdet3d.engine.pictures import compare
+from mmdet3d.engine.pictures import compare, picture_extent
 from mmdet3d.engine.trainer import Trainer, seed_everything
 from mmdet3d.evaluation.control import COLUMNS, Column, ControlTable
 from mmdet3d.interop.checkpoints import metadata_path
@@ -95,6 +95,10 @@ class Recipe:
             raise ValueError(f"{file.name}, data.layout: {layout!r} is none of {', '.join(_MAKERS)}")
         return recipe
 
+    @property
+    def table_columns(self) -> Sequence[Column]:
+        return COLUMNS if self.columns is None else [Column(key, name) for name, key in self.columns.items()]
+
     def make_data(self, root: Path, seed: int, workers: int) -> None:
         """Make the synthetic world of this recipe, or what is missing of it."""
         options = dict(self.data or {})
@@ -151,8 +155,7 @@ def run_recipe(
 def control_table(recipe: Recipe, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> ControlTable:
     """The table of a finished recipe."""
     roles = {role: [r["metrics"] for r in results[name].values()] for role, name in recipe.table.items()}
-    columns = COLUMNS if recipe.columns is None else [Column(key, name) for name, key in recipe.columns.items()]
-    return ControlTable(**roles, title=recipe.title, columns=columns, decimals=recipe.decimals)
+    return ControlTable(**roles, title=recipe.title, columns=recipe.table_columns, decimals=recipe.decimals)
 
 
 def _summary(recipe: Recipe, results: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
@@ -167,15 +170,15 @@ def _summary(recipe: Recipe, results: Mapping[str, Any], seeds: Sequence[int]) -
 def _draw(recipe: Recipe, results: Mapping[str, Mapping[str, Any]], run_dir: Path) -> None:
     """Ground truth and detections of the recipe's columns, side by side."""
     models = {}
+    column, decimals = recipe.table_columns[0], min(recipe.decimals, 3)
     for name in recipe.pictures["columns"]:
         config = Config(yaml.safe_load((Path(results[name]["checkpoint"]).parent / "configs.yaml").read_text()))
         model = build_model(config.model).eval()
         load_checkpoint(model, results[name]["checkpoint"])
-        models[f"{name}: mAP {results[name]['metrics']['object/map']:.3f}"] = model
+        models[f"{name}: {column.heading} {results[name]['metrics'][column.key]:.{decimals}f}"] = model
     dataset = build_dataset(config.data["val"], test_mode=True)
     chosen = np.linspace(0, len(dataset) - 1, recipe.pictures["samples"]).round().astype(int)
-    extent = float(max(map(abs, config.point_cloud_range)))
-    compare(models, dataset, [int(i) for i in chosen], run_dir / "pictures", extent)
+    compare(models, dataset, [int(i) for i in chosen], run_dir / "pictures", picture_extent(config))
 
 
 def _train(

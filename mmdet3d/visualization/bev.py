@@ -41,6 +41,7 @@ def draw_bev(
     radar: Tensor | None = None,
     extent: float = 54.0,
     size: int = 800,
+    behind: float | None = None,
 ) -> Image.Image:
     """Points, radar detections with their velocity, and boxes with heading and velocity over a second, from above.
 
@@ -51,6 +52,7 @@ def draw_bev(
         radar: (R, >=6): x, y, ., ., vx, vy; metres and m/s, in the frame of the boxes.
         extent: half the side of the picture, metres.
         size: side of the picture, pixels.
+        behind: cut the picture off so many metres behind the car.
     """
     canvas = _Canvas(extent, size)
     _rings(canvas)
@@ -64,7 +66,9 @@ def draw_bev(
     canvas.draw.polygon(
         [tuple(p) for p in canvas.pixels(torch.tensor([[-0.9, -2.0], [0.9, -2.0], [0.0, 2.3]])).tolist()], fill=INK
     )
-    return canvas.image
+    if behind is None:
+        return canvas.image
+    return canvas.image.crop((0, 0, size, round((extent + behind) * canvas.scale)))
 
 
 def _rings(canvas: _Canvas) -> None:

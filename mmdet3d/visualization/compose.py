@@ -16,6 +16,7 @@ __all__ = ["draw_frame", "side_by_side"]
 
 _TITLE = 28
 _GAP = 8
+_TILE, _ALONE = 640, 1280  # width of a camera image among others, and of a single one
 
 
 def draw_frame(
@@ -27,6 +28,7 @@ def draw_frame(
     points: Tensor | None = None,
     radar: Tensor | None = None,
     extent: float = 54.0,
+    behind: float | None = None,
     tall: bool = False,
 ) -> Image.Image:
     """Camera mosaic and bird's-eye view next to each other (`tall`: one above the other), the legend below.
@@ -34,11 +36,13 @@ def draw_frame(
     Other arguments as in `draw_cameras` and `draw_bev`; without images the bird's-eye view alone.
     """
     if images:
-        mosaic = draw_cameras(images, calibration, layers, classes, names)
-        size = mosaic.width if tall else max(mosaic.height, 400)
-        views = [mosaic, draw_bev(layers, classes, points, radar, extent, size=size)]
+        alone = len(images) == 1 and not tall
+        mosaic = draw_cameras(images, calibration, layers, classes, names, width=_ALONE if alone else _TILE)
+        shown = 1.0 if behind is None else (extent + behind) / (2 * extent)
+        size = mosaic.width if tall else round(max(mosaic.height, 400) / shown)
+        views = [mosaic, draw_bev(layers, classes, points, radar, extent, size, behind)]
     else:
-        views = [draw_bev(layers, classes, points, radar, extent)]
+        views = [draw_bev(layers, classes, points, radar, extent, behind=behind)]
     picture = _stack(views) if tall else _row(views)
     return _stack([picture, draw_legend(layers, classes, picture.width, radar=radar is not None)])
 

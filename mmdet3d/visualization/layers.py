@@ -15,7 +15,7 @@ __all__ = ["BACKGROUND", "INK", "PALETTE", "RADAR", "Color", "Layer", "draw_lege
 
 Color = tuple[int, int, int]
 
-# The colours of the nuScenes devkit.
+# The colours of the nuScenes devkit, by class in small letters; KITTI's cyclists are bicycles.
 PALETTE: dict[str, Color] = {
     "car": (255, 158, 0),
     "truck": (255, 99, 71),
@@ -27,6 +27,7 @@ PALETTE: dict[str, Color] = {
     "bicycle": (220, 20, 60),
     "pedestrian": (0, 0, 230),
     "traffic_cone": (47, 79, 79),
+    "cyclist": (220, 20, 60),
 }
 _OTHER: Color = (148, 103, 189)
 BACKGROUND: Color = (255, 255, 255)
@@ -70,7 +71,7 @@ class Layer:
 
 
 def _class_color(label: int, classes: Sequence[str]) -> Color:
-    return PALETTE.get(classes[label], _OTHER) if label >= 0 else _OTHER
+    return PALETTE.get(classes[label].lower(), _OTHER) if label >= 0 else _OTHER
 
 
 def font(size: int = 13) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

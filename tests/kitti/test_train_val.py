@@ -11,17 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from kitti_world import narrow_words
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "train_val.py"
 CONFIG = "configs/kitti/synthetic/rgb_baseline.yaml"
-# As small as the network goes.
-NARROW = {"base_channels": 1, "head_channels": 4, "image_size": "[32, 96]", "max_epochs": 1}
-
-
-def narrow(world: Path) -> list[str]:
-    loading = {"data.workers_per_gpu": 0, "data.samples_per_gpu": 4, "dataset_root": f"{world}/"}
-    return [word for key, value in (NARROW | loading).items() for word in (f"--{key}", str(value))]
 
 
 @pytest.fixture
@@ -31,11 +25,11 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_from_training_to_submission(main, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    main(["--config", CONFIG, *narrow(world)])
+    main(["--config", CONFIG, *narrow_words(world)])
     run = tmp_path / "runs" / "kitti" / "synthetic" / "rgb_baseline"
     trained = json.loads((run / "epoch_1.json").read_text())["metrics"]
 
-    main(["--config", CONFIG, "-e", *narrow(world)])
+    main(["--config", CONFIG, "-e", *narrow_words(world)])
     output = capsys.readouterr().out
     ids = (world / "ImageSets" / "val.txt").read_text().split()
     assert f"{len(ids)} frames, checkpoint: runs/kitti/synthetic/rgb_baseline/latest.safetensors (epoch 1)" in output
@@ -45,7 +39,16 @@ def test_from_training_to_submission(main, world: Path, tmp_path: Path, capsys: 
     assert summary["metrics"] == trained and summary["frames"] == len(ids)
 
     main(
-        ["--config", CONFIG, "-e", "--split", "test", "--checkpoint", str(run / "epoch_1.safetensors"), *narrow(world)]
+        [
+            "--config",
+            CONFIG,
+            "-e",
+            "--split",
+            "test",
+            "--checkpoint",
+            str(run / "epoch_1.safetensors"),
+            *narrow_words(world),
+        ]
     )
     output = capsys.readouterr().out
     assert "1 frames, checkpoint: " in output and "epoch_1.safetensors (epoch 1)" in output
@@ -53,7 +56,7 @@ def test_from_training_to_submission(main, world: Path, tmp_path: Path, capsys: 
         assert archive.namelist() == ["000000.txt"]
 
     with pytest.raises(ValueError, match="already holds a run"):
-        main(["--config", CONFIG, *narrow(world)])
+        main(["--config", CONFIG, *narrow_words(world)])
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,7 @@ def test_two_ranks_score_what_one_does(world: Path, tmp_path: Path, tool: str) -
     config = ["--config", str(ROOT / CONFIG)] if tool == "train_val.py" else [str(ROOT / CONFIG)]
 
     def call(launcher: list[str], name: str, *words: str) -> None:
-        command = [*launcher, str(ROOT / "tools" / name), *words, *narrow(world)]
+        command = [*launcher, str(ROOT / "tools" / name), *words, *narrow_words(world)]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 

@@ -15,6 +15,8 @@ from mmdet3d.datasets.base import random_state
 from mmdet3d.datasets.kitti.augment import Augmentation, View, flip_calibration, warp_depth, warp_image
 from mmdet3d.datasets.kitti.files import KittiCalibration, read_calibration, read_depth, read_ids, split_ids
 from mmdet3d.datasets.kitti.results import metrics_by_name, to_objects
+from mmdet3d.datasets.kitti.scene import kitti_scene
+from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.transforms.images import read_image
 from mmdet3d.evaluation.kitti import CLASSES, LOOSE, STRICT, evaluate_folder, write_metrics
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects, read_labels, write_results, zip_results
@@ -150,6 +152,18 @@ class KittiDataset(torch.utils.data.Dataset):
             labels=torch.tensor([self._label[name] for name in objects.names], dtype=torch.int64),
             boxes2d=torch.from_numpy(objects.boxes2d).float(),
             alphas=torch.from_numpy(objects.alpha).float(),
+        )
+
+    def scene(self, sample: Sample) -> Scene:
+        """For pictures: the frame of a sample without its augmentation, with its LiDAR points if they are there."""
+        index = self.tokens.index(sample.token)
+        return kitti_scene(
+            read_image(self._file("image_2", sample.token, "png")),
+            self.calibration(index),
+            _matrices(self.calibration(index), np.eye(4)),
+            self.ground_truth(index) if self.annotated else None,
+            self._file("velodyne", sample.token, "bin"),
+            sample.meta["flipped"],
         )
 
     # -- results ----------------------------------------------------------------------------------------------------
