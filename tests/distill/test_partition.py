@@ -27,7 +27,8 @@ def scene(*boxes: torch.Tensor, labels: list[int]) -> object:
 
 
 def bound(loss, grid: BEVGrid):
-    detector = SimpleNamespace(grid=grid, heads={"object": SimpleNamespace(train_cfg=TARGETS)})
+    heads = {"object": SimpleNamespace(train_cfg=TARGETS)}
+    detector = SimpleNamespace(grid=grid, heads=heads, history=loss.frames - 1)
     loss.bind(detector, detector)
     return loss
 
@@ -178,6 +179,12 @@ def test_a_nan_of_the_teacher_is_not_hidden():
 def test_bad_options_of_a_partition_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         PartitionedFeatureLoss(**{"part": "label", "frames": 3, **arguments})
+
+
+def test_a_student_of_other_frames_is_named():
+    student = SimpleNamespace(grid=SMALL, heads={"object": SimpleNamespace(train_cfg=TARGETS)}, history=4)
+    with pytest.raises(ValueError, match="the student sees 5 frames, but frames is 3"):
+        PartitionedFeatureLoss("label", frames=3).bind(student, student)
 
 
 def test_levels_that_do_not_fit_are_named():

@@ -70,6 +70,7 @@ class PartitionedFeatureLoss(DistillLoss):
                 f"PartitionedFeatureLoss: {student_channels[0]} channels of the first level are no {frames} frames "
                 "of equal width; check frames and student_channels"
             )
+        self.frames = frames
         self.binary = mask == "binary"
         self.student_channels = tuple(student_channels)
         shared = [student_channels[0] // (frames if partition == "per_frame_thirds" else 1), *student_channels[1:]]
@@ -79,6 +80,9 @@ class PartitionedFeatureLoss(DistillLoss):
         self.adaptors = nn.ModuleList(_adaptor(n, c) for n, c in zip(thirds, teacher_channels, strict=True))
 
     def bind(self, teacher: Detector, student: Detector) -> None:
+        frames = 1 + getattr(student, "history", 0)
+        if frames != self.frames:
+            raise ValueError(f"PartitionedFeatureLoss: the student sees {frames} frames, but frames is {self.frames}")
         self.grid = student.grid
         train_cfg = student.heads["object"].train_cfg
         self._targets = {"overlap": train_cfg["gaussian_overlap"], "min_radius": train_cfg["min_radius"]}
