@@ -57,6 +57,7 @@ class Recipe:
         title: heading of the table.
         runs: in order; a run may name the ones before it.
         table: which run plays which role of `ControlTable`; empty for no table.
+        variants: further rows of the table, heading to run.
         columns: of the table, heading to metric, of which more is better; without them those of nuScenes.
         decimals: of the table's numbers.
         data: arguments of the synthetic world's generator, and `layout`, nuscenes (default) or kitti; None if the data
@@ -67,6 +68,7 @@ class Recipe:
     title: str
     runs: Mapping[str, RecipeRun]
     table: Mapping[str, str] = field(default_factory=dict)
+    variants: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] | None = None
     decimals: int = 4
     data: Mapping[str, Any] | None = None
@@ -90,6 +92,9 @@ class Recipe:
                 raise ValueError(
                     f"{file.name}, table: {role}: {name} (roles: {', '.join(ROLES)}; runs: {', '.join(recipe.runs)})"
                 )
+        for heading, name in recipe.variants.items():
+            if name not in recipe.runs:
+                raise ValueError(f"{file.name}, variants: {heading}: {name} is no run{nearest(name, recipe.runs)}")
         layout = (recipe.data or {}).get("layout", "nuscenes")
         if layout not in _MAKERS:
             raise ValueError(f"{file.name}, data.layout: {layout!r} is none of {', '.join(_MAKERS)}")
@@ -154,8 +159,17 @@ def run_recipe(
 
 def control_table(recipe: Recipe, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> ControlTable:
     """The table of a finished recipe."""
-    roles = {role: [r["metrics"] for r in results[name].values()] for role, name in recipe.table.items()}
-    return ControlTable(**roles, title=recipe.title, columns=recipe.table_columns, decimals=recipe.decimals)
+
+    def metrics(name: str) -> list[Mapping[str, float]]:
+        return [r["metrics"] for r in results[name].values()]
+
+    return ControlTable(
+        **{role: metrics(name) for role, name in recipe.table.items()},
+        title=recipe.title,
+        columns=recipe.table_columns,
+        decimals=recipe.decimals,
+        variants={heading: metrics(name) for heading, name in recipe.variants.items()},
+    )
 
 
 def _summary(recipe: Recipe, results: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,9 +83,11 @@ class ControlTable:
         title: first line of the report.
         columns: what is compared.
         decimals: of the report's numbers.
+        variants: other distillations by name, paired with the control as `distilled` is; each gets a row, and one with
+            its gain over the control.
 
     Raises:
-        ValueError: control and distilled are no pairs, or a run lacks the metric of a column.
+        ValueError: control and distilled (or a variant) are no pairs, or a run lacks the metric of a column.
     """
 
     teacher: Sequence[Mapping[str, float]]
@@ -95,20 +97,25 @@ class ControlTable:
     title: str = "distillation"
     columns: Sequence[Column] = COLUMNS
     decimals: int = 4
+    variants: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.control or len(self.control) != len(self.distilled):
-            raise ValueError(
-                f"control ({len(self.control)} runs) and distilled ({len(self.distilled)} runs) must be paired by seed"
-            )
-        for run in (*self.teacher, *self.student, *self.control, *self.distilled):
+        for name, runs in {"distilled": self.distilled, **self.variants}.items():
+            if not self.control or len(self.control) != len(runs):
+                raise ValueError(
+                    f"control ({len(self.control)} runs) and {name} ({len(runs)} runs) must be paired by seed"
+                )
+        others = [run for runs in self.variants.values() for run in runs]
+        for run in (*self.teacher, *self.student, *self.control, *self.distilled, *others):
             for key, heading, _ in self.columns:
                 if key not in run:
                     raise ValueError(f"column {heading}: no metric {key!r}{nearest(key, run)}")
 
-    def comparison(self, key: str) -> Comparison:
+    def comparison(self, key: str, variant: str | None = None) -> Comparison:
+        """Of `distilled`, or of a variant, with the control."""
         higher = next(up for k, _, up in self.columns if k == key)
-        pairs = zip(self.distilled, self.control, strict=True)
+        runs = self.distilled if variant is None else self.variants[variant]
+        pairs = zip(runs, self.control, strict=True)
         return Comparison(tuple(d[key] - c[key] for d, c in pairs), higher)
 
     def gap_closed(self, key: str) -> float:
@@ -127,13 +134,13 @@ class ControlTable:
         for role, runs in roles.items():
             out["roles"][role] = {name: _summary([m[key] for m in runs]) for key, name, _ in self.columns}
         for key, name, _ in self.columns:
-            c = self.comparison(key)
             gap = self.gap_closed(key)
-            out["comparison"][name] = {
-                "gain": c.mean,
-                "interval95": None if math.isinf(c.half_width) else c.half_width,
-                "gap_closed": None if math.isnan(gap) else gap,
-                "verdict": c.verdict,
+            closed = {"gap_closed": None if math.isnan(gap) else gap}
+            out["comparison"][name] = _gain(self.comparison(key)) | closed
+        for variant, runs in self.variants.items():
+            out.setdefault("variants", {})[variant] = {
+                name: _summary([m[key] for m in runs]) | _gain(self.comparison(key, variant))
+                for key, name, _ in self.columns
             }
         return out
 
@@ -156,6 +163,10 @@ class ControlTable:
         )
         gaps = [self.gap_closed(key) for key, _, _ in self.columns]
         rows.append(["gap to the teacher closed", *("n/a" if math.isnan(g) else f"{100 * g:.0f} %" for g in gaps)])
+        for variant, runs in self.variants.items():
+            rows.append([variant, *(_cell([m[key] for m in runs], n) for key, _, _ in self.columns)])
+            gains = [self.comparison(key, variant) for key, _, _ in self.columns]
+            rows.append(["  gain over control", *(f"{c.mean:+.{n}f}{_margin(c, n)}" for c in gains)])
         return "\n".join([self._heading(), "", _markdown(rows), "", self._verdicts(comparisons)])
 
     def _heading(self) -> str:
@@ -177,6 +188,15 @@ class ControlTable:
             if members:
                 parts.append(f"{verdict}: {', '.join(members)}")
         return f"Distilled against control, 95 % over {len(self.control)} seeds: " + "; ".join(parts) + "."
+
+
+def _gain(comparison: Comparison) -> dict[str, Any]:
+    interval = None if math.isinf(comparison.half_width) else comparison.half_width
+    return {"gain": comparison.mean, "interval95": interval, "verdict": comparison.verdict}
+
+
+def _margin(comparison: Comparison, decimals: int) -> str:
+    return "" if math.isinf(comparison.half_width) else f" (±{comparison.half_width:.{decimals}f})"
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:

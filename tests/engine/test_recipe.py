@@ -44,3 +44,17 @@ def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
     path.write_text("title: T\nruns: {}\ndata: {layout: waymo}\n")
     with pytest.raises(ValueError, match=r"r\.yaml, data\.layout: 'waymo' is none of nuscenes, kitti"):
         Recipe.load(path)
+
+
+def test_variants_are_rows_of_the_table_and_must_be_runs(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "title: T\nruns: {a: {config: c}, b: {config: c}}\ntable: {teacher: a, control: a, distilled: a}\n"
+        "columns: {Score: s}\nvariants: {another: b}\n"
+    )
+    results = {name: {0: {"metrics": {"s": value}}} for name, value in (("a", 0.5), ("b", 0.25))}
+    table = control_table(Recipe.load(path), results)
+    assert table.comparison("s", "another").mean == -0.25
+    path.write_text("title: T\nruns: {a: {config: c}}\nvariants: {another: aa}\n")
+    with pytest.raises(ValueError, match=r"r\.yaml, variants: another: aa is no run, did you mean 'a'"):
+        Recipe.load(path)

@@ -78,3 +78,16 @@ def test_columns_of_another_benchmark() -> None:
     assert "Car 3D |" in text and " +4.5 |" in text and "mAP" not in text
     with pytest.raises(ValueError, match="column Car 3D: no metric 'Car/3d/R40/moderat', did you mean"):
         ControlTable(*runs, columns=[Column("Car/3d/R40/moderat", "Car 3D")])
+
+
+def test_variants_are_compared_with_the_control() -> None:
+    t = table([0.30, 0.32, 0.34], [0.36, 0.37, 0.41])
+    t = ControlTable(t.teacher, t.control, t.distilled, variants={"half": [metrics(v) for v in (0.32, 0.33, 0.39)]})
+    assert t.comparison("object/map", "half").mean == pytest.approx(0.08 / 3)
+    lines = str(t).splitlines()
+    row = next(i for i, line in enumerate(lines) if line.startswith("| half"))
+    assert "0.3467 ± 0.0379" in lines[row] and "+0.0267 (±0.0517)" in lines[row + 1]
+    stored = json.loads(json.dumps(t.to_dict()))["variants"]["half"]["mAP"]
+    assert stored["runs"] == [0.32, 0.33, 0.39] and stored["verdict"] == "within noise"
+    with pytest.raises(ValueError, match=r"control \(3 runs\) and half \(1 runs\) must be paired"):
+        ControlTable(t.teacher, t.control, t.distilled, variants={"half": [metrics(0.3)]})
