@@ -51,6 +51,7 @@ PARTIAL = {
     "synthetic/default.yaml",
     "synthetic/crkd/default.yaml",
     "synthetic/label_encoder/default.yaml",
+    "synthetic/labeldistill/default.yaml",
     "synthetic/simdistill/default.yaml",
 }
 

@@ -120,14 +120,14 @@ def test_the_published_sweeps_are_two_overrides():
     assert (sweeps["sweeps_num"], sweeps["future_sweeps"], sweeps["max_distance"]) == (5, 3, 58.0)
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", [*STUDENTS, "synthetic/labeldistill/small.yaml"])
 @pytest.mark.parametrize("term", ["label", "lidar", "response"])
 def test_a_term_of_labeldistill_is_switched_off_by_one_override(name, term):
     assert set(model(name).losses) == {"label", "lidar", "response"}
     assert set(model(name, f"--model.losses.{term}", "null").losses) == {"label", "lidar", "response"} - {term}
 
 
-@pytest.mark.parametrize(("name", "frames"), list(STUDENTS.items()))
+@pytest.mark.parametrize(("name", "frames"), [*STUDENTS.items(), ("synthetic/labeldistill/small.yaml", 3)])
 def test_the_partition_is_one_override(name, frames):
     default, published = model(name), model(name, "--partition", "contiguous_thirds")
     for term in ("label", "lidar"):
