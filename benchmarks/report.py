@@ -1,4 +1,7 @@
-"""Write the tables of docs/performance.md from the JSON files of benchmarks/results: python -m benchmarks.report"""
+"""Write tables of documents from the JSON files of benchmarks/results: python -m benchmarks.report
+
+Those of speed go to docs/performance.md, the control tables of recipes to docs/results.md, their heads to README.md.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from benchmarks import ops, train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "performance.md"
+CONTROL_TABLES = ROOT / "docs" / "results.md"
+README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
+RECIPES = ("crkd", "simdistill", "labeldistill", "monoskd", "monommkd")
 # What was aimed at on the CPU: case, other implementation, least ratio of its time (or memory) to ours.
 TARGETS = [
     ("bev_pool forward + backward", "twin", "median_ms", 5.0),
@@ -26,14 +32,27 @@ TARGETS = [
 
 
 def main() -> None:
-    """Replace what stands between the markers of the document; a missing results file leaves its part as it is."""
-    text = DOCUMENT.read_text()
+    """Replace what stands between the markers of the documents; a missing results file leaves its part as it is."""
+    parts = {}
     for name, render in {"ops": _ops, "targets": _targets, "train_step": _train_step}.items():
         for device in ("cpu", "cuda"):
             file = RESULTS / f"{'ops' if name == 'targets' else name}_{device}.json"
             if file.is_file():
-                text = _replace(text, f"{name}_{device}", render(json.loads(file.read_text())))
-    DOCUMENT.write_text(text)
+                parts[f"{name}_{device}"] = render(json.loads(file.read_text()))
+    _update(DOCUMENT, parts)
+    tables = {
+        name: json.loads(file.read_text()) for name in RECIPES if (file := RESULTS / f"{name}_small.json").is_file()
+    }
+    _update(CONTROL_TABLES, {name: table["text"] for name, table in tables.items()})
+    if tables:
+        _update(README, {"distillation": _heads(tables)})
+
+
+def _update(document: Path, parts: Mapping[str, str]) -> None:
+    text = document.read_text()
+    for name, content in parts.items():
+        text = _replace(text, name, content)
+    document.write_text(text)
 
 
 def _replace(text: str, marker: str, content: str) -> str:
@@ -52,6 +71,29 @@ def _ops(report: Mapping[str, Any]) -> str:
 
 def _train_step(report: Mapping[str, Any]) -> str:
     return f"{_facts(report)}.\n\n{train_step.table(report)}"
+
+
+def _heads(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: the first two metrics of every control table."""
+    lines = [
+        "| recipe | metric | teacher | control | distilled | gain, 95 % interval | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for recipe, result in tables.items():
+        table = result["table"]
+        for metric, gain in list(table["comparison"].items())[:2]:
+            teacher, control, distilled = (
+                _mean(table["roles"][r][metric]) for r in ("teacher", "control", "distilled")
+            )
+            change = f"{gain['gain']:+.3f} ± {gain['interval95']:.3f}"
+            lines.append(
+                f"| {recipe}_small | {metric} | {teacher} | {control} | {distilled} | {change} | {gain['verdict']} |"
+            )
+    return "\n".join(lines)
+
+
+def _mean(summary: Mapping[str, Any]) -> str:
+    return f"{summary['mean']:.3f}" + ("" if summary["std"] is None else f" ± {summary['std']:.3f}")
 
 
 def _facts(report: Mapping[str, Any]) -> str:

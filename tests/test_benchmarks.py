@@ -11,6 +11,7 @@ from benchmarks import growth, ops, report, train_step
 from benchmarks.cases import feature_decorator
 from benchmarks.framework import Budget, Case, forward_backward, peak_memory, run_case, twin
 from mmdet3d.config import load_config
+from mmdet3d.evaluation.control import COLUMNS, ControlTable
 from mmdet3d.models import build_model
 from mmdet3d.ops import native
 
@@ -152,3 +153,24 @@ def test_the_document_is_written_from_results(monkeypatch, tmp_path):
     )
     report.main()
     assert document.read_text() == first
+
+
+def test_control_tables_go_to_their_page_and_their_heads_to_the_readme(monkeypatch, tmp_path):
+    table = ControlTable(
+        *[
+            [dict.fromkeys((c.key for c in COLUMNS), value) for value in values]
+            for values in ([0.6], [0.2, 0.3], [0.3, 0.4])
+        ]
+    )
+    (tmp_path / "crkd_small.json").write_text(json.dumps({"table": table.to_dict(), "text": str(table)}))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    for name in ("DOCUMENT", "CONTROL_TABLES", "README"):
+        copy = tmp_path / f"{name}.md"
+        copy.write_text(getattr(report, name).read_text())
+        monkeypatch.setattr(report, name, copy)
+    report.main()
+    assert str(table) in (tmp_path / "CONTROL_TABLES.md").read_text()
+    assert (
+        "| crkd_small | mAP | 0.600 | 0.250 ± 0.071 | 0.350 ± 0.071 | +0.100 ± 0.000 | better |"
+        in (tmp_path / "README.md").read_text()
+    )
