@@ -13,6 +13,8 @@ from torch import nn
 
 from mmdet3d.config import load_config
 from mmdet3d.distill import Distiller
+from mmdet3d.engine.ema import EMA
+from mmdet3d.engine.optimizer import build_optimizer
 from mmdet3d.interop.checkpoints import load_weights
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector
@@ -240,6 +242,28 @@ def test_teacher_is_not_part_of_the_model_but_moves_with_it(files):
     assert next(distiller.teacher.parameters()).dtype == torch.float64
     distiller.to("meta")
     assert next(distiller.teacher.parameters()).device.type == "meta"
+
+
+def test_the_average_and_the_learning_rates_are_the_students(files):
+    """What a run keeps, averages and tunes by name is the student with the losses' adapters."""
+    distiller = ready(files)
+    ema = EMA(distiller, decay=0.999)
+    start = distiller.student.encoder[0].weight.detach().clone()
+    taught = {k: v.clone() for k, v in distiller.teacher.state_dict().items()}
+    assert set(ema.state) == set(distiller.state_dict()) and "student.encoder.1.running_mean" in ema.state
+    keys = {"custom_keys": {"encoder": {"lr_mult": 0.5}}}
+    optimizer = build_optimizer(distiller, {"type": "SGD", "lr": 1.0, "paramwise_cfg": keys})
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert rates[id(distiller.student.encoder[0].weight)] == 0.5 and rates[id(distiller.student.box.weight)] == 1.0
+    assert len(rates) == len(list(distiller.parameters()))
+    sum(distiller.loss(batch()).values()).backward()
+    optimizer.step()
+    ema.update()
+    weight = distiller.student.encoder[0].weight.detach()
+    assert not torch.equal(weight, start)
+    torch.testing.assert_close(ema.state["student.encoder.0.weight"], 0.999 * start + 0.001 * weight)
+    with ema.applied():
+        assert all(torch.equal(v, taught[k]) for k, v in distiller.teacher.state_dict().items())
 
 
 def test_a_copy_shares_the_teacher(files):
