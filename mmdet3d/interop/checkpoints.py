@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmdet3d.interop import simdistill
+from mmdet3d.interop import monoskd, simdistill
 
 __all__ = ["EXCEPTIONS", "TRAINING_ONLY", "file_digest", "load_state", "load_weights", "metadata_path", "read_weights"]
 
@@ -122,9 +122,9 @@ def load_weights(
     """Load a weight file completely: every tensor of `module` and of the file is accounted for.
 
     Published layouts are converted on the way: geometry that the config determines is dropped, a student is taken out
-    of a CRKD or SimDistill checkpoint (`encoders_student.` ...) or out of one of our distillers (`student.` ...), parts
-    that only training uses are left out where `module` has none, and spconv 2.x kernels are brought to
-    (k, k, k, in, out).
+    of a CRKD, SimDistill or MonoSKD checkpoint (`encoders_student.`, `centernet_rgb.` ...) or out of one of our
+    distillers (`student.` ...), parts that only training uses are left out where `module` has none, and spconv 2.x
+    kernels are brought to (k, k, k, in, out).
 
     Args:
         module: loaded in place.
@@ -185,8 +185,9 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> State:
 
 def _layout(state: State, own: Mapping[str, Tensor]) -> State:
     """Published and distiller layouts brought to the one of `own`."""
-    if simdistill.is_published(state):
-        return simdistill.student_state(state, own)
+    for system in (simdistill, monoskd):
+        if system.is_published(state):
+            return system.student_state(state, own)
     wants_student = any(k.startswith("student.") for k in own)
     if any(k.startswith(_STUDENT_PARTS) for k in state):
         student = {k.replace("_student.", ".", 1): v for k, v in state.items() if k.startswith(_STUDENT_PARTS)}

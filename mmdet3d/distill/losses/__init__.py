@@ -5,6 +5,7 @@ from mmdet3d.distill.losses.center_response import CenterResponseLoss
 from mmdet3d.distill.losses.correlation import CorrelationLoss
 from mmdet3d.distill.losses.dual_kl import DualKLLoss
 from mmdet3d.distill.losses.feature import FeatureLoss, MaskedFeatureLoss
+from mmdet3d.distill.losses.foreground import ForegroundLoss
 from mmdet3d.distill.losses.mimicking import MimickingLoss
 from mmdet3d.distill.losses.object_response import ObjectResponseLoss
 from mmdet3d.distill.losses.partition import PartitionedFeatureLoss
@@ -20,6 +21,7 @@ __all__ = [
     "DistillLoss",
     "DualKLLoss",
     "FeatureLoss",
+    "ForegroundLoss",
     "MaskedFeatureLoss",
     "MimickingLoss",
     "ObjectResponseLoss",

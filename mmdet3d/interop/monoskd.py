@@ -1,0 +1,53 @@
+"""State dicts of the published MonoSKD program: student, teacher and adapters of a distillation in one file."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+__all__ = ["is_published", "student_state"]
+
+logger = logging.getLogger(__name__)
+
+_STUDENT = "centernet_rgb."
+_ADAPTER = re.compile(r"(losses\.\w+\.)adapters\.(\d+)\.(.+)")
+_FUSION = re.compile(r"(losses\.\w+\.)fusions\.(\d+\..+)")
+_DEEP_FIRST = (32, 16, 8, 4)  # strides, in the order of our adapters
+
+
+def is_published(keys: Iterable[str]) -> bool:
+    """Whether these are the keys of a published distillation."""
+    return any(key.startswith(_STUDENT) for key in keys)
+
+
+def student_state(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+    """The student as a `MonoDetector`, or below `student.` as that of a `Distiller`, whose adapters come along.
+
+    The teacher is left out; `prefix="centernet_depth."` of `load_weights` takes it instead.
+
+    Args:
+        state: tensors by published name.
+        own: keys of the model that is to be loaded.
+    """
+    own = list(own)
+    student = {k.removeprefix(_STUDENT): v for k, v in state.items() if k.startswith(_STUDENT)}
+    logger.info("%d tensors of teacher and helpers left out", len(state) - len(student))
+    if not any(k.startswith("student.") for k in own):
+        return student
+    converted = {f"student.{k}": v for k, v in student.items()}
+    for key in own:
+        source = _source(key)
+        if source in state:
+            converted[key] = state[source]
+    return converted
+
+
+def _source(key: str) -> str | None:
+    """The published name of a tensor of one of our losses."""
+    if match := _ADAPTER.fullmatch(key):
+        return f"adapt_layer{_DEEP_FIRST[int(match[2])]}.{match[3]}" if int(match[2]) < len(_DEEP_FIRST) else None
+    match = _FUSION.fullmatch(key)
+    return f"rgb_fs.{match[2]}" if match else None
