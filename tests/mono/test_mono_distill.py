@@ -153,6 +153,21 @@ def test_configs_describe_the_published_networks():
     assert load_config("configs/kitti/depth_teacher.yaml").data.val.depth_dir == "training/depth_dense"
 
 
+@pytest.mark.parametrize("name", ["kitti/monoskd.yaml", "kitti/synthetic/monoskd.yaml"])
+def test_every_term_is_switched_off_by_one_override(name):
+    def terms(*words):
+        with torch.device("meta"):
+            losses = build_model(load_config(name, words).model).losses
+        features = [t for t in ("correlation", "affinity") if "features" in losses and getattr(losses.features, t)]
+        return {*features, *(n for n in losses if n != "features")}
+
+    assert terms() == {"correlation", "affinity", "responses"}
+    assert terms("--model.losses.features.correlation", "0") == {"affinity", "responses"}
+    assert terms("--model.losses.features.affinity", "0") == {"correlation", "responses"}
+    assert terms("--model.losses.responses", "null") == {"correlation", "affinity"}
+    assert terms("--model.losses.features", "null") == {"responses"}
+
+
 def test_published_learning_rates():
     from mmdet3d.engine.schedule import LearningRate
 
