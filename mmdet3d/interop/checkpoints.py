@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmdet3d.interop import monoskd, simdistill
+from mmdet3d.interop import labeldistill, monoskd, simdistill
 
 __all__ = ["EXCEPTIONS", "TRAINING_ONLY", "file_digest", "load_state", "load_weights", "metadata_path", "read_weights"]
 
@@ -188,6 +188,8 @@ def _layout(state: State, own: Mapping[str, Tensor]) -> State:
     for system in (simdistill, monoskd):
         if system.is_published(state):
             return system.student_state(state, own)
+    if labeldistill.is_published(state):
+        return labeldistill.model_state(state, own)
     wants_student = any(k.startswith("student.") for k in own)
     if any(k.startswith(_STUDENT_PARTS) for k in state):
         student = {k.replace("_student.", ".", 1): v for k, v in state.items() if k.startswith(_STUDENT_PARTS)}
