@@ -164,6 +164,29 @@ def test_ego_frame_gives_the_same_submission(real: Any, tmp_path: Path) -> None:
             assert abs(turn.yaw_pitch_roll[0]) < 0.01 and abs(turn.angle) < 0.06
 
 
+def test_pictures_look_ahead_in_both_frames(real: Any) -> None:
+    """The car's front is up; boxes and what a detector found lie on the same pixels."""
+    scenes = []
+    for frame in ("lidar", "ego"):
+        dataset, sample = real(pipeline([-1]), frame=frame)
+        scenes.append(dataset.scene(sample))
+        found = sample.boxes.transform(scenes[-1].from_detections)
+        torch.testing.assert_close(found.tensor, scenes[-1].boxes.tensor)
+        assert torch.equal(sample.calibration.lidar_aug, torch.eye(4))
+    lidar, ego = scenes
+    mount = torch.tensor([0.0, 0.94, 1.84])
+    # The scanner is tilted by 2.6 degrees, which shows in the height of what is far.
+    shift = (ego.boxes.centers - lidar.boxes.centers - mount).abs()
+    assert shift[:, :2].max() < 0.5 and (shift[:, 2] < 0.06 * ego.boxes.centers.norm(dim=1)).all()
+    pixels = []
+    for scene in scenes:
+        undo = torch.linalg.inv(scene.calibration.lidar_aug)
+        raw = scene.boxes.centers @ undo[:3, :3].T + undo[:3, 3]
+        uv, depth = project(raw, scene.calibration.lidar2image)
+        pixels.append(uv[depth > 2])
+    torch.testing.assert_close(*pixels, atol=0.1, rtol=1e-4)
+
+
 def test_augmentation_keeps_the_height_of_points_in_boxes(real: Any) -> None:
     """Scaling the scene scales z of points as it scales that of boxes."""
     steps = [{"type": "LoadPointsFromFile"}, {"type": "LoadAnnotations3D"}]

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmdet3d.datasets.base import FrameDataset, with_annotations
 from mmdet3d.datasets.nuscenes.ego_frame import in_ego_frame
 from mmdet3d.datasets.nuscenes.infos import read_infos
 from mmdet3d.datasets.records import FrameRecord
+from mmdet3d.datasets.scene import Scene
+from mmdet3d.datasets.transforms.augment import transform_lidar_frame
 from mmdet3d.evaluation.nuscenes import MODALITIES, evaluate_submission, format_detections, write_submission
 from mmdet3d.evaluation.nuscenes_tables import CLASSES
 from mmdet3d.registry import DATASETS, nearest
-from mmdet3d.structures import Detections3D
+from mmdet3d.structures import Detections3D, Sample
 
 __all__ = ["NuScenesDataset"]
+
+# x ahead, y left to x right, y ahead.
+_EGO_TO_PICTURE = torch.tensor([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
 @DATASETS.register
@@ -78,8 +85,15 @@ class NuScenesDataset(FrameDataset):
         if frame == "ego":
             records = [in_ego_frame(r) for r in records]
         super().__init__(records, dataset_root, pipeline, classes, test_mode, filter_empty_gt, seed, load_interval)
+        self.reference_frame = frame
         self.version = version or metadata.get("version")
         self.eval_set = eval_set or metadata.get("split")
+
+    def scene(self, sample: Sample) -> Scene:
+        if self.reference_frame == "lidar":
+            return super().scene(sample)
+        turned = transform_lidar_frame(dataclasses.replace(sample, history=None), _EGO_TO_PICTURE)
+        return dataclasses.replace(super().scene(turned), from_detections=_EGO_TO_PICTURE)
 
     def format(self, detections: Sequence[Detections3D], out_dir: str | Path) -> Path:
         """Write detections (one per sample, in data-set order) as `{out_dir}/results_nusc.json`; returns its path.
