@@ -15,7 +15,7 @@ from mmdet3d.models import build_model
 from mmdet3d.structures import Batch, Boxes3D, Calibration, Sample
 
 CONFIG = "synthetic/simdistill/small.yaml"
-TEACHER, STUDENT = "synthetic/camera+lidar/small.yaml", "synthetic/simulated/small.yaml"
+TEACHER, STUDENT = "synthetic/camera+lidar/large_images.yaml", "synthetic/simulated/small.yaml"
 TERMS = {"camera", "lidar", "fused", "prediction"}
 
 
@@ -47,8 +47,8 @@ def batch() -> Batch:
     """One sample of two cameras, LiDAR and two boxes."""
     generator = torch.Generator().manual_seed(0)
     camera = torch.tensor([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
-    intrinsics = torch.diag(torch.tensor([130.0, 130, 1, 1]))
-    intrinsics[:2, 2] = torch.tensor([96.0, 32])
+    intrinsics = torch.diag(torch.tensor([260.0, 260, 1, 1]))
+    intrinsics[:2, 2] = torch.tensor([192.0, 64])
     eye = torch.eye(4)
     points = torch.rand(500, 5, generator=generator)
     points[:, :3] = (points[:, :3] - 0.5) * torch.tensor([70.0, 70, 4])
@@ -57,7 +57,8 @@ def batch() -> Batch:
     sample = Sample(
         token="random",
         calibration=Calibration(eye, eye, both, both, intrinsics.repeat(2, 1, 1), eye.repeat(2, 1, 1), eye),
-        images=torch.randn(2, 3, 64, 192, generator=generator),
+        images=torch.randn(2, 3, 128, 384, generator=generator),
+        depths=40 * torch.rand(2, 128, 384, generator=generator),
         points=points,
         boxes=Boxes3D(torch.tensor([[9.0, 1, -1, 4.5, 1.9, 1.6, 0.2, 1, 0], [-12.0, 3, -1, 0.7, 0.7, 1.7, 0, 0, 0]])),
         labels=torch.tensor([0, 8]),
