@@ -36,17 +36,19 @@ def test_every_command_is_covered_here_or_elsewhere() -> None:
         r"python tools/doctor\.py",  # tests/install/test_docker.py
         r"python tools/create_data\.py nuscenes --root-path \./data/nuscenes",  # tests/nuscenes, on real files
         r"torchpack dist-run",  # below, and tests/launch
+        r"python tools/create_data\.py kitti",  # tests/kitti/test_create.py
+        r"python tools/train_val\.py",  # below, and tests/kitti/test_train_val.py
     )
     here = set(commands("Synthetic data"))
     left = [c for c in commands() if c not in here and not any(re.match(p, c) for p in elsewhere)]
     assert left == []
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("torchpack dist-run")])
+@pytest.mark.parametrize("command", [c for c in commands() if re.match("torchpack dist-run|python tools/train_val", c)])
 def test_published_commands_name_configs_that_resolve(command: str) -> None:
     words = shlex.split(command)
     config = next(w for w in words if w.endswith(".yaml"))
-    assert load_config(ROOT / config).model.type in ("BEVFusion", "Distiller")
+    assert load_config(ROOT / config).model.type in ("BEVFusion", "Distiller", "LabelEncoderDetector", "MonoDetector")
     tool = next(w for w in words if w.startswith("tools/"))
     assert (ROOT / tool).is_file()
 
