@@ -110,13 +110,6 @@ def test_what_lies_nearer_farther_or_nowhere():
     assert DepthBins().classes == 97
 
 
-def test_expected_depth_leaves_out_what_is_beyond():
-    bins = DepthBins("UD", 0.0, 4.0, 4)
-    distribution = torch.tensor([0.25, 0, 0.25, 0, 0.5]).view(1, 5, 1, 1)
-    assert bins.expected_depth(distribution).item() == pytest.approx(1.5)
-    assert bins.expected_depth(torch.eye(5)[4].view(1, 5, 1, 1)).isfinite().all()
-
-
 # -- maps --------------------------------------------------------------------------------------------------------------
 
 

@@ -89,12 +89,6 @@ class DepthBins:
         index = self.position(inside).floor().long().clamp(0, self.count - 1)
         return torch.where(known, torch.where(depth > self.far, self.count, index), IGNORED)
 
-    def expected_depth(self, probabilities: Tensor) -> Tensor:
-        """Mean depth (B, H, W), metres, of distributions (B, classes, H, W) over the classes, without the last one."""
-        within = probabilities[:, :-1]
-        centers = self.centers().to(within)[:, None, None]
-        return (within * centers).sum(1) / within.sum(1).clamp(min=torch.finfo(within.dtype).tiny)
-
 
 def bin_map(depths: Tensor, crop_scale: Tensor, map_size: tuple[int, int], bins: DepthBins) -> Tensor:
     """The bin of each cell's mean depth.
