@@ -85,8 +85,7 @@ def draw_sample(
 
 
 def compare(
-    models: Mapping[str, Trainable],
-    dataset: FrameDataset | KittiDataset,
+    columns: Mapping[str, tuple[Trainable, FrameDataset | KittiDataset]],
     indices: Sequence[int],
     out_dir: Path,
     extent: float,
@@ -94,19 +93,18 @@ def compare(
     """One picture per sample: a column per model, each with the ground truth and its own detections.
 
     Args:
-        models: by title, in eval mode, on the CPU or on one device.
-        indices: samples of the data set.
+        columns: by title a model, in eval mode, on the CPU or on one device, and the data set as that model reads it.
+        indices: samples, the same of every data set.
         extent: half width of the bird's-eye view, metres.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = []
     for index in tqdm(indices, desc="draw", unit="picture"):
-        sample = dataset[index]
-        columns = {}
-        for title, model in models.items():
-            device = next(model.parameters()).device
-            found = detect(model, sample, device)
-            columns[title] = draw_sample(sample, dataset, found, min_score=0.2, extent=extent, tall=True)
+        pictures = {}
+        for title, (model, dataset) in columns.items():
+            sample = dataset[index]
+            found = detect(model, sample, next(model.parameters()).device)
+            pictures[title] = draw_sample(sample, dataset, found, min_score=0.2, extent=extent, tall=True)
         paths.append(out_dir / f"{index:04d}-{sample.token}.png")
-        side_by_side(columns).save(paths[-1])
+        side_by_side(pictures).save(paths[-1])
     return paths

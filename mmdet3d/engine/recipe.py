@@ -183,16 +183,17 @@ def _summary(recipe: Recipe, results: Mapping[str, Any], seeds: Sequence[int]) -
 
 def _draw(recipe: Recipe, results: Mapping[str, Mapping[str, Any]], run_dir: Path) -> None:
     """Ground truth and detections of the recipe's columns, side by side."""
-    models = {}
+    columns = {}
     column, decimals = recipe.table_columns[0], min(recipe.decimals, 3)
     for name in recipe.pictures["columns"]:
         config = Config(yaml.safe_load((Path(results[name]["checkpoint"]).parent / "configs.yaml").read_text()))
         model = build_model(config.model).eval()
         load_checkpoint(model, results[name]["checkpoint"])
-        models[f"{name}: {column.heading} {results[name]['metrics'][column.key]:.{decimals}f}"] = model
-    dataset = build_dataset(config.data["val"], test_mode=True)
+        dataset = build_dataset(config.data["val"], test_mode=True)
+        title = f"{name}: {column.heading} {results[name]['metrics'][column.key]:.{decimals}f}"
+        columns[title] = (model, dataset)
     chosen = np.linspace(0, len(dataset) - 1, recipe.pictures["samples"]).round().astype(int)
-    compare(models, dataset, [int(i) for i in chosen], run_dir / "pictures", picture_extent(config))
+    compare(columns, [int(i) for i in chosen], run_dir / "pictures", picture_extent(config))
 
 
 def _train(

@@ -82,6 +82,6 @@ def test_the_tool_and_columns_of_models(world: Path, tmp_path: Path) -> None:
 
     cfg = load_config(words[0], words[1:])
     dataset = build_dataset(cfg.data.val, test_mode=True)
-    models = {name: build_model(cfg.model).eval() for name in ("student", "distilled")}
-    (path,) = compare(models, dataset, [1], tmp_path / "pictures", picture_extent(cfg))
+    columns = {name: (build_model(cfg.model).eval(), dataset) for name in ("student", "distilled")}
+    (path,) = compare(columns, [1], tmp_path / "pictures", picture_extent(cfg))
     assert path.name == f"0001-{dataset.tokens[1]}.png" and Image.open(path).width == 2 * 640 + 8
