@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+_HEAD_START = 2.0  # seconds for rank 0 to report
 
 _OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
 _PMI = ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS", "MPI_LOCALRANKID")
@@ -194,6 +197,8 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if world_size() > 1 and code:
+        if not is_main():  # the launcher stops all as soon as one ends, and rank 0 says why
+            time.sleep(_HEAD_START)
         os._exit(code)
     if dist.is_initialized():
         dist.destroy_process_group()

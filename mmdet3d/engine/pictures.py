@@ -89,6 +89,7 @@ def compare(
     indices: Sequence[int],
     out_dir: Path,
     extent: float,
+    min_score: float = 0.2,
 ) -> list[Path]:
     """One picture per sample: a column per model, each with the ground truth and its own detections.
 
@@ -96,6 +97,7 @@ def compare(
         columns: by title a model, in eval mode, on the CPU or on one device, and the data set as that model reads it.
         indices: samples, the same of every data set.
         extent: half width of the bird's-eye view, metres.
+        min_score: of the detections that are drawn.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -104,7 +106,7 @@ def compare(
         for title, (model, dataset) in columns.items():
             sample = dataset[index]
             found = detect(model, sample, next(model.parameters()).device)
-            pictures[title] = draw_sample(sample, dataset, found, min_score=0.2, extent=extent, tall=True)
+            pictures[title] = draw_sample(sample, dataset, found, min_score=min_score, extent=extent, tall=True)
         paths.append(out_dir / f"{index:04d}-{sample.token}.png")
         side_by_side(pictures).save(paths[-1])
     return paths

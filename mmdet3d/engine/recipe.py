@@ -62,7 +62,8 @@ class Recipe:
         decimals: of the table's numbers.
         data: arguments of the synthetic world's generator, and `layout`, nuscenes (default) or kitti; None if the data
             set is the user's.
-        pictures: `columns` (runs drawn side by side) and `samples` (how many key frames).
+        pictures: `columns` (runs drawn side by side), `samples` (how many key frames), and the least `min_score` of the
+            detections that are drawn.
     """
 
     title: str
@@ -193,7 +194,8 @@ def _draw(recipe: Recipe, results: Mapping[str, Mapping[str, Any]], run_dir: Pat
         title = f"{name}: {column.heading} {results[name]['metrics'][column.key]:.{decimals}f}"
         columns[title] = (model, dataset)
     chosen = np.linspace(0, len(dataset) - 1, recipe.pictures["samples"]).round().astype(int)
-    compare(columns, [int(i) for i in chosen], run_dir / "pictures", picture_extent(config))
+    drawn = {"min_score": recipe.pictures["min_score"]} if "min_score" in recipe.pictures else {}
+    compare(columns, [int(i) for i in chosen], run_dir / "pictures", picture_extent(config), **drawn)
 
 
 def _train(
