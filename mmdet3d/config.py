@@ -66,8 +66,9 @@ def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     for part in _chain(file):
         _merge(config, _read(part))
     pairs = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    for key, value in pairs.items():
-        _override(config, key, value, file)
+    # Top-level choices come first: an override below `${a[choice]}` changes a copy of the block that was chosen.
+    for key in sorted(pairs, key=lambda k: "." in k):
+        _override(config, key, pairs[key], file)
     return _evaluate(config, copy.deepcopy(config), file)
 
 
@@ -167,7 +168,7 @@ def _child(node: Any, part: str, path: str, file: Path, names: Config) -> Any:
     elif part not in node:
         raise ValueError(f"unknown config key {path!r}{nearest(part, node)} ({file.name})")
     if isinstance(node[part], str):
-        node[part] = _own_copy(node[part], names)
+        node[part] = _own_copy(node[part], names, file)
     if node[part] is None:
         node[part] = Config()
     if isinstance(node[part], dict) and not isinstance(node[part], Config):
@@ -177,13 +178,14 @@ def _child(node: Any, part: str, path: str, file: Path, names: Config) -> Any:
     return node[part]
 
 
-def _own_copy(value: str, names: Config) -> Any:
-    """The block that `${a.b}` stands for, as a copy to be changed in this place alone; any other text as it is."""
-    if not value.startswith("${"):
+def _own_copy(value: str, names: Config, file: Path) -> Any:
+    """The block that `${a.b}` or `${a[b]}` stands for, as a copy to change in this place alone; other text as it is."""
+    if not (value.startswith("${") and value.endswith("}")):
         return value
-    block: Any = names
-    for name in value[2:-1].split("."):
-        block = block.get(name) if isinstance(block, Mapping) else None
+    tree = _parse(value, file)
+    if not isinstance(tree, (ast.Name, ast.Attribute, ast.Subscript)):
+        return value
+    block = _expression(tree, names, value, file, depth=0)
     return copy.deepcopy(block) if isinstance(block, Mapping) else value
 
 
@@ -213,12 +215,16 @@ def _evaluate(value: Any, names: Config, file: Path, depth: int = 0) -> Any:
     if isinstance(value, list):
         return [_evaluate(v, names, file, depth) for v in value]
     if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
-        try:
-            tree = ast.parse(value[2:-1].strip(), mode="eval").body
-        except SyntaxError:
-            raise ValueError(f"{value} in {file} is no expression") from None
-        return _evaluate(copy.deepcopy(_expression(tree, names, value, file, depth)), names, file, depth + 1)
+        block = _expression(_parse(value, file), names, value, file, depth)
+        return _evaluate(copy.deepcopy(block), names, file, depth + 1)
     return value
+
+
+def _parse(value: str, file: Path) -> ast.expr:
+    try:
+        return ast.parse(value[2:-1].strip(), mode="eval").body
+    except SyntaxError:
+        raise ValueError(f"{value} in {file} is no expression") from None
 
 
 def _expression(node: ast.expr, names: Config, text: str, file: Path, depth: int) -> Any:
@@ -245,7 +251,12 @@ def _expression(node: ast.expr, names: Config, text: str, file: Path, depth: int
         case ast.Subscript(value=owner, slice=ast.Slice(lower=low, upper=high, step=None)):
             return container(owner)[slice(visit(low) if low else None, visit(high) if high else None)]
         case ast.Subscript(value=owner, slice=index):
-            return container(owner)[visit(index)]
+            base, key = container(owner), visit(index)
+            if isinstance(base, Mapping) and key not in base:
+                known = ", ".join(map(str, base))
+                hint = nearest(str(key), map(str, base))
+                raise ValueError(f"{text} in {file}: no key {key!r}{hint}; there are {known}")
+            return base[key]
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             return _BINARY[type(op)](visit(left), visit(right))
         case ast.UnaryOp(op=ast.USub(), operand=operand):

@@ -66,6 +66,22 @@ def test_an_override_below_a_reference_changes_that_use_alone(tree: Path) -> Non
         load_config(path, ["--first.width.x", "2"])
 
 
+def test_a_choice_among_blocks(tree: Path) -> None:
+    path = tree.with_name("choice.yaml")
+    path.write_text(
+        "term: {width: 1}\nsets: {both: {a: '${term}', b: '${term}'}, one: {a: '${term}'}}\n"
+        "choose: both\nlosses: '${sets[choose]}'\n"
+    )
+    assert load_config(path).losses == {"a": {"width": 1}, "b": {"width": 1}}
+    # An override below the choice changes what is chosen, in whichever order the two are given.
+    assert load_config(path, ["--losses.a.width", "2", "--choose", "one"]).losses == {"a": {"width": 2}}
+    assert load_config(path, ["--losses.b", "null"]).losses == {"a": {"width": 1}, "b": None}
+    with pytest.raises(ValueError, match=r"unknown config key 'losses\.b'"):
+        load_config(path, ["--choose", "one", "--losses.b.width", "2"])
+    with pytest.raises(ValueError, match=r"no key 'onne', did you mean 'one'.*there are both, one"):
+        load_config(path, ["--choose", "onne"])
+
+
 def test_override_values_are_yaml() -> None:
     words = ["--a", "1e-4", "--b", "[1, 'x y']", "--c", "null", "d=true", "--e", "-0.5", "--f", "0123abc"]
     assert parse_overrides(words) == {"a": 1e-4, "b": [1, "x y"], "c": None, "d": True, "e": -0.5, "f": "0123abc"}

@@ -127,6 +127,12 @@ def test_a_term_of_labeldistill_is_switched_off_by_one_override(name, term):
     assert set(model(name, f"--model.losses.{term}", "null").losses) == {"label", "lidar", "response"} - {term}
 
 
+@pytest.mark.parametrize("name", [*STUDENTS, "synthetic/labeldistill/small.yaml"])
+@pytest.mark.parametrize(("source", "terms"), [("labels", {"label"}), ("lidar", {"lidar", "response"})])
+def test_labels_alone_and_lidar_alone_are_one_override_each(name, source, terms):
+    assert set(model(name, "--learn_from", source).losses) == terms
+
+
 @pytest.mark.parametrize(("name", "frames"), [*STUDENTS.items(), ("synthetic/labeldistill/small.yaml", 3)])
 def test_the_partition_is_one_override(name, frames):
     default, published = model(name), model(name, "--partition", "contiguous_thirds")
