@@ -34,7 +34,7 @@ test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
 
 test-slow: setup-test
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow --durations=25
 
 lint: setup-test
 	$(BIN)/pip install --disable-pip-version-check -q ruff && $(BIN)/ruff check . && $(BIN)/ruff format --check .
