@@ -40,4 +40,4 @@ lint: setup-test
 	$(BIN)/pip install --disable-pip-version-check -q ruff && $(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean:
-	rm -rf build runs *.egg-info
+	rm -rf build *.egg-info

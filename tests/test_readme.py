@@ -8,24 +8,28 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+import yaml
 
 from mmdet3d import load_config
+from mmdet3d.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
 
-def blocks(language: str, heading: str | None = None) -> list[str]:
-    text = (ROOT / "README.md").read_text()
+def blocks(language: str, heading: str | None = None, document: str = "README.md") -> list[str]:
+    text = (ROOT / document).read_text()
     if heading is not None:
         text = re.split(r"(?m)^## ", text.split(f"## {heading}\n")[1])[0]
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def commands(heading: str | None = None) -> list[str]:
-    lines = [line for block in blocks("bash", heading) for line in block.splitlines()]
+def commands(heading: str | None = None, document: str = "README.md") -> list[str]:
+    lines = [line for block in blocks("bash", heading, document) for line in block.splitlines()]
     return [c for c in (line.split("#")[0].strip() for line in lines) if c]
 
 
@@ -44,22 +48,44 @@ def test_every_command_is_covered_here_or_elsewhere() -> None:
     assert left == []
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if re.match("torchpack dist-run|python tools/train_val", c)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        c
+        for c in [*commands(), *commands("From zero to a table", "docs/training.md")]
+        if re.match("torchpack dist-run|python tools/train_val", c)
+    ],
+)
 def test_published_commands_name_configs_that_resolve(command: str) -> None:
     words = shlex.split(command)
-    config = next(w for w in words if w.endswith(".yaml"))
-    assert load_config(ROOT / config).model.type in ("BEVFusion", "Distiller", "LabelEncoderDetector", "MonoDetector")
+    place = next(i for i, w in enumerate(words) if w.endswith(".yaml"))
+    pairs = zip(words[place + 1 :: 2], words[place + 2 :: 2], strict=False)
+    overrides = [w for key, value in pairs if key.startswith("--model.") for w in (key, value)]
+    model = load_config(ROOT / words[place], overrides).model
+    assert model.type in ("BEVFusion", "Distiller", "LabelEncoderDetector", "MonoDetector")
     tool = next(w for w in words if w.startswith("tools/"))
     assert (ROOT / tool).is_file()
 
 
 def test_python_blocks_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
-    whole = [b for b in blocks("python") if b.startswith("from mmdet3d import")]
-    assert whole
-    for block in whole:
-        exec(compile(block, "README.md", "exec"), {})
+    _, model = blocks("python")
+    exec(compile(model, "README.md", "exec"), {})
     assert "encoders.radar" in capsys.readouterr().out
+
+
+def test_the_loss_of_the_readme_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    MODELS.names()  # filled before it is copied
+    monkeypatch.setattr(MODELS, "_classes", dict(MODELS._classes))
+    exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    (line,) = blocks("yaml")
+    assert f"--model.losses.cosine '{line.strip().removeprefix('cosine: ')}'" in (ROOT / "README.md").read_text()
+    config = load_config("synthetic/crkd/demo.yaml", {"model.losses": yaml.safe_load(line)}).model.losses["cosine"]
+    loss = MODELS.build({"type": config["type"]})
+    student, batch = torch.randn(2, 8, 4, 4, requires_grad=True), SimpleNamespace(device=torch.device("cpu"))
+    assert loss(student, 3 * student.detach(), batch) < 1e-6
+    loss(student, torch.randn(2, 8, 4, 4), batch).backward()
+    assert student.grad.abs().sum() > 0
 
 
 @pytest.mark.slow

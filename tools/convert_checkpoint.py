@@ -23,7 +23,7 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("source", type=Path)
+    parser.add_argument("source", type=Path, help="published or own file, .pth or .safetensors")
     parser.add_argument("target", type=Path, help=".safetensors (with a JSON beside it) or .pth")
     parser.add_argument("--config", help="check and convert for this config's model")
     parser.add_argument("--prefix", help="take only what lies below this name, and remove the name")

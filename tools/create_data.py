@@ -1,6 +1,7 @@
 """Prepare a data set.
 
-`nuscenes` writes info files and a database of objects, `depth` depth labels as files, `synthetic` a procedural world.
+`nuscenes` writes info files and a database of objects, `depth` depth labels as files, `kitti` checks a KITTI folder and makes
+dense depth, `synthetic` and `synthetic-kitti` make a procedural world.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _add_nuscenes(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--extra-tag", default="nuscenes", help="prefix of the info files")
     command.add_argument("--version", default="v1.0", help="v1.0 (trainval), v1.0-mini, v1.0-test or v1.0-synthetic")
     command.add_argument("--max-sweeps", type=int, default=10, help="LiDAR sweeps recorded per key frame")
-    command.add_argument("--workers", type=int, default=4)
+    command.add_argument("--workers", type=int, default=4, help="processes")
     command.add_argument("--allow-missing", action="store_true", help="use what exists of an incomplete data set")
     command.set_defaults(run=_nuscenes)
 
@@ -72,7 +73,7 @@ def _add_depth(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--root-path", default="./data/nuscenes", help="dataset root")
     command.add_argument("--out-dir", default=None, help="where depth_gt/ goes; the dataset root if not given")
     command.add_argument("--version", default="v1.0", help="v1.0 (trainval), v1.0-mini or v1.0-synthetic")
-    command.add_argument("--workers", type=int, default=4)
+    command.add_argument("--workers", type=int, default=4, help="processes")
     command.add_argument("--allow-missing", action="store_true", help="use what exists of an incomplete data set")
     command.set_defaults(run=_depth)
 
@@ -91,7 +92,7 @@ def _add_kitti(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--root-path", default="./data/KITTI3D", help="dataset root, with training and testing")
     command.add_argument("--depth", action="store_true", help="make missing maps of training/depth_dense first")
-    command.add_argument("--workers", type=int, default=4)
+    command.add_argument("--workers", type=int, default=4, help="processes")
     command.set_defaults(run=_kitti)
 
 
@@ -112,13 +113,15 @@ def _add_synthetic(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("--out-dir", default="data/synthetic", help="dataset root; finished scenes in it are kept")
-    command.add_argument("--scenes", type=int, default=60)
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--scenes", type=int, default=60, help="how many scenes")
+    command.add_argument("--seed", type=int, default=0, help="another number is another world")
     command.add_argument("--workers", type=int, default=1, help="processes; the result does not depend on it")
     command.add_argument("--keyframes", type=int, default=6, help="per scene, at 2 Hz")
     command.add_argument("--lidar-sweeps", type=int, default=4, help="between two key frames; 9 give the real 20 Hz")
     command.add_argument("--radar-sweeps", type=int, default=5, help="between two key frames")
-    command.add_argument("--image-size", type=int, nargs=2, default=(400, 225), metavar=("WIDTH", "HEIGHT"))
+    command.add_argument(
+        "--image-size", type=int, nargs=2, default=(400, 225), metavar=("WIDTH", "HEIGHT"), help="pixels of an image"
+    )
     command.add_argument("--difficulty", type=float, default=1.0, help="0 clean ... 1 as in life ... 3 hard")
     command.add_argument("--reach", type=float, default=45.0, help="populated road before and behind the car, metres")
     command.add_argument("--val-fraction", type=float, default=0.2, help="share of the scenes in synthetic_val")
@@ -154,7 +157,7 @@ def _add_synthetic_kitti(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--frames", type=int, default=400, help="labelled frames, in scenes of four")
     command.add_argument("--test-frames", type=int, default=20, help="frames without labels, in the folder testing")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="another number is another world")
     command.add_argument("--workers", type=int, default=1, help="processes; the result does not depend on it")
     command.add_argument(
         "--image-size", type=int, nargs=2, default=(640, 192), metavar=("WIDTH", "HEIGHT"), help="KITTI's is 1242 375"

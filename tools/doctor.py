@@ -7,6 +7,7 @@ Ends with exit code 1 if something that the tools need is missing. Paste its out
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import pkgutil
@@ -160,12 +161,18 @@ def data() -> list[Finding]:
         infos = sorted(p.name for p in folder.glob("*_infos_*.pkl")) if folder.is_dir() else []
         state = f"info files: {', '.join(infos)}" if infos else "no info files" if folder.is_dir() else "not there"
         found.append(Finding(name, state, "" if infos else f"see {step}" if step.endswith(".md") else step))
+    kitti = ROOT / "data" / "KITTI3D"
+    parts = sorted(str(p.relative_to(kitti)) for p in kitti.glob("*/*") if p.is_dir())
+    found.append(Finding("data/KITTI3D", ", ".join(parts) or "not there", "" if parts else "see data/README.md"))
     weights = sorted(p.name for p in (ROOT / "pretrained").glob("*") if p.suffix in (".pth", ".safetensors"))
     found.append(Finding("pretrained", ", ".join(weights) or "empty", "" if weights else "see pretrained/README.md"))
     return found
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    ).parse_args(words)
     missing = False
     for title, check in {
         "packages": packages,
@@ -185,4 +192,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

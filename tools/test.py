@@ -29,7 +29,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("config")
+    parser.add_argument("config", help="the config that the checkpoint was trained with")
     parser.add_argument("checkpoint", help=".safetensors or .pth")
     parser.add_argument("--eval", nargs="+", choices=["bbox"], help="print the benchmark's metrics")
     parser.add_argument("--format-only", action="store_true", help="write the submission file without scoring it")
@@ -37,8 +37,8 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--run-dir", help="where results are written (default: runs/CONFIG-test-TIME)")
     parser.add_argument("--eval-options", nargs="+", default=[], help="jsonfile_prefix=DIR: the same as --run-dir")
     parser.add_argument("--cfg-options", nargs="+", default=[], help="overrides, a.b.c=VALUE ...")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--seed", type=int, default=0, help="of the random generators (default: 0)")
+    parser.add_argument("--deterministic", action="store_true", help="the same kernels every time")
     add_override_options(parser)
     args, rest = parser.parse_known_args(words)
     if args.format_only and args.eval:

@@ -1,7 +1,7 @@
 """Draw ground truth and detections into the camera images and the bird's-eye view, one PNG per sample.
 
 python tools/visualize.py CONFIG --mode gt --limit 10
-python tools/visualize.py CONFIG --checkpoint CHECKPOINT --mode both --bbox-score 0.2 --out-dir viz
+python tools/visualize.py CONFIG --checkpoint CHECKPOINT --mode both --bbox-score 0.2 --out-dir runs/pictures
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("config")
+    parser.add_argument("config", help="YAML file; also looked for below configs/")
     parser.add_argument("--checkpoint", help=".safetensors or .pth; needed for pred and both")
-    parser.add_argument("--mode", choices=["gt", "pred", "both"], default="gt")
-    parser.add_argument("--split", choices=["val", "train", "test"], default="val")
-    parser.add_argument("--out-dir", default="viz", help="where the pictures go (default: viz)")
+    parser.add_argument("--mode", choices=["gt", "pred", "both"], default="gt", help="what is drawn (default: gt)")
+    parser.add_argument("--split", choices=["val", "train", "test"], default="val", help="of the config's data")
+    parser.add_argument("--out-dir", default="runs/pictures", help="where the pictures go (default: runs/pictures)")
     parser.add_argument("--bbox-score", type=float, default=0.1, help="lowest score of a detection (default: 0.1)")
     parser.add_argument("--bbox-classes", type=int, nargs="+", metavar="ID", help="only these classes (labels)")
     parser.add_argument("--limit", type=int, help="stop after so many samples")

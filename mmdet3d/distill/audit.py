@@ -73,11 +73,11 @@ def audit(distiller: Distiller, batches: Iterable[Batch]) -> dict[str, dict[str,
 
 
 def audit_table(result: Mapping[str, Mapping[str, Pull]]) -> str:
-    """The audit as text: a row per term, per part the length relative to detection's and the cosine."""
+    """The audit as text: a row per term, per part its gradient's length over detection's and their cosine."""
     parts = list(result)
     terms = list(result[parts[0]])
     lines = [" " * 22 + "".join(f"{part[-20:]:>22}" for part in parts)]
-    lines.append(f"{'term':<12}{'value':>10}" + "".join(f"{'length':>14}{'cosine':>8}" for _ in parts))
+    lines.append(f"{'term':<12}{'value':>10}" + "".join(f"{'ratio':>14}{'cosine':>8}" for _ in parts))
     for term in terms:
         line = f"{term:<12}{result[parts[0]][term].value:>10.3f}"
         for part in parts:

@@ -108,7 +108,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     except torch.OutOfMemoryError as error:
         _report(
             f"out of GPU memory ({str(error).splitlines()[0]}); lower data.samples_per_gpu (and raise "
-            "optimizer_config.cumulative_iters to keep the effective batch) or set precision to fp16",
+            "optimizer_config.cumulative_iters to keep the effective batch), or from fp32 set precision to bf16",
             words,
         )
         distributed.leave(2)

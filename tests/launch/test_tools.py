@@ -18,7 +18,7 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
 def test_doctor_reports_what_is_there(capsys: pytest.CaptureFixture) -> None:
-    assert runpy.run_path(str(TOOLS / "doctor.py"))["main"]() == 0
+    assert runpy.run_path(str(TOOLS / "doctor.py"))["main"]([]) == 0
     output = capsys.readouterr().out
     assert f"ok   torch                {torch.__version__}" in output
     assert re.search(r"ok   bev_pool +cpu: (compiled|PyTorch twin)", output)

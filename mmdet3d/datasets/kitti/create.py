@@ -126,7 +126,7 @@ def make_depth(root: str | Path, workers: int = 1, progress: bool = True) -> int
     if not ids:
         raise FileNotFoundError(
             f"{root / 'training' / 'velodyne'} has no scan of a training frame; dense depth is made from them: fetch "
-            "fetch data_object_velodyne.zip"
+            "data_object_velodyne.zip"
         )
     todo = [i for i in ids if not (root / _DEPTH / f"{i}.png").is_file()]
     with tqdm(total=len(ids), initial=len(ids) - len(todo), unit="map", disable=not progress) as bar:

@@ -100,7 +100,7 @@ def _locate(checkpoint: str, owner: str, option: str) -> Path:
             return Path(checkpoint)
         raise ValueError(
             f"pretrained weights of {owner} not found: {checkpoint} does not exist; put the file there, "
-            f"or start from scratch with {option} null"
+            f"or start from scratch with {_from_scratch(option)}"
         )
     scheme, name = checkpoint.split("://", 1)
     file = _TORCHVISION.get(name, f"{name}.pth") if scheme == "torchvision" else name.rsplit("/", 1)[-1]
@@ -109,8 +109,13 @@ def _locate(checkpoint: str, owner: str, option: str) -> Path:
     url = f"https://download.pytorch.org/models/{file}" if scheme == "torchvision" else checkpoint
     raise ValueError(
         f"pretrained weights of {owner} are not downloaded automatically: fetch {url} into {FOLDER}/, "
-        f"give your own file with {option}.checkpoint FILE, or start from scratch with {option} null"
+        f"give your own file with {option}.checkpoint FILE, or start from scratch with {_from_scratch(option)}"
     )
+
+
+def _from_scratch(option: str) -> str:
+    key = option.removeprefix("--")
+    return f"{option} null (the student of a distillation: --model.student.overrides '{{{key}: null}}')"
 
 
 def _load(path: Path) -> Any:
