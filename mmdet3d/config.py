@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 
 from mmdet3d.registry import nearest
 
-__all__ = ["CONFIG_ROOT", "Config", "load_config", "parse_overrides"]
+__all__ = ["CONFIG_ROOT", "Config", "find_config", "load_config", "parse_overrides", "parse_yaml"]
 
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 
@@ -24,6 +25,30 @@ _BINARY = {
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
 }
+
+# YAML 1.2's: `1e-3` is a number, which in YAML 1.1 (PyYAML's) needs a dot and a signed exponent.
+_FLOAT = re.compile(
+    r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$"
+    r"|\.(?:nan|NaN|NAN)$"
+)
+
+
+def _with_our_floats(cls: type) -> type:
+    tag = "tag:yaml.org,2002:float"
+    resolvers = cls.yaml_implicit_resolvers.items()
+    cls.yaml_implicit_resolvers = {first: [r for r in rules if r[0] != tag] for first, rules in resolvers}
+    cls.add_implicit_resolver(tag, _FLOAT, list("-+.0123456789"))
+    return cls
+
+
+@_with_our_floats
+class _Loader(yaml.SafeLoader):
+    pass
+
+
+@_with_our_floats
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that the loader would take for a number."""
 
 
 class Config(dict):
@@ -44,7 +69,16 @@ class Config(dict):
 
     def dump(self) -> str:
         """As YAML text."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=120)
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of YAML text, with YAML 1.2's numbers (`1e-3`).
+
+    Raises:
+        yaml.YAMLError: it is not valid.
+    """
+    return yaml.load(text, Loader=_Loader)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
@@ -107,15 +141,9 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError:
         return text
-    if isinstance(value, str):
-        try:
-            return float(value) if value.lower().strip("+-.0123456789") == "e" else value
-        except ValueError:
-            return value
-    return value
 
 
 def _chain(file: Path) -> list[Path]:
@@ -127,7 +155,7 @@ def _chain(file: Path) -> list[Path]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text())
+        content = parse_yaml(file.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not valid YAML: {error}") from error
     if content is None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
-from mmdet3d.config import load_config, parse_overrides
+from mmdet3d.config import Config, load_config, parse_overrides, parse_yaml
 
 
 @pytest.fixture()
@@ -85,6 +86,22 @@ def test_a_choice_among_blocks(tree: Path) -> None:
 def test_override_values_are_yaml() -> None:
     words = ["--a", "1e-4", "--b", "[1, 'x y']", "--c", "null", "d=true", "--e", "-0.5", "--f", "0123abc"]
     assert parse_overrides(words) == {"a": 1e-4, "b": [1, "x y"], "c": None, "d": True, "e": -0.5, "f": "0123abc"}
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1e-3", "0.001", ".001", "1.e-3", "0.1e-2"])
+def test_a_number_is_one_wherever_it_is_written(tree: Path, text: str) -> None:
+    path = tree.with_name("numbers.yaml")
+    path.write_text(f"lr: {text}\nrates: [{text}, 2e-3]\n")
+    assert load_config(path).lr == 0.001 and load_config(path).rates == [0.001, 0.002]
+    assert parse_overrides(["--a", text, "--b", f"[{text}, 2e-3]"]) == {"a": 0.001, "b": [0.001, 0.002]}
+
+
+@pytest.mark.parametrize("text", ["0123abc", "e3", "1e", "1e-", "1.2.3", "1e3f", "'12e03'", '"1e-3"', "-", "."])
+def test_text_stays_text(text: str) -> None:
+    value = text.strip("'\"")
+    assert parse_yaml(f"[{text} ]" if text != "-" else "['-']") == [value]
+    # The resolved config of a run is read again.
+    assert parse_yaml(Config(x=value, y=[1e-3, 1e22, float("inf")]).dump()) == {"x": value, "y": [1e-3, 1e22, math.inf]}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 
-from mmdet3d.config import parse_overrides
+from mmdet3d.config import parse_overrides, parse_yaml
 from mmdet3d.engine import distributed
 from mmdet3d.engine.interrupt import Interrupted
 from mmdet3d.engine.logging import get_logger
@@ -79,7 +79,7 @@ def read_overrides(words: Sequence[str], file: str | None = None) -> dict[str, A
         if not Path(file).is_file():
             raise FileNotFoundError(f"--overrides-file {file} does not exist")
         try:
-            content = yaml.safe_load(Path(file).read_text())
+            content = parse_yaml(Path(file).read_text())
         except yaml.YAMLError as error:
             raise ValueError(f"--overrides-file {file} is not valid YAML: {error}") from error
         if not isinstance(content, dict):

@@ -37,8 +37,8 @@ def test_mistakes(words: list[str], message: str) -> None:
 
 def test_file_comes_first(tmp_path: Path) -> None:
     file = tmp_path / "o.yaml"
-    file.write_text('a.b: "x; $y"\nc: {d: 1}\ne: 2\n')
-    assert read_overrides(["--e", "3"], str(file)) == {"a.b": "x; $y", "c": {"d": 1}, "e": 3}
+    file.write_text('a.b: "x; $y"\nc: {d: 1e-3}\ne: 2\n')
+    assert read_overrides(["--e", "3"], str(file)) == {"a.b": "x; $y", "c": {"d": 0.001}, "e": 3}
     file.write_text("- 1\n")
     with pytest.raises(ValueError, match="must hold lines"):
         read_overrides([], str(file))
