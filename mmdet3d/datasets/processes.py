@@ -6,13 +6,16 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
 __all__ = ["in_processes"]
 
 
-def in_processes(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
+def in_processes(
+    work: Callable[[Any], Any], items: Sequence[Any], workers: int, start_method: str = "spawn"
+) -> Iterator[Any]:
     """Results of `work` for every item, from up to `workers` new processes that compute in one thread each.
 
     Results come as they are ready. With one worker, or one item, this process does the work.
@@ -21,9 +24,10 @@ def in_processes(work: Callable[[Any], Any], items: Sequence[Any], workers: int)
         work: can be pickled, as functions of modules and partials of them can.
         items: arguments.
         workers: processes.
+        start_method: of `multiprocessing`; forked processes see what this one holds without a copy.
 
     Raises:
-        ValueError: less than one process.
+        ValueError: less than one process, or one of them was killed.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
@@ -31,14 +35,17 @@ def in_processes(work: Callable[[Any], Any], items: Sequence[Any], workers: int)
         for item in items:
             yield work(item)
         return
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(start_method)
     with _single_threaded(), ProcessPoolExecutor(min(workers, len(items)), mp_context=context) as pool:
-        futures = [pool.submit(work, item) for item in items]
         try:
-            for future in as_completed(futures):
+            # No list of the futures is kept, so that each result can be freed once it was used.
+            for future in as_completed([pool.submit(work, item) for item in items]):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise ValueError("a worker process was killed, probably for lack of memory; use fewer --workers") from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # After an error nothing may go on in the background: the caller may start anew at once.
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager

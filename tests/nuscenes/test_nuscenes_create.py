@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,6 +125,19 @@ def test_an_interrupted_map_continues(workers: int, tmp_path: Path) -> None:
             file.unlink()
     assert resumable_map(square, pieces, tmp_path / "parts", workers, "test") == [k * k for k in range(6)]
     assert not (tmp_path / "parts").exists()
+
+
+def test_a_killed_worker_is_an_error_and_what_was_done_is_kept(tmp_path: Path) -> None:
+    """As by the kernel when memory runs out."""
+
+    def killed(k: int) -> int:
+        if k == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return k
+
+    with pytest.raises(ValueError, match=r"a worker process was killed, probably for lack of memory; .*--workers"):
+        resumable_map(killed, {f"p{k}": k for k in range(6)}, tmp_path / "parts", 2, "test")
+    assert resumable_map(lambda k: k, {f"p{k}": k for k in range(6)}, tmp_path / "parts", 2, "test") == list(range(6))
 
 
 # -- database -------------------------------------------------------------------------------------------------------

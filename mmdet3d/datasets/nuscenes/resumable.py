@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from mmdet3d.datasets.pickles import dump_pickle, load_pickle
+from mmdet3d.datasets.processes import in_processes
 
 __all__ = ["digest", "digest_files", "resumable_map"]
 
@@ -46,6 +46,9 @@ def resumable_map(
         parts: folder for the results so far; its name must tell what they depend on. Removed at the end.
         workers: processes; 0 and 1 work in this one.
         description: of the progress bar.
+
+    Raises:
+        ValueError: a process was killed; and whatever `function` raises.
     """
     parts.mkdir(parents=True, exist_ok=True)
     todo = [(name, piece) for name, piece in pieces.items() if not (parts / f"{name}.pkl").is_file()]
@@ -58,16 +61,11 @@ def resumable_map(
     return results
 
 
-def _results(function: Callable[[Any], Any], todo: list[tuple[str, Any]], workers: int) -> Any:
-    if workers <= 1 or len(todo) <= 1:
-        for name, piece in todo:
-            yield name, function(piece)
-        return
+def _results(function: Callable[[Any], Any], todo: list[tuple[str, Any]], workers: int) -> Iterator[tuple[str, Any]]:
+    # Forked workers find the function, and the tables that it holds, here: it cannot be sent to them.
     global _function
     _function = function
-    # Forked workers see the tables without a copy.
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
-        yield from pool.imap_unordered(_call, todo)
+    return in_processes(_call, todo, max(workers, 1), "fork")
 
 
 _function: Callable[[Any], Any]
