@@ -150,5 +150,7 @@ def _collate(samples: list[Sample | _Failure]) -> Batch | _Failure:
 
 
 def _init_worker(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the training process decides when its workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and the SIGTERM of a launcher reach the whole process group, but the training process still needs its
+    # workers to get to the next checkpoint. They end when it asks them to, or a few seconds after it is gone.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 from engine_toy import EngineToyDataset
 from hypothesis import given
@@ -70,3 +73,17 @@ def test_a_mistake_in_a_worker_arrives_as_its_sentence(workers: int) -> None:
     with pytest.raises(ValueError) as caught:
         list(batches(loader))
     assert str(caught.value) == "sample 4: points.bin is cut short; copy it again"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_outlive_a_signal_to_the_process_group_but_not_their_loader(number: int) -> None:
+    sampler = TrainSampler(12, 3, 0)
+    loader = build_loader(EngineToyDataset(12), sampler, workers=1)
+    source = batches(loader)
+    next(source)
+    (worker,) = loader._iterator._workers
+    os.kill(worker.pid, number)
+    assert len(list(source)) == len(sampler) - 1
+    del source
+    loader._iterator = None
+    assert not worker.is_alive()

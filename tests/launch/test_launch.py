@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
@@ -130,22 +131,76 @@ def test_a_mistake_is_an_error_line_and_code_2(config: Path) -> None:
     ]
 
 
-@pytest.mark.slow
-def test_sigterm_saves(config: Path, tmp_path: Path) -> None:
-    slow = ["--max_epochs", "400", "--checkpoint_config.interval_iters", "null", "--evaluation.interval", "500"]
+def start(launcher: list[str], config: Path, run: Path) -> subprocess.Popen:
+    """A long training in a process group of its own, with loader workers, that has taken its first steps."""
+    slow = [
+        "--max_epochs",
+        "4000",
+        "--checkpoint_config.interval_iters",
+        "null",
+        "--checkpoint_config.interval",
+        "5000",
+    ]
     with config.open("a") as file:
-        file.write("evaluation: {interval: 1}\n")
-    command = [*PLAIN, *TOOL, "train.py", str(config), "--run-dir", str(tmp_path / "run"), *slow]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    lines = tmp_path / "run" / "metrics.jsonl"
+        file.write("evaluation: {interval: 5000, start: 5000}\n")
+    command = [*launcher, *TOOL, "train.py", str(config), "--run-dir", str(run), *slow]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, env=environment(), start_new_session=True, **pipes)
+    lines = run / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (lines.is_file() and lines.read_text()) and time.monotonic() < deadline:
+    while not (lines.is_file() and lines.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    return process
+
+
+def alive(session: int) -> list[int]:
+    """Processes of a session that still run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, own = path.read_text().rpartition(")")[2].split()[:4]
+            if int(own) == session and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+def gone(session: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while alive(session) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not alive(session)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [False, True], ids=["process", "group"])
+def test_sigterm_saves(whole_group: bool, config: Path, tmp_path: Path) -> None:
+    process = start(PLAIN, config, tmp_path / "run")
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "--resume_from auto" in output
     assert (tmp_path / "run" / "latest.safetensors").is_file()
+    assert gone(process.pid, 0.0)
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_saves(config: Path, tmp_path: Path) -> None:
+    """torchrun hands the signal on to the process group of each rank, loader workers included."""
+    process = start(TORCHRUN, config, tmp_path / "run")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=90)
+    assert "--resume_from auto" in output
+    assert (tmp_path / "run" / "latest.safetensors").is_file(), output
+
+
+@pytest.mark.slow
+def test_a_killed_training_leaves_no_worker(config: Path, tmp_path: Path) -> None:
+    process = start(PLAIN, config, tmp_path / "run")
+    assert len(alive(process.pid)) > 1
+    process.kill()
+    process.wait(timeout=60)
+    assert gone(process.pid, 30.0)
 
 
 @pytest.mark.slow
