@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from nuscenes.utils.geometry_utils import points_in_box
 from PIL import Image
 from pyquaternion import Quaternion
 
+from mmdet3d.datasets.processes import in_processes
 from mmdet3d.datasets.synthetic import VERSION, Settings, generate
 
 SMALL = Settings(scenes=2, keyframes=3, lidar_sweeps=1, radar_sweeps=1, image_size=(160, 90), val_fraction=0.5)
@@ -172,6 +174,34 @@ def test_more_workers_and_an_interruption_give_the_same_bytes(root: Path, tmp_pa
     assert next(again.glob("samples/LIDAR_TOP/synthetic-0000*")).stat().st_mtime_ns == kept
 
 
+TINY = Settings(scenes=1, keyframes=1, lidar_sweeps=0, radar_sweeps=0, image_size=(32, 18), reach=20)
+
+
+def test_a_finished_world_is_not_written_again(tmp_path: Path):
+    """Another recipe may be reading it."""
+
+    def times() -> dict[Path, int]:
+        return {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+
+    generate(tmp_path, TINY, progress=False)
+    before = times()
+    generate(tmp_path, TINY, progress=False)
+    assert times() == before
+
+
+def _complete(root: Path, _: int) -> None:
+    for _ in range(40):
+        (root / VERSION / "category.json").write_text("[]")
+        generate(root, TINY, progress=False)
+
+
+def test_two_processes_complete_one_world(tmp_path: Path):
+    generate(tmp_path, TINY, progress=False)
+    list(in_processes(partial(_complete, tmp_path), [0, 1], 2, "fork"))
+    assert json.loads((tmp_path / VERSION / "category.json").read_text())
+    assert not list((tmp_path / VERSION).glob(".*"))
+
+
 def test_other_seeds_give_other_worlds(root: Path, tmp_path: Path):
     other = Settings(**{**SMALL.__dict__, "seed": 1, "scenes": 1, "keyframes": 1})
     generate(tmp_path / "other", other, progress=False)
@@ -212,6 +242,12 @@ def test_command_line_refuses_unknown_data_sets(tool, capsys: pytest.CaptureFixt
         tool.main(["nuscense"])
     assert stop.value.code == 2
     assert "nuscense" in capsys.readouterr().err
+
+
+def test_command_line_explains_what_the_system_refuses(tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").touch()
+    assert tool.main(["synthetic", "--out-dir", str(tmp_path / "file" / "world"), "--scenes", "1"]) == 2
+    assert "Not a directory" in capsys.readouterr().err
 
 
 def test_command_line_makes_info_files(tool, root: Path, tmp_path: Path):

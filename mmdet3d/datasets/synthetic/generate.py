@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mmdet3d.datasets.processes import in_processes
 from mmdet3d.datasets.synthetic.scene import fragment_path, record_scene
 from mmdet3d.datasets.synthetic.settings import Settings
 from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, VERSION, common_tables, scene_name
+from mmdet3d.evaluation.files import atomic_write
 
 __all__ = ["claim", "generate"]
 
@@ -86,6 +86,9 @@ def _write_tables(root: Path, settings: Settings) -> None:
 
 
 def _write_json(path: Path, content: object) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=0))
-    os.replace(temporary, path)
+    """Equal files stay as they are: another process may be reading them."""
+    text = json.dumps(content, indent=0)
+    if path.is_file() and path.read_text() == text:
+        return
+    with atomic_write(path) as file:
+        file.write(text)

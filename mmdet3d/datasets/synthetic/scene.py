@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from mmdet3d.datasets.synthetic.road import CELL, EXTENT
 from mmdet3d.datasets.synthetic.settings import KEYFRAME_INTERVAL, Settings
 from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, scene_name, token
 from mmdet3d.datasets.synthetic.world import World, build_world
+from mmdet3d.evaluation.files import atomic_write
 
 __all__ = ["fragment_path", "record_scene"]
 
@@ -34,11 +34,8 @@ def fragment_path(root: Path, index: int) -> Path:
 def record_scene(settings: Settings, root: Path, index: int) -> None:
     """Write all files of a scene, its table rows last, so that rows exist only for complete scenes."""
     rows = _Recorder(settings, root, index).record()
-    path = fragment_path(root, index)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(rows))
-    os.replace(temporary, path)
+    with atomic_write(fragment_path(root, index)) as file:
+        file.write(json.dumps(rows))
 
 
 @dataclass(frozen=True)
