@@ -1,7 +1,7 @@
 """Prepare a data set.
 
-`nuscenes` writes info files and a database of objects, `depth` depth labels as files, `kitti` checks a KITTI folder and makes
-dense depth, `synthetic` and `synthetic-kitti` make a procedural world.
+`nuscenes` writes info files and a database of objects, `depth` depth labels as files, `kitti` checks a KITTI folder and
+makes dense depth, `synthetic` and `synthetic-kitti` make a procedural world.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         args.run(args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"create_data: {error}", file=sys.stderr)
         return 2
     return 0
