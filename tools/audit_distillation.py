@@ -2,8 +2,9 @@
 
 python tools/audit_distillation.py CONFIG [--checkpoint FILE] [--batches 8] [--a.b.c VALUE ...]
 
-Prints, per part of the student, how long the gradient of each term is beside that of the detection losses, and whether
-the two agree (cosine). Without --checkpoint the student is as the config starts it. Nothing is trained or written.
+Prints, per part of the student, how large the gradient of each term is beside that of the detection losses, and whether
+the two point the same way (cosine). Without --checkpoint the student is as the config starts it. Nothing is trained or
+written.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import torch
 from mmdet3d.config import load_config
 from mmdet3d.datasets import build_dataset
 from mmdet3d.distill.audit import audit, audit_table
-from mmdet3d.distill.distiller import Distiller
 from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.command import add_override_options, read_overrides, run
 from mmdet3d.engine.data import TrainSampler, batches, build_loader
@@ -34,14 +34,15 @@ def main(words: list[str]) -> None:
     parser.add_argument("--batches", type=int, default=8, help="training batches to average over (default: 8)")
     add_override_options(parser)
     args, rest = parser.parse_known_args(words)
+    overrides = read_overrides(rest, args.overrides_file)
+    kind = load_config(args.config, overrides).model["type"]
+    if kind != "Distiller":
+        raise ValueError(f"{args.config} describes no distillation: model.type is {kind}, not Distiller")
     # The teacher's score is training's business; here it is only listened to.
-    overrides = {"model.teacher.min_score": None, **read_overrides(rest, args.overrides_file)}
-    cfg = load_config(args.config, overrides)
+    cfg = load_config(args.config, {"model.teacher.min_score": None, **overrides})
     settings = Settings.from_config(cfg)
     seed_everything(settings.seed)
     model = build_model(cfg.model)
-    if not isinstance(model, Distiller):
-        raise ValueError(f"{args.config} describes no distillation: model.type is {cfg.model['type']}, not Distiller")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     if args.checkpoint:
@@ -49,6 +50,7 @@ def main(words: list[str]) -> None:
     else:
         model.init_weights()
     model.setup_training(lambda _: {})
+    model.start_epoch(settings.max_epochs)  # whatever a schedule holds back at first counts
     model.train()
     dataset = build_dataset(cfg.data.train, settings.seed)
     sampler = TrainSampler(len(dataset), settings.samples_per_gpu, settings.seed)

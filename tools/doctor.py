@@ -19,13 +19,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
-import mmdet3d
-from mmdet3d import ops
-from mmdet3d.ops.native import Kernels
-
-ROOT = Path(mmdet3d.__file__).resolve().parents[1]
+# torch and mmdet3d are imported where they are asked about: that they are missing is a finding.
+ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = [
     "torch",
     "torchpack",
@@ -71,10 +66,7 @@ class Finding:
 
 
 def packages() -> list[Finding]:
-    found = [
-        Finding("python", platform.python_version(), *_python_mend()),
-        Finding("mmdet3d", f"{mmdet3d.__version__} in {ROOT}"),
-    ]
+    found = [Finding("python", platform.python_version(), *_python_mend()), _own()]
     for name in (*REQUIRED, *OPTIONAL):
         needed, use = name in REQUIRED, OPTIONAL.get(name)
         try:
@@ -85,12 +77,21 @@ def packages() -> list[Finding]:
     return found
 
 
+def _own() -> Finding:
+    try:
+        return Finding("mmdet3d", f"{version('mmdet3d')} in {ROOT}")
+    except PackageNotFoundError:
+        return Finding("mmdet3d", "not installed", f"pip install --no-deps --no-build-isolation -e {ROOT}", True)
+
+
 def _python_mend() -> tuple[str, bool]:
     good = (3, 10) <= sys.version_info[:2] <= (3, 12)
     return ("", False) if good else ("use Python 3.10, 3.11 or 3.12 (nuscenes-devkit needs numpy < 2)", True)
 
 
 def devices() -> list[Finding]:
+    import torch
+
     found = [Finding("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")]
     if not torch.cuda.is_available():
         built = f"this torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "this torch is CPU-only"
@@ -104,6 +105,11 @@ def devices() -> list[Finding]:
 
 def operators() -> list[Finding]:
     """Every operator package, and what its calls take on each kind of device here."""
+    import torch
+
+    from mmdet3d import ops
+    from mmdet3d.ops.native import Kernels
+
     found = []
     where = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for module in pkgutil.iter_modules(ops.__path__):
@@ -185,6 +191,8 @@ def main(words: list[str]) -> int:
         for finding in check():
             print(finding)
             missing |= finding.needed and bool(finding.mend)
+        if missing:
+            break
     print(
         "something that the tools need is missing; see FAIL above" if missing else "everything that is needed is there"
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ class Pull:
         value: the weighted loss.
         norm: length of its gradient.
         cosine: of the angle to the gradient of the student's own losses: 1 asks for the same, 0 for something
-            unrelated, negative for the opposite. NaN where either is zero.
+            unrelated, negative for the opposite. Over the batches where neither is zero; NaN if there is none.
     """
 
     value: float
@@ -33,7 +34,7 @@ class Pull:
 
 
 def audit(distiller: Distiller, batches: Iterable[Batch]) -> dict[str, dict[str, Pull]]:
-    """Gradients of the terms at the present weights; nothing is updated, gradients of parameters stay as they are.
+    """Gradients of the terms at the present weights. Nothing is changed: weights, their gradients, buffers, schedules.
 
     A term whose gradient is much longer than that of the detection losses takes the training over; one that is long
     and unrelated to them (cosine near 0) costs the student capacity; one that is tiny does nothing.
@@ -51,10 +52,9 @@ def audit(distiller: Distiller, batches: Iterable[Batch]) -> dict[str, dict[str,
     if not distiller.losses:
         raise ValueError("the distiller has no losses to audit (is this the control?)")
     parts = _parts(distiller.student)
-    sums: dict[str, dict[str, list[float]]] = {p: {t: [0.0] * 3 for t in [DETECTION, *distiller.losses]} for p in parts}
-    count = 0
+    found: dict[str, dict[str, list[Pull]]] = {p: {t: [] for t in [DETECTION, *distiller.losses]} for p in parts}
+    buffers, state = {k: v.clone() for k, v in distiller.named_buffers()}, distiller.training_state()
     for batch in batches:
-        count += 1
         terms = _terms(distiller, batch)
         parameters = [p for group in parts.values() for p in group]
         gradients = {name: _gradient(value, parameters) for name, value in terms.items()}
@@ -64,12 +64,14 @@ def audit(distiller: Distiller, batches: Iterable[Batch]) -> dict[str, dict[str,
             for name, value in terms.items():
                 pull = _flat(gradients[name][start : start + len(group)])
                 cosine = pull @ own / (pull.norm() * own.norm())
-                for i, x in enumerate((value.detach(), pull.norm(), cosine)):
-                    sums[part][name][i] += float(x)
+                found[part][name].append(Pull(*(float(x) for x in (value.detach(), pull.norm(), cosine))))
             start += len(group)
-    if not count:
+    for name, buffer in distiller.named_buffers():
+        buffer.copy_(buffers[name])
+    distiller.load_training_state(state)
+    if not found[next(iter(parts))][DETECTION]:
         raise ValueError("audit needs at least one batch")
-    return {part: {t: Pull(*(x / count for x in row)) for t, row in rows.items()} for part, rows in sums.items()}
+    return {part: {term: _mean(pulls) for term, pulls in row.items()} for part, row in found.items()}
 
 
 def audit_table(result: Mapping[str, Mapping[str, Pull]]) -> str:
@@ -86,6 +88,13 @@ def audit_table(result: Mapping[str, Mapping[str, Pull]]) -> str:
             line += f"{ratio:>14.3f}{pull.cosine:>8.2f}" if pull.norm else f"{'-':>14}{'-':>8}"
         lines.append(line)
     return "\n".join(lines)
+
+
+def _mean(pulls: Sequence[Pull]) -> Pull:
+    """Over batches; the cosine over those where there is one."""
+    angles = [pull.cosine for pull in pulls if not math.isnan(pull.cosine)]
+    value, norm = (sum(x) / len(pulls) for x in zip(*((pull.value, pull.norm) for pull in pulls), strict=True))
+    return Pull(value, norm, sum(angles) / len(angles) if angles else math.nan)
 
 
 def _parts(student: nn.Module) -> dict[str, list[nn.Parameter]]:

@@ -15,6 +15,7 @@ from mmdet3d.distill.label_encoder import RASTERS, LabelEncoder, paint_labels
 from mmdet3d.distill.teacher import build_detector, recorded_score, refuse_weak
 from mmdet3d.interop.checkpoints import load_weights, metadata_path
 from mmdet3d.models.detectors.base import Detector
+from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, Detections3D
 
@@ -68,6 +69,11 @@ class LabelEncoderDetector(Detector):
             raise ValueError(f"model.label_encoder.raster must be one of {', '.join(RASTERS)}, got {encoder.raster!r}")
         self._raster = encoder.raster
         self.detector = build_detector(self._block.config).requires_grad_(False).eval()
+        if not isinstance(self.heads["object"], CenterHead):
+            raise ValueError(
+                f"model.detector: a label encoder is trained through a CenterHead, but {self._block.config} has a "
+                f"{type(self.heads['object']).__name__}"
+            )
         self.grid = self.detector.grid
         strides = self.detector.decoder["backbone"].strides
         self.label_encoder = LabelEncoder(

@@ -188,6 +188,8 @@ class LabelEncoder(nn.Module):
     def forward(self, box_maps: Tensor, label_maps: Tensor) -> list[Tensor]:
         """Maps of `paint_labels` (B, 9, X, Y) and (B, classes, X, Y) to one (B, C_i, X_i, Y_i) per level."""
         boxes, labels = (maps.permute(0, 2, 3, 1) for maps in (box_maps, label_maps))
-        cells = self.ln2(self.mlp2(self.mlp_box(boxes) + self.mlp_label(labels)))
+        with torch.autocast(boxes.device.type, enabled=False):  # metres in bfloat16 come in steps of 25 cm
+            codes = self.mlp_box(boxes)
+        cells = self.ln2(self.mlp2(codes + self.mlp_label(labels)))
         bev = self.conv1(cells.permute(0, 3, 1, 2))
         return [block(bev) for block in self.conv_blocks]

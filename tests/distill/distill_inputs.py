@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.structures import Batch, BEVGrid, Boxes3D, Calibration
 
 GRID = BEVGrid((-54.0, -54.0), (0.6, 0.6), (180, 180))
@@ -47,3 +48,16 @@ def batch_of(boxes: list[Boxes3D], **fields: object) -> Batch:
 def detector_on(grid: BEVGrid) -> SimpleNamespace:
     """The part of a detector that a loss binds to."""
     return SimpleNamespace(grid=grid)
+
+
+def center_head(tasks=(("car",), ("truck", "bus")), **arguments: object) -> CenterHead:
+    area = [-4.0, -4.0, -5.0, 4.0, 4.0, 3.0]
+    return CenterHead(
+        in_channels=4,
+        share_conv_channel=4,
+        tasks=tasks,
+        train_cfg={"point_cloud_range": area, "voxel_size": [0.125, 0.125, 8], "out_size_factor": 8}
+        | {"code_weights": [1.0] * 8 + [0.5, 0.5]},
+        test_cfg={"post_center_limit_range": area},
+        **arguments,
+    )

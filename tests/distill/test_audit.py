@@ -42,12 +42,28 @@ def test_terms_that_do_not_reach_a_part(files):  # noqa: F811
     assert " - " in line
 
 
-def test_nothing_is_changed(files):  # noqa: F811
-    distiller = ready(files).eval()
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_is_changed(files, training):  # noqa: F811
+    distiller = ready(files).train(training)
     before = {k: v.clone() for k, v in distiller.state_dict().items()}
     audit(distiller, [batch()])
     assert all(torch.equal(v, before[k]) for k, v in distiller.state_dict().items())
     assert all(p.grad is None for p in distiller.parameters())
+
+
+def test_a_batch_without_a_gradient_does_not_hide_the_others(files, monkeypatch):  # noqa: F811
+    distiller = ready(files).eval()
+    one = audit(distiller, [batch()])["heatmap"]["response"]
+    forward, calls = distiller.losses["response"].forward, []
+
+    def silent_at_second(student, teacher, batch):
+        calls.append(batch)
+        terms = forward(student, teacher, batch)
+        return {k: v * (len(calls) != 2) for k, v in terms.items()}
+
+    monkeypatch.setattr(distiller.losses["response"], "forward", silent_at_second)
+    both = audit(distiller, [batch(), batch()])["heatmap"]["response"]
+    assert both.cosine == pytest.approx(one.cosine) and both.norm == pytest.approx(one.norm / 2)
 
 
 def test_what_cannot_be_audited(files):  # noqa: F811

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from distill_inputs import GRID, batch_of, detector_on, wave, wave_predictions
+from distill_inputs import GRID, batch_of, center_head, detector_on, wave, wave_predictions
 
 from mmdet3d.distill.losses import AffinityLoss, MaskedFeatureLoss, RadarActivationLoss, ResponseLoss
 from mmdet3d.distill.losses.feature import masked_mse
@@ -239,11 +241,38 @@ def test_threshold_falls_until_some_cell_responds(peak):
     assert soft_box_loss(student, teacher, response).item() == pytest.approx(4 * weighted.mean().item(), rel=1e-9)
 
 
-def test_response_refuses_other_tasks():
-    with pytest.raises(ValueError, match=r"\[2, 2\] classes.*names 6"):
-        ResponseLoss()(head_output(0), head_output(1), batch_of([BOX]))
-    with pytest.raises(ValueError, match=r"\[2, 2\] classes, the teacher's \[2\]"):
-        ResponseLoss(task_weights=[1, 1])(head_output(0), head_output(1)[:1], batch_of([BOX]))
+def test_the_smallest_response_that_no_threshold_is_below():
+    response = torch.full((1, 2, 2), 0.09000000357627869)  # 0.09 in float32
+    assert soft_box_loss(torch.zeros(1, 10, 2, 2), torch.ones(1, 10, 2, 2), response).isfinite()
+
+
+def with_head(head: object) -> SimpleNamespace:
+    return SimpleNamespace(grid=SMALL, heads={"object": head})
+
+
+@pytest.mark.parametrize(
+    ("loss", "teacher", "student", "message"),
+    [
+        (ResponseLoss(), center_head(), center_head(), "task_weights has 6 entries for the 2 tasks"),
+        (ResponseLoss(), center_head([["car"]]), center_head(), "ResponseLoss needs the same tasks on both sides"),
+        (
+            ResponseLoss(),
+            torch.nn.Identity(),
+            center_head(),
+            "reads the maps of a CenterHead, but the teacher has a Id",
+        ),
+        (ResponseLoss([1, 1]), center_head(norm_bbox=False), center_head(), "norm_bbox.* is False for the teacher"),
+        (
+            RadarActivationLoss(),
+            torch.nn.Identity(),
+            center_head(),
+            "RadarActivationLoss reads the maps of a CenterHead",
+        ),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused_before_training(loss, teacher, student, message):
+    with pytest.raises(ValueError, match=message):
+        loss.bind(with_head(teacher), with_head(student))
 
 
 def test_response_does_not_change_its_inputs():

@@ -18,7 +18,7 @@ from mmdet3d.models import build_model
 from mmdet3d.structures import Batch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-from bev_models import make_batch, model_config
+from bev_models import TRANSFUSION_HEAD, make_batch, model_config
 
 ENCODER = {"channels": [8, 12], "hidden": 16, "norm": "channel"}
 
@@ -165,6 +165,14 @@ def test_a_detector_that_scores_too_low_or_is_not_scored_is_refused(files):
 def test_bad_settings_are_named(files, detector, encoder, message):
     with pytest.raises(ValueError, match=message):
         LabelEncoderDetector({**files, **detector}, {**ENCODER, **encoder})
+
+
+def test_a_head_that_is_no_center_head_is_named(files, tmp_path):
+    config = tmp_path / "configs" / "transfusion.yaml"
+    model = model_config("lidar", fuser=None) | {"heads": {"object": TRANSFUSION_HEAD}}
+    config.write_text(yaml.safe_dump({"model": yaml.safe_load(json.dumps(model))}))
+    with pytest.raises(ValueError, match=r"through a CenterHead, but .*transfusion\.yaml has a TransFusionHead"):
+        LabelEncoderDetector({**files, "config": str(config)}, ENCODER)
 
 
 def test_a_missing_checkpoint_is_named(files):

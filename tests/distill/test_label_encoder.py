@@ -178,6 +178,18 @@ def test_an_empty_sample_has_a_constant_code_away_from_the_border():
     torch.testing.assert_close(inner, inner[:, :1, :1].expand_as(inner))
 
 
+def test_centimetres_count_under_autocast():
+    """At 48 m, steps of bfloat16 are 25 cm; the head that reads the code is asked for less."""
+    torch.manual_seed(0)
+    grid = BEVGrid((44.0, -4.0), (0.8, 0.8), (8, 8))
+    encoder, codes = LabelEncoder(1, grid.shape, [1], [8], 16, "channel"), []
+    encoder.mlp_box.register_forward_hook(lambda module, args, output: codes.append(output))
+    with torch.autocast("cpu", torch.bfloat16):
+        for x in (48.0, 48.08):
+            encoder(*paint_labels([box(x=x)], [torch.zeros(1).long()], 1, grid))
+    assert (codes[0] - codes[1]).abs().max() > 1e-3
+
+
 def test_bad_settings_of_the_network_are_named():
     with pytest.raises(ValueError, match=r"label_encoder.channels .* one number per level.*strides \[1, 2\]"):
         LabelEncoder(10, (8, 8), (1, 2), channels=(4,))

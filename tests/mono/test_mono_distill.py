@@ -168,6 +168,15 @@ def test_every_term_is_switched_off_by_one_override(name):
     assert terms("--model.losses.features", "null") == {"responses"}
 
 
+@pytest.mark.parametrize("name", ["monoskd", "monodistill", "monommkd", "synthetic/monoskd", "synthetic/monommkd"])
+def test_options_of_the_network_reach_the_student(name):
+    """Those of default.yaml that a distillation inherits."""
+    changes = {**NARROW, "score_threshold": 0.05, "htl": {"epochs": 9, "window": 4}, "detector.exact_affine": False}
+    student = build_model(load_config(f"configs/kitti/{name}.yaml", changes).model).student
+    assert (student.score_threshold, student.exact_affine, student._schedule.epochs) == (0.05, False, 9)
+    assert ("depth.logits" in student.taps) == ("monommkd" in name)
+
+
 def test_published_learning_rates():
     from mmdet3d.engine.schedule import LearningRate
 

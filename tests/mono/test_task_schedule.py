@@ -54,6 +54,38 @@ def test_losses_that_never_move_are_settled():
     assert set(schedule.weights.values()) == {1.0}
 
 
+def test_a_student_that_was_trained_before_gets_weights_between_none_and_full():
+    """Its losses hardly fall, so that their falls are noise of either sign."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        schedule = TaskSchedule(epochs=30)
+        for epoch in range(30):
+            schedule.start_epoch(epoch)
+            noise = 1 + 0.01 * torch.randn(len(TASKS), generator=generator)
+            schedule.add({name: x * 0.998**epoch for name, x in zip(TASKS, noise, strict=True)})
+            assert all(0 <= weight <= 1 for weight in schedule.weights.values())
+
+
+def test_a_step_that_is_not_finite_does_not_count():
+    schedule = TaskSchedule()
+    for epoch in range(9):
+        schedule.start_epoch(epoch)
+        schedule.add(losses_of(epoch))
+        if epoch == 2:
+            schedule.add(losses_of(epoch) | {"depth": torch.tensor(float("inf"))})
+    whole = TaskSchedule()
+    for epoch in range(9):
+        whole.start_epoch(epoch)
+        whole.add(losses_of(epoch))
+    assert schedule.weights == whole.weights and schedule.weights["depth"] > 0
+
+
+def test_late_epochs_count_in_full_without_a_past():
+    schedule = TaskSchedule(epochs=10)
+    schedule.start_epoch(12)
+    assert set(schedule.weights.values()) == {1.0}
+
+
 @pytest.mark.parametrize("saved_at", [(7, 1), (7, 3), (0, 2)])
 def test_a_resumed_schedule_continues_the_same(saved_at):
     def run(schedule, first, step, stop=None):
@@ -90,7 +122,7 @@ def test_the_detector_weighs_its_losses_and_notes_them_while_training():
     with torch.no_grad():
         weighed.loss(batch)
     state = weighed.training_state()
-    assert state["htl"]["count"] == 1
+    assert state["htl"]["sums"][-1] == 1
     other = small_model(htl={"epochs": 20, "window": 5})
     other.load_training_state(state)
     assert other.training_state() == state

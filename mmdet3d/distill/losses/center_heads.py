@@ -8,7 +8,18 @@ from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.models.heads.targets import Objects, gather_objects
 from mmdet3d.structures import Batch
 
-__all__ = ["CenterHeadLoss"]
+__all__ = ["CenterHeadLoss", "center_head"]
+
+
+def center_head(detector: Detector, side: str, owner: str) -> CenterHead:
+    """The detector's head; raises ValueError, in the name of the loss `owner`, if that is no `CenterHead`."""
+    head = detector.heads["object"]
+    if not isinstance(head, CenterHead):
+        raise ValueError(
+            f"{owner} reads the maps of a CenterHead, but the {side} has a {type(head).__name__}; switch this loss off "
+            f"(null), or take a {side} with a CenterHead"
+        )
+    return head
 
 
 class CenterHeadLoss(DistillLoss):
@@ -16,18 +27,19 @@ class CenterHeadLoss(DistillLoss):
 
     def bind(self, teacher: Detector, student: Detector) -> None:
         name = type(self).__name__
-        heads = {"teacher": teacher.heads["object"], "student": student.heads["object"]}
-        for side, head in heads.items():
-            if not isinstance(head, CenterHead):
-                raise ValueError(
-                    f"{name} compares the maps of two CenterHeads, but the {side} has a {type(head).__name__}; "
-                    f"switch this loss off (null), or take a {side} with a CenterHead"
-                )
+        sides = {"teacher": teacher, "student": student}
+        heads = {side: center_head(detector, side, name) for side, detector in sides.items()}
         tasks = {side: [list(task) for task in head.tasks] for side, head in heads.items()}
         if tasks["teacher"] != tasks["student"]:
             raise ValueError(
                 f"{name} needs the same tasks on both sides: the student's are {tasks['student']}, "
                 f"the teacher's {tasks['teacher']}"
+            )
+        logarithms = {side: head.norm_bbox for side, head in heads.items()}
+        if logarithms["teacher"] != logarithms["student"]:
+            raise ValueError(
+                f"{name} compares sizes, but norm_bbox, whether heads say them as logarithms, is "
+                f"{logarithms['teacher']} for the teacher and {logarithms['student']} for the student"
             )
         self._tasks = tasks["student"]
         self._train_cfg = heads["student"].train_cfg

@@ -96,7 +96,7 @@ class PartitionedFeatureLoss(DistillLoss):
         """
         boxes, labels = (batch.require(name, "PartitionedFeatureLoss") for name in ("boxes", "labels"))
         heat = object_heat(boxes, labels, self.grid, **self._targets)[:, None]
-        self._check(student_value)
+        self._check(student_value, teacher_value)
         total = heat.new_zeros(())
         for level, third, adaptor, teacher in zip(
             student_value, self.slices, self.adaptors, teacher_value, strict=False
@@ -112,7 +112,12 @@ class PartitionedFeatureLoss(DistillLoss):
             total = total + masked_distance(adapted, teacher, (mask > 0 if self.binary else mask).to(adapted)[:, 0])
         return total
 
-    def _check(self, levels: Sequence[Tensor]) -> None:
+    def _check(self, levels: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+        if len(teacher) != len(self.adaptors):
+            raise ValueError(
+                f"PartitionedFeatureLoss: teacher_channels names {len(self.adaptors)} levels, the teacher has "
+                f"{len(teacher)}"
+            )
         found = [level.shape[1] for level in levels[: len(self.student_channels)]]
         if found != list(self.student_channels):
             raise ValueError(

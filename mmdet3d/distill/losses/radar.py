@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdet3d.distill.losses.base import DistillLoss, full_precision
+from mmdet3d.distill.losses.center_heads import center_head
+from mmdet3d.models.detectors.base import Detector
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
 
@@ -18,6 +20,9 @@ __all__ = ["RadarActivationLoss", "mean_response"]
 @MODELS.register
 class RadarActivationLoss(DistillLoss):
     """L1 distance of the radar encoder's activation map to the teacher's mean class response (CRKD, cross-stage)."""
+
+    def bind(self, teacher: Detector, student: Detector) -> None:
+        center_head(teacher, "teacher", "RadarActivationLoss")
 
     @full_precision
     def forward(self, student_value: Tensor, teacher_value: Sequence[Mapping[str, Tensor]], batch: Batch) -> Tensor:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmdet3d.distill.losses.base import DistillLoss, full_precision
+from mmdet3d.distill.losses.base import full_precision
+from mmdet3d.distill.losses.center_heads import CenterHeadLoss
+from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.losses import clamped_sigmoid
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
@@ -19,7 +21,7 @@ _REGRESSION = ("reg", "height", "dim", "rot", "vel")
 
 
 @MODELS.register
-class ResponseLoss(DistillLoss):
+class ResponseLoss(CenterHeadLoss):
     """Quality focal loss on heat maps and smooth L1 on box parameters, per task (CRKD, response distillation).
 
     Args:
@@ -32,6 +34,14 @@ class ResponseLoss(DistillLoss):
         self.task_weights = tuple(task_weights)
         self.beta = beta
 
+    def bind(self, teacher: Detector, student: Detector) -> None:
+        super().bind(teacher, student)
+        if len(self._tasks) != len(self.task_weights):
+            raise ValueError(
+                f"ResponseLoss: task_weights has {len(self.task_weights)} entries for the {len(self._tasks)} tasks of "
+                "the heads"
+            )
+
     @full_precision
     def forward(
         self,
@@ -39,12 +49,7 @@ class ResponseLoss(DistillLoss):
         teacher_value: Sequence[Mapping[str, Tensor]],
         batch: Batch,
     ) -> dict[str, Tensor]:
-        """Both are head outputs: a list over tasks of dicts of (B, C, X, Y), `heatmap` in logits.
-
-        Raises:
-            ValueError: the numbers of tasks, or of classes in a task, differ.
-        """
-        self._check(student_value, teacher_value)
+        """Both are head outputs: a list over tasks of dicts of (B, C, X, Y), `heatmap` in logits."""
         terms = {}
         for i, (student, teacher, weight) in enumerate(
             zip(student_value, teacher_value, self.task_weights, strict=True)
@@ -53,14 +58,6 @@ class ResponseLoss(DistillLoss):
             terms[f"heatmap/task{i}"] = weight * quality_focal_loss(p, q, self.beta)
             terms[f"bbox/task{i}"] = weight * soft_box_loss(_boxes(student), _boxes(teacher), q.sum(1))
         return terms
-
-    def _check(self, student: Sequence[Mapping[str, Tensor]], teacher: Sequence[Mapping[str, Tensor]]) -> None:
-        shapes = [[task["heatmap"].shape[1] for task in tasks] for tasks in (student, teacher)]
-        if shapes[0] != shapes[1] or len(shapes[0]) != len(self.task_weights):
-            raise ValueError(
-                f"ResponseLoss needs the same tasks on both sides: the student's have {shapes[0]} classes, the "
-                f"teacher's {shapes[1]}, and task_weights names {len(self.task_weights)}"
-            )
 
 
 def quality_focal_loss(p: Tensor, q: Tensor, beta: float = 2.0, positive: float = 0.3) -> Tensor:
@@ -90,7 +87,7 @@ def soft_box_loss(student: Tensor, teacher: Tensor, response: Tensor) -> Tensor:
     steps = torch.where(response.max() > 0.1, torch.zeros_like(short_of), (short_of / 0.01).floor() + 1)
     active = response > 0.1 - 0.01 * steps
     distance = F.smooth_l1_loss(student, teacher, reduction="none").sum(1)
-    return 4 * (distance * response * active).sum() / active.sum()
+    return 4 * (distance * response * active).sum() / active.sum().clamp(min=1)
 
 
 def _boxes(task: Mapping[str, Tensor]) -> Tensor:

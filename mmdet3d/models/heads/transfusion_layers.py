@@ -21,7 +21,8 @@ class _PositionEmbedding(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         """(B, P, 2) cells to (B, P, C)."""
-        return self.position_embedding_head(positions.transpose(1, 2)).transpose(1, 2)
+        with torch.autocast(positions.device.type, enabled=False):  # bfloat16 tells no two cells beyond 128 apart
+            return self.position_embedding_head(positions.transpose(1, 2)).transpose(1, 2)
 
 
 class TransformerDecoderLayer(nn.Module):

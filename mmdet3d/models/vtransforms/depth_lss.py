@@ -24,7 +24,7 @@ class DepthLSSTransform(BaseTransform):
     """
 
     def _build_lift(self) -> None:
-        expected = tuple(n // _STRIDE for n in self.image_size)
+        expected = tuple(-(-n // _STRIDE) for n in self.image_size)
         if self.feature_size != expected:
             raise ValueError(
                 f"DepthLSSTransform reduces the depth map {_STRIDE} times: feature_size must be {list(expected)} for "

@@ -57,7 +57,8 @@ class ImageGeometry:
     def project(self, points: Tensor, image: Tensor) -> Tensor:
         """(N, 3) metres in the camera frame to (N, 2) raw pixels; as `lift` inverts it, divided by z."""
         matrix = self.projection[image]
-        rows = (matrix[:, :2, :3] @ points[:, :, None])[..., 0] + matrix[:, :2, 3]
+        # No matmul, which autocast would run in half precision: u * z exceeds its range, and its steps are pixels.
+        rows = (matrix[:, :2, :3] * points[:, None]).sum(-1) + matrix[:, :2, 3]
         return rows / points[:, 2:]
 
     def lift(self, pixels: Tensor, depth: Tensor, image: Tensor) -> Tensor:

@@ -103,5 +103,7 @@ def predict_regions(layers: Mapping[str, nn.Module], regions: Tensor, zoom: Tens
 
 
 def _nothing(layer: nn.Sequential, regions: Tensor) -> Tensor:
+    """No region's output; the layer still takes part, or distributed training would wait for its gradient."""
     size = ROI_SIZE if layer[-1].out_channels == 1 else 1
-    return regions.new_zeros(0, layer[-1].out_channels, size, size, dtype=torch.float32)
+    empty = regions.new_zeros(0, layer[-1].out_channels, size, size, dtype=torch.float32)
+    return empty + 0.0 * sum(p.sum() for p in layer.parameters()).float()

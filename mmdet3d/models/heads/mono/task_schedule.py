@@ -26,8 +26,8 @@ _BUILDS_ON = {
 class TaskSchedule:
     """Weights of the tasks in an epoch, from the mean losses of the epochs before.
 
-    A task has settled as far as its loss falls more slowly than it did at first. Tasks that build on others count
-    nothing at first, and in full from epoch `epochs` on.
+    A task has settled as far as its loss falls more slowly than it did at first; one that did not fall at first had
+    settled before. Tasks that build on others count nothing at first, and in full from epoch `epochs` on.
 
     Args:
         epochs: when all tasks count in full, whatever their losses.
@@ -47,23 +47,27 @@ class TaskSchedule:
         self.weights = dict.fromkeys(_BUILDS_ON, 0.0)
         self._past: list[list[float]] = []
         self._first_fall: list[float] | None = None
-        self._sums: Tensor | None = None
-        self._count = 0
+        self._sums: Tensor | None = None  # of the tasks' losses, and last the number of steps
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Note the unweighted losses of a step."""
+        """Note the unweighted losses of a step; one with a loss that is not finite does not count."""
         values = torch.stack([terms[name].detach().double() for name in TASKS])
+        values = torch.cat([values, values.new_ones(1)])
+        values = torch.where(values.isfinite().all(), values, 0.0)
         self._sums = values if self._sums is None else self._sums.to(values.device) + values
-        self._count += 1
 
     def start_epoch(self, epoch: int) -> None:
         """Set the weights of the 0-based `epoch`; the steps noted since the last call were the epoch before it."""
         if len(self._past) == self.window:
             self.weights = self._weigh(epoch)
             self._past.pop(0)
-        if self._count:
-            self._past.append([value / self._count for value in self._totals()])
-        self._sums, self._count = None, 0
+        elif epoch >= self.epochs:
+            self.weights = dict.fromkeys(_BUILDS_ON, 1.0)
+        if self._sums is not None:
+            *sums, count = self._totals()
+            if count:
+                self._past.append([value / count for value in sums])
+        self._sums = None
 
     def state(self) -> dict[str, Any]:
         """Plain values from which `load_state` continues. In distributed training every rank must call."""
@@ -71,8 +75,7 @@ class TaskSchedule:
             "weights": dict(self.weights),
             "past": [list(values) for values in self._past],
             "first_fall": self._first_fall,
-            "sums": self._totals() if self._count else None,
-            "count": self._count,
+            "sums": None if self._sums is None else self._totals(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -80,7 +83,6 @@ class TaskSchedule:
         self._past = [list(values) for values in state["past"]]
         self._first_fall = state["first_fall"]
         self._sums = None if state["sums"] is None else torch.tensor(state["sums"], dtype=torch.float64)
-        self._count = state["count"]
 
     def _totals(self) -> list[float]:
         """The sums, averaged over processes."""
@@ -96,7 +98,7 @@ class TaskSchedule:
         fall = [sum(self._past[i][k] - self._past[i + 2][k] for i in range(span)) / span for k in range(len(TASKS))]
         self._first_fall = self._first_fall or fall
         settled = {
-            name: 1 - max(now / first, 0.0) if first else 1.0
+            name: 1 - min(max(now / first, 0.0), 1.0) if first > 0 else 1.0
             for name, now, first in zip(TASKS, fall, self._first_fall, strict=True)
         }
         progress = min((epoch - self.window) / (self.epochs - self.window), 1.0)
