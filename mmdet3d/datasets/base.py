@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ class PackedRecords(Sequence):
 class FrameDataset(torch.utils.data.Dataset):
     """Frames through a pipeline.
 
-    While training, a sample that a transform drops, or that has no box of a wanted class after the pipeline, gives way
-    to another; in test mode every sample is returned.
+    While training, a sample that lacks a file, that a transform drops, or that has no box of a wanted class after the
+    pipeline gives way to another; in test mode every sample is returned.
 
     Args:
         records: the frames, with the annotations that count.
@@ -64,6 +64,7 @@ class FrameDataset(torch.utils.data.Dataset):
         filter_empty_gt: replace samples without boxes while training.
         seed: of all random streams.
         interval: every n-th frame is a sample; the others only serve as history.
+        incomplete: tokens of frames that lack a file.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class FrameDataset(torch.utils.data.Dataset):
         filter_empty_gt: bool = True,
         seed: int = 0,
         interval: int = 1,
+        incomplete: Collection[str] = (),
     ) -> None:
         self.root = Path(root)
         self.classes = tuple(classes)
@@ -84,12 +86,15 @@ class FrameDataset(torch.utils.data.Dataset):
         self.seed = seed
         self.epoch = 0
         self.tokens = [r.token for r in records[::interval]]
+        self._incomplete = frozenset() if test_mode else frozenset(incomplete)
         label = {name: k for k, name in enumerate(self.classes)}
-        self.classes_present = [{label[n] for n in _names(r) if n in label} for r in records[::interval]]
+        self.classes_present = [
+            set() if r.token in self._incomplete else {label[n] for n in _names(r) if n in label}
+            for r in records[::interval]
+        ]
         self._interval = interval
         self._records = PackedRecords(records)
         self._place = {r.token: k for k, r in enumerate(records)}
-        self._ordered = any(r.scene_token or r.prev_token for r in records)
         self._pipeline = Compose(pipeline)
 
     @property
@@ -160,6 +165,8 @@ class FrameDataset(torch.utils.data.Dataset):
         )
 
     def _load(self, index: int, rng: np.random.RandomState) -> Sample | None:
+        if self.tokens[index] in self._incomplete:
+            return None
         record = self.frame(index)
         context = Context(
             record,
@@ -168,7 +175,7 @@ class FrameDataset(torch.utils.data.Dataset):
             self.epoch,
             training=not self.test_mode,
             classes=self.classes,
-            find=self._find if self._ordered else None,
+            find=self._find,
         )
         return self._pipeline.load(context)
 

@@ -62,7 +62,9 @@ class FrameRecord:
         boxes: (N, 9) float64, velocity NaN where unknown; None where there is no annotation (test split).
         names: (N,) class names, the full category for classes outside the ten.
         num_lidar_pts, num_radar_pts: (N,) int.
-        scene_token, prev_token, next_token, location: empty where the info file lacks them.
+        scene_token, location: empty where the info file lacks them.
+        prev_token, next_token: samples before and after this one in its scene; empty at its ends, None where the info
+            file does not say.
     """
 
     token: str
@@ -78,8 +80,8 @@ class FrameRecord:
     num_lidar_pts: np.ndarray | None = None
     num_radar_pts: np.ndarray | None = None
     scene_token: str = ""
-    prev_token: str = ""
-    next_token: str = ""
+    prev_token: str | None = None
+    next_token: str | None = None
     location: str = ""
 
 
@@ -94,7 +96,7 @@ class Context:
         epoch: 0-based.
         training: False in validation and test data sets.
         classes: class list of the data set; a label is an index into it, -1 for a name outside it.
-        find: the data set's frame of a token, None if there is none; None if the data set's frames know no order.
+        find: the data set's frame of a token, None if there is none; None outside of a data set.
     """
 
     record: FrameRecord
@@ -111,7 +113,7 @@ class Context:
         Raises:
             ValueError: the info file does not say which frame precedes which.
         """
-        if self.find is None:
+        if self.find is None or self.record.prev_token is None:
             raise ValueError(
                 f"sample {self.record.token} needs earlier frames, but the info file does not say which frame precedes "
                 "which; create it anew with tools/create_data.py"

@@ -225,7 +225,7 @@ def test_nothing_is_pasted_in_the_ego_frame(tmp_path: Path) -> None:
 # -- a made-up scene ------------------------------------------------------------------------------------------------
 
 
-def drive(folder: Path, sizes: list[tuple[int, int]] | None = None, **fields: str) -> list[FrameRecord]:
+def drive(folder: Path, sizes: list[tuple[int, int]] | None = None, **fields: str | None) -> list[FrameRecord]:
     """Three key frames of a car that drives 2 m ahead (+y) between them; one camera looks ahead; a cone stands still.
 
     The cone, at global (3, 30, 0), is white on black in every image.
@@ -345,7 +345,7 @@ def test_mistakes(tmp_path: Path, created: dict[str, Path], root: Path) -> None:
     late = [LoadMultiViewImageFromFiles(), ImageAug3D([256, 704], [0.5, 0.5]), LoadHistoryImages([-1])]
     with pytest.raises(ValueError, match="put it before ImageAug3D"):
         Compose(late).load(frames.context(records[1], tmp_path))
-    unordered = FrameDataset(drive(tmp_path, scene_token="", prev_token=""), tmp_path, pipeline([-1]), ("car",))
+    unordered = FrameDataset(drive(tmp_path, prev_token=None), tmp_path, pipeline([-1]), ("car",))
     with pytest.raises(ValueError, match=r"sample t1 needs earlier frames.*tools/create_data.py"):
         unordered[1]
     sizes = [(1600, 900), (1500, 900), (1600, 900)]

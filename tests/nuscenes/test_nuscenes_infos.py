@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from frames import context
 
+from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.datasets.nuscenes.frames import FrameReader
 from mmdet3d.datasets.nuscenes.infos import read_infos, write_infos
 from mmdet3d.datasets.nuscenes.published import pose_matrix, relative_path
 from mmdet3d.datasets.pickles import dump_pickle, load_pickle
 from mmdet3d.datasets.records import FrameRecord
 from mmdet3d.datasets.transforms import empty_sample
+from mmdet3d.datasets.transforms.lidar import _later_sweeps
 from mmdet3d.structures import Boxes3D
 
 # Key frames whose LiDAR scan exists.
@@ -104,6 +107,44 @@ def test_round_trip(created: dict[str, Path], tmp_path: Path) -> None:
     records, metadata = read_infos(created["train"])
     write_infos(records, metadata, tmp_path / "again.pkl")
     assert (tmp_path / "again.pkl").read_bytes() == created["train"].read_bytes()
+
+
+def _foreign(k: int, **order: str) -> dict[str, Any]:
+    """An info of frame `k` of three in one scene, as BEVFusion and its descendants write it."""
+    none, still = [0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]
+    poses = {f"{name}_translation": none for name in ("lidar2ego", "ego2global")}
+    poses |= {f"{name}_rotation": still for name in ("lidar2ego", "ego2global")}
+    path = f"samples/LIDAR_TOP/{k}.bin"
+    return {"token": f"t{k}", "timestamp": k, "lidar_path": path, "scene_token": "s", **poses, **order}
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda before, after: {"prev": before, "next": after},  # BEVFormer
+        lambda before, after: {"prev_token": before},  # CRKD
+        lambda before, after: {"prev_token": before} if before else {},
+    ],
+)
+def test_the_order_of_frames_in_files_of_other_programs(order: Any, tmp_path: Path) -> None:
+    tokens = ["", "t0", "t1", "t2", ""]
+    infos = [_foreign(k, **order(tokens[k], tokens[k + 2])) for k in range(3)]
+    dump_pickle({"infos": infos, "metadata": {}}, tmp_path / "infos.pkl")
+    dataset = NuScenesDataset("infos.pkl", str(tmp_path))
+    contexts = [context(dataset.frame(k), tmp_path, find=dataset._find) for k in range(3)]
+    assert contexts[2].earlier(2).token == "t0" and contexts[1].earlier(2) is None
+    assert [s.path for s in _later_sweeps(contexts[1], 1)] == ["samples/LIDAR_TOP/2.bin"]
+    assert _later_sweeps(contexts[2], 1) == []
+
+
+def test_a_scene_token_alone_tells_no_order(tmp_path: Path) -> None:
+    dump_pickle({"infos": [_foreign(k) for k in range(3)], "metadata": {}}, tmp_path / "infos.pkl")
+    history = [{"type": "LoadHistoryImages", "key_offsets": [-1]}]
+    dataset = NuScenesDataset("infos.pkl", str(tmp_path), [{"type": "LoadMultiViewImageFromFiles"}, *history])
+    with pytest.raises(ValueError, match=r"sample t2 needs earlier frames, but the info file does not say which"):
+        dataset[2]
+    with pytest.raises(ValueError, match=r"future_sweeps: 1 needs the frame after t1, but the info file does not say"):
+        _later_sweeps(context(dataset.frame(1), tmp_path, find=dataset._find), 1)
 
 
 # -- geometry, from a world of one sample ---------------------------------------------------------------------------

@@ -49,7 +49,20 @@ def relative_path(path: str, channel: str = "") -> str:
 def records_of_infos(infos: Sequence[Mapping[str, Any]]) -> list[FrameRecord]:
     """Frames of the `infos` list; the box convention is found from the sizes of elongated classes."""
     old = _is_old_convention(infos)
-    return [_record_of_info(i, old) for i in infos]
+    records = [_record_of_info(i, old) for i in infos]
+    _complete_order(records)
+    return records
+
+
+def _complete_order(records: Sequence[FrameRecord]) -> None:
+    """Fill in `next_token` where the file tells the frame before each frame only, as CRKD's do."""
+    if all(r.prev_token is None for r in records):
+        return
+    following = {r.prev_token: r.token for r in records if r.prev_token}
+    for record in records:
+        record.prev_token = record.prev_token or ""
+        if record.next_token is None:
+            record.next_token = following.get(record.token, "")
 
 
 def _is_old_convention(infos: Iterable[Mapping[str, Any]]) -> bool:
@@ -86,7 +99,8 @@ def _record_of_info(info: Mapping[str, Any], old: bool) -> FrameRecord:
         num_lidar_pts=_counts(info.get("num_lidar_pts")),
         num_radar_pts=_counts(info.get("num_radar_pts")),
         scene_token=info.get("scene_token", ""),
-        prev_token=info.get("prev_token", ""),
+        prev_token=info.get("prev_token", info.get("prev")),
+        next_token=info.get("next_token", info.get("next")),
         location=info.get("location") or "",
     )
 

@@ -172,7 +172,7 @@ def _later_sweeps(context: Context, count: int) -> list[SensorRecord]:
         ValueError: the info file does not say which frame that is.
     """
     record = context.record
-    if context.find is None:
+    if context.find is None or record.next_token is None:
         raise ValueError(
             f"future_sweeps: {count} needs the frame after {record.token}, but the info file does not say which one "
             "that is; create it anew with tools/create_data.py"
