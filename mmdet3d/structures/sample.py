@@ -78,7 +78,14 @@ class Batch:
 
     @classmethod
     def collate(cls, samples: Sequence[Sample]) -> Batch:
-        """Raises ValueError if a field is present in some samples only, or histories differ in length."""
+        """Raises ValueError if a field is present in some samples only, or if cameras or histories differ in number."""
+        cameras = {s.token: len(s.calibration.intrinsics) for s in samples}
+        if len(set(cameras.values())) > 1:
+            counts = ", ".join(f"{token} has {n}" for token, n in cameras.items())
+            raise ValueError(
+                f"cannot batch: the samples have different numbers of cameras ({counts}); complete the data set, or "
+                "set data.samples_per_gpu to 1"
+            )
 
         def column(name: str) -> list | None:
             values = [getattr(s, name) for s in samples]

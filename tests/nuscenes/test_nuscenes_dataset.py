@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 import torch
 
 from mmdet3d.datasets import CBGSDataset, FrameDataset, NuScenesDataset, build_dataset
+from mmdet3d.datasets.nuscenes.create import create_nuscenes
+from mmdet3d.datasets.nuscenes.infos import read_infos, write_infos
 from mmdet3d.datasets.records import Context, FrameRecord, SensorRecord, Transform
 from mmdet3d.datasets.sampling import balanced_indices
-from mmdet3d.structures import Sample
+from mmdet3d.structures import Batch, Sample
 
 ANNOTATIONS = [{"type": "LoadAnnotations3D"}]
 SCENE_0103_FIRST = "3e8750f331d7499e9b5123e9eb70f2e2"
@@ -126,6 +130,55 @@ def test_empty_samples_are_replaced_while_training_only(tmp_path: Path) -> None:
 def test_only_empty_samples_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no object of car, bus"):
         made_up([[], ["animal"]], tmp_path)[0]
+
+
+# -- incomplete data sets -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def incomplete(root: Path, tmp_path: Path) -> Path:
+    """Info files of three frames with all cameras, the first without its scan and the second without one image."""
+    records, metadata = read_infos(create_nuscenes(root, tmp_path, "all", "v1.0-mini", 1, 10, True, False)["train"])
+    channels = {c: replace(camera, path=c) for c, camera in records[0].cameras.items()}
+    made = [replace(records[0], token=f"t{k}", timestamp=k, cameras=channels) for k in range(3)]
+    made[0].lidar = replace(made[0].lidar, path="gone.bin")
+    made[1].cameras = {c: camera for c, camera in channels.items() if c != "CAM_BACK"}
+    (tmp_path / made[1].lidar.path).parent.mkdir(parents=True)
+    (tmp_path / made[1].lidar.path).write_bytes((root / made[1].lidar.path).read_bytes())
+    write_infos(made, {**metadata, "missing": 2}, tmp_path / "infos.pkl")
+    return tmp_path
+
+
+SCAN = {"type": "LoadPointsFromFile", "load_dim": 5, "use_dim": 5}
+
+
+@pytest.mark.parametrize(("steps", "trained"), [([SCAN], {"t2"}), ([], {"t0", "t2"})])
+def test_frames_without_a_file_are_not_trained_on(
+    incomplete: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: list[dict],
+    trained: set[str],
+) -> None:
+    monkeypatch.setattr(logging.getLogger("mmdet3d"), "propagate", True)
+    training = NuScenesDataset("infos.pkl", str(incomplete), [*steps, *ANNOTATIONS])
+    (line,) = caplog.messages
+    assert f"{3 - len(trained)} of 3 frames" in line and "1 without all 6 cameras" in line
+    assert f"{len({SCAN['type']} & {s['type'] for s in steps})} without their LiDAR scan" in line
+    assert {s.token for epoch in range(5) for s in (training.set_epoch(epoch), *training)[1:]} == trained
+    balanced = CBGSDataset(training)
+    assert {training.tokens[i] for i in balanced.indices} == trained
+    evaluated = NuScenesDataset("infos.pkl", str(incomplete), ANNOTATIONS, test_mode=True)
+    assert [s.token for s in evaluated] == ["t0", "t1", "t2"] and len(caplog.messages) == 1
+    with pytest.raises(ValueError, match=r"numbers of cameras \(t1 has 5, t2 has 6\); complete the data set"):
+        Batch.collate([evaluated[1], evaluated[2]])
+
+
+def test_nothing_complete_to_train_on(incomplete: Path) -> None:
+    records, metadata = read_infos(incomplete / "infos.pkl")
+    write_infos(records[:2], metadata, incomplete / "infos.pkl")
+    with pytest.raises(ValueError, match=r"no frame in .* can be trained on: of 2, 1 without all 6 cameras, 1 without"):
+        NuScenesDataset("infos.pkl", str(incomplete), [SCAN])
 
 
 class DropAll(Transform):

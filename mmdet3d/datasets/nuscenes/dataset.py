@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mmdet3d.datasets.base import FrameDataset, with_annotations
+from mmdet3d.datasets.nuscenes.complete import incomplete_frames
 from mmdet3d.datasets.nuscenes.ego_frame import in_ego_frame
 from mmdet3d.datasets.nuscenes.infos import read_infos
 from mmdet3d.datasets.records import FrameRecord
@@ -31,6 +32,9 @@ _EGO_TO_PICTURE = torch.tensor([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0,
 class NuScenesDataset(FrameDataset):
     """Key frames of an info file, in time order.
 
+    Of an info file that was made with `--allow-missing`, frames without one of the cameras, or without the scan that
+    the pipeline reads, are not trained on; in test mode they count.
+
     Args:
         ann_file: info file (ours, CRKD's, BEVFusion's, mmdetection3d's), relative to `dataset_root`.
         dataset_root: nuScenes folder.
@@ -48,7 +52,8 @@ class NuScenesDataset(FrameDataset):
 
     Raises:
         FileNotFoundError: no such info file.
-        ValueError: an unreadable info file, an unknown class, modality or frame.
+        ValueError: an unreadable info file, an unknown class, modality or frame, or, of an info file that was made with
+            `--allow-missing`, no frame whose files are all there.
     """
 
     def __init__(
@@ -84,7 +89,12 @@ class NuScenesDataset(FrameDataset):
         records = [with_annotations(r, _counting(r, use_valid_flag)) for r in records]
         if frame == "ego":
             records = [in_ego_frame(r) for r in records]
-        super().__init__(records, dataset_root, pipeline, classes, test_mode, filter_empty_gt, seed, load_interval)
+        # Every file of the others was there when they were written; looking again costs time on a network drive.
+        allowed = not test_mode and metadata.get("missing")
+        lacking = incomplete_frames(records, Path(dataset_root), pipeline) if allowed else ()
+        super().__init__(
+            records, dataset_root, pipeline, classes, test_mode, filter_empty_gt, seed, load_interval, lacking
+        )
         self.reference_frame = frame
         self.version = version or metadata.get("version")
         self.eval_set = eval_set or metadata.get("split")
