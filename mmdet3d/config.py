@@ -14,7 +14,7 @@ import yaml
 
 from mmdet3d.registry import nearest
 
-__all__ = ["CONFIG_ROOT", "Config", "find_config", "load_config", "parse_overrides", "parse_yaml"]
+__all__ = ["CONFIG_ROOT", "Config", "find_config", "load_config", "parse_overrides", "parse_yaml", "read_mapping"]
 
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 
@@ -98,7 +98,7 @@ def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     file = find_config(path)
     config = Config()
     for part in _chain(file):
-        _merge(config, _read(part))
+        _merge(config, read_mapping(part))
     pairs = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     # Top-level choices come first: an override below `${a[choice]}` changes a copy of the block that was chosen.
     for key in sorted(pairs, key=lambda k: "." in k):
@@ -153,7 +153,12 @@ def _chain(file: Path) -> list[Path]:
     return [d for d in defaults if d.is_file() and d != file] + [file]
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_mapping(file: Path) -> dict[str, Any]:
+    """The content of a YAML file, empty if the file is.
+
+    Raises:
+        ValueError: unreadable YAML, or no mapping.
+    """
     try:
         content = parse_yaml(file.read_text())
     except yaml.YAMLError as error:

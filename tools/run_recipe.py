@@ -4,6 +4,7 @@ python tools/run_recipe.py configs/synthetic/recipes/crkd_demo.yaml --run-dir ru
 python tools/run_recipe.py configs/synthetic/recipes/crkd_small.yaml --run-dir runs/crkd_small --seeds 0 1 2
 
 What is finished is reused, what was interrupted is resumed. The table goes to RUN_DIR/results.json and the screen.
+Overrides hold for every run and have the last word; seed, data and the checkpoints that runs hand on have none.
 """
 
 from __future__ import annotations
@@ -32,11 +33,15 @@ def main(words: list[str]) -> None:
     recipe = Recipe.load(args.recipe)
     run_dir = writable_folder(args.run_dir)
     overrides = read_overrides(rest, args.overrides_file)
+    # Before the data is made, which takes minutes.
+    recipe.check(overrides)
+    root = None
     if recipe.data is not None:
         root = Path(args.data_dir or f"data/{Path(args.recipe).stem}-world-{args.world}")
         recipe.make_data(root, args.world, args.workers)
-        overrides["dataset_root"] = f"{root}/"
-    summary = run_recipe(recipe, run_dir, args.seeds, overrides)
+    elif args.data_dir is not None:
+        raise ValueError(f"{args.recipe} makes no data, so --data-dir has no effect; give --dataset_root")
+    summary = run_recipe(recipe, run_dir, args.seeds, overrides, root)
     print(f"\n{summary.get('text', '')}\n\nresults: {run_dir / 'results.json'}")
 
 

@@ -1,131 +1,36 @@
-"""Recipes: trainings that build on each other, over seeds, ending in one table."""
+"""Running recipes: trainings that build on each other, over seeds, ending in one table."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from mmdet3d.config import Config, find_config, load_config
+from mmdet3d.config import Config, load_config, parse_yaml
 from mmdet3d.datasets import build_dataset
-from mmdet3d.datasets.nuscenes.create import create_nuscenes
-from mmdet3d.datasets.synthetic.generate import generate
-from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
-from mmdet3d.datasets.synthetic.settings import Settings as WorldSettings
-from mmdet3d.datasets.synthetic.tables import VERSION
 from mmdet3d.engine.checkpoint import RunCheckpoints, load_checkpoint
+from mmdet3d.engine.interrupt import Interrupted
 from mmdet3d.engine.logging import log_to_folder
 from mmdet3d.engine.pictures import compare, picture_extent
+from mmdet3d.engine.recipe_file import Recipe, RecipeRun
 from mmdet3d.engine.trainer import Trainer, seed_everything
-from mmdet3d.evaluation.control import COLUMNS, Column, ControlTable
+from mmdet3d.evaluation.control import ControlTable
 from mmdet3d.interop.checkpoints import metadata_path
 from mmdet3d.models import build_model
-from mmdet3d.registry import nearest
 
-__all__ = ["Recipe", "RecipeRun", "run_recipe"]
-
-INFO_PREFIX = "synthetic"
-ROLES = ("teacher", "student", "control", "distilled")
-
-
-@dataclass(frozen=True)
-class RecipeRun:
-    """One training of a recipe.
-
-    Args:
-        config: a config file.
-        overrides: of that config by dotted key; a value `{name}` stands for the checkpoint of the run `name`.
-        shared: train once, with the first seed, for all seeds (teachers).
-    """
-
-    config: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    shared: bool = False
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe file.
-
-    Args:
-        title: heading of the table.
-        runs: in order; a run may name the ones before it.
-        table: which run plays which role of `ControlTable`; empty for no table.
-        variants: further rows of the table, heading to run.
-        columns: of the table, heading to metric, of which more is better; without them those of nuScenes.
-        decimals: of the table's numbers.
-        data: arguments of the synthetic world's generator, and `layout`, nuscenes (default) or kitti; None if the data
-            set is the user's.
-        pictures: `columns` (runs drawn side by side), `samples` (how many key frames), and the least `min_score` of the
-            detections that are drawn.
-    """
-
-    title: str
-    runs: Mapping[str, RecipeRun]
-    table: Mapping[str, str] = field(default_factory=dict)
-    variants: Mapping[str, str] = field(default_factory=dict)
-    columns: Mapping[str, str] | None = None
-    decimals: int = 4
-    data: Mapping[str, Any] | None = None
-    pictures: Mapping[str, Any] | None = None
-
-    @classmethod
-    def load(cls, path: str | Path) -> Recipe:
-        """Raises ValueError naming the key that is unknown, missing or refers to nothing."""
-        file = find_config(path)
-        content = yaml.safe_load(file.read_text())
-        known = cls.__dataclass_fields__
-        for key in content:
-            if key not in known:
-                raise ValueError(f"unknown key {key!r} in {file.name}{nearest(key, known)}")
-        for key in ("title", "runs"):
-            if key not in content:
-                raise ValueError(f"{file.name} needs the key {key!r}")
-        recipe = cls(**{**content, "runs": {k: RecipeRun(**v) for k, v in content["runs"].items()}})
-        for role, name in recipe.table.items():
-            if role not in ROLES or name not in recipe.runs:
-                raise ValueError(
-                    f"{file.name}, table: {role}: {name} (roles: {', '.join(ROLES)}; runs: {', '.join(recipe.runs)})"
-                )
-        for heading, name in recipe.variants.items():
-            if name not in recipe.runs:
-                raise ValueError(f"{file.name}, variants: {heading}: {name} is no run{nearest(name, recipe.runs)}")
-        layout = (recipe.data or {}).get("layout", "nuscenes")
-        if layout not in _MAKERS:
-            raise ValueError(f"{file.name}, data.layout: {layout!r} is none of {', '.join(_MAKERS)}")
-        return recipe
-
-    @property
-    def table_columns(self) -> Sequence[Column]:
-        return COLUMNS if self.columns is None else [Column(key, name) for name, key in self.columns.items()]
-
-    def make_data(self, root: Path, seed: int, workers: int) -> None:
-        """Make the synthetic world of this recipe, or what is missing of it."""
-        options = dict(self.data or {})
-        _MAKERS[options.pop("layout", "nuscenes")](root, options | {"seed": seed}, workers)
-
-
-def _make_nuscenes(root: Path, options: Mapping[str, Any], workers: int) -> None:
-    """The world and its info files."""
-    generate(root, WorldSettings(**options), workers=workers)
-    create_nuscenes(root, root, INFO_PREFIX, VERSION, workers=workers, database=False)
-
-
-def _make_kitti(root: Path, options: Mapping[str, Any], workers: int) -> None:
-    generate_kitti(root, KittiSettings(**options), workers=workers)
-
-
-_MAKERS = {"nuscenes": _make_nuscenes, "kitti": _make_kitti}
+__all__ = ["Recipe", "RecipeRun", "control_table", "run_recipe"]
 
 
 def run_recipe(
-    recipe: Recipe, run_dir: str | Path, seeds: Sequence[int], overrides: Mapping[str, Any] | None = None
+    recipe: Recipe,
+    run_dir: str | Path,
+    seeds: Sequence[int],
+    overrides: Mapping[str, Any] | None = None,
+    data_root: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train what is not trained yet, write `results.json` into `run_dir` and pictures into `run_dir/pictures`.
 
@@ -134,27 +39,37 @@ def run_recipe(
     Args:
         run_dir: every run gets the folder `<name>-seed<seed>` in it.
         seeds: training seeds.
-        overrides: of every config, by dotted key (`dataset_root`).
+        overrides: of every config, by dotted key; they have the last word.
+        data_root: of the data that the recipe makes.
 
     Returns:
-        What `results.json` holds: `table`, `runs` (config, seconds, metrics, checkpoint per run and seed).
+        What `results.json` holds: `table`, `runs` (per run and seed config, seconds (null if it was interrupted),
+        metrics, and checkpoint, relative to `run_dir`).
 
     Raises:
-        ValueError: a folder holds a run of another config; whatever training raises.
+        ValueError: see `Recipe.check`; a folder holds a run of another config; whatever training raises.
+        Interrupted: by a signal; calling again continues.
     """
-    run_dir = Path(run_dir)
+    run_dir, given = Path(run_dir), dict(overrides or {})
+    recipe.check(given)
+    if data_root is not None:
+        given["dataset_root"] = f"{data_root}/"
     results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in recipe.runs}
     for seed in seeds:
-        checkpoints: dict[str, str] = {}
+        configs: dict[str, Config] = {}
+        done: dict[str, dict[str, Any]] = {}
         for name, run in recipe.runs.items():
             actual = seeds[0] if run.shared else seed
+            checkpoints = {earlier: str(run_dir / result["checkpoint"]) for earlier, result in done.items()}
+            configs[name] = load_config(run.config, {**run.overrides_with(given, checkpoints), "seed": actual})
             if actual not in results[name]:
-                results[name][actual] = _train(name, run, run_dir, actual, checkpoints, overrides or {})
-            checkpoints[name] = results[name][actual]["checkpoint"]
+                folder, earlier = run_dir / f"{name}-seed{actual}", [result["checkpoint"] for result in done.values()]
+                results[name][actual] = {"config": run.config, **_train(folder, configs[name], earlier)}
+            done[name] = results[name][actual]
     summary = _summary(recipe, results, seeds)
     (run_dir / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
     if recipe.pictures:
-        _draw(recipe, {n: results[n][seeds[0] if recipe.runs[n].shared else seeds[-1]] for n in results}, run_dir)
+        _draw(recipe, configs, done, run_dir)
     return summary
 
 
@@ -182,66 +97,67 @@ def _summary(recipe: Recipe, results: Mapping[str, Any], seeds: Sequence[int]) -
     return summary
 
 
-def _draw(recipe: Recipe, results: Mapping[str, Mapping[str, Any]], run_dir: Path) -> None:
+def _draw(
+    recipe: Recipe, configs: Mapping[str, Config], results: Mapping[str, Mapping[str, Any]], run_dir: Path
+) -> None:
     """Ground truth and detections of the recipe's columns, side by side."""
     columns = {}
     column, decimals = recipe.table_columns[0], min(recipe.decimals, 3)
     for name in recipe.pictures["columns"]:
-        config = Config(yaml.safe_load((Path(results[name]["checkpoint"]).parent / "configs.yaml").read_text()))
-        model = build_model(config.model).eval()
-        load_checkpoint(model, results[name]["checkpoint"])
-        dataset = build_dataset(config.data["val"], test_mode=True)
+        model = build_model(configs[name].model).eval()
+        load_checkpoint(model, run_dir / results[name]["checkpoint"])
+        dataset = build_dataset(configs[name].data["val"], test_mode=True)
         title = f"{name}: {column.heading} {results[name]['metrics'][column.key]:.{decimals}f}"
         columns[title] = (model, dataset)
     chosen = np.linspace(0, len(dataset) - 1, recipe.pictures["samples"]).round().astype(int)
     drawn = {"min_score": recipe.pictures["min_score"]} if "min_score" in recipe.pictures else {}
-    compare(columns, [int(i) for i in chosen], run_dir / "pictures", picture_extent(config), **drawn)
+    compare(columns, [int(i) for i in chosen], run_dir / "pictures", picture_extent(configs[name]), **drawn)
 
 
-def _train(
-    name: str, run: RecipeRun, run_dir: Path, seed: int, checkpoints: Mapping[str, str], overrides: Mapping[str, Any]
-) -> dict[str, Any]:
-    folder = run_dir / f"{name}-seed{seed}"
-    filled = {k: _fill(v, checkpoints) for k, v in run.overrides.items()}
-    config = load_config(run.config, {**overrides, **filled, "seed": seed})
-    done = _finished(folder, config)
+def _train(folder: Path, config: Config, earlier: Collection[str]) -> dict[str, Any]:
+    """Result of the run in `folder`, trained now if it is not there; `earlier` are the checkpoints before it."""
+    note = folder / "done.json"
+    done = _finished(folder, config, earlier)
     if done is None:
-        began = time.perf_counter()
-        _fit(folder, config, f"{name}, seed {seed}")
-        done = _finished(folder, config)
+        seconds = _fit(folder, config)
+        done = _finished(folder, config, earlier)
         assert done is not None, f"{folder} has no evaluated final checkpoint"
-        seconds = time.perf_counter() - began
-        _write_json(folder / "done.json", {"seconds": seconds})
+        note.write_text(json.dumps({"seconds": seconds}) + "\n")
     path, metadata = done
     return {
-        "config": run.config,
-        "seconds": json.loads((folder / "done.json").read_text())["seconds"]
-        if (folder / "done.json").is_file()
-        else None,
+        "seconds": json.loads(note.read_text())["seconds"] if note.is_file() else None,
         "iterations": metadata["iteration"],
         "metrics": metadata["metrics"],
-        "checkpoint": str(path),
+        "checkpoint": f"{folder.name}/{path.name}",
     }
 
 
-def _fit(folder: Path, config: Config, title: str) -> None:
+def _fit(folder: Path, config: Config) -> float | None:
+    """Train, or go on with an interrupted training; returns seconds, None for the latter."""
+    began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     log_to_folder(folder, console=False)
     (folder / "configs.yaml").write_text(config.dump())
     resumable = RunCheckpoints(folder).resumable()
-    if resumable:
-        config["resume_from"] = str(resumable[-1])
+    settings = {**config, "resume_from": str(resumable[-1])} if resumable else config
     seed_everything(config.seed)
     model = build_model(config.model)
-    train_dataset = build_dataset(config.data.train, config.seed)
-    Trainer(model, train_dataset, build_dataset(config.data.val, test_mode=True), config, folder, progress=title).fit()
+    train, val = build_dataset(config.data.train, config.seed), build_dataset(config.data.val, test_mode=True)
+    try:
+        Trainer(model, train, val, settings, folder, progress=folder.name).fit()
+    except Interrupted as stop:
+        # The trainer names an option of tools/train.py, which recipes do not have.
+        raise Interrupted(f"{folder} is not finished; the same command continues it", stop.number) from stop
+    return None if resumable else time.perf_counter() - began
 
 
-def _finished(folder: Path, config: Config) -> tuple[Path, dict[str, Any]] | None:
+def _finished(folder: Path, config: Config, earlier: Collection[str]) -> tuple[Path, dict[str, Any]] | None:
     """Final weights and metadata of a finished run of this very config."""
     settings = folder / "configs.yaml"
-    if settings.is_file() and settings.read_text() != config.dump():
-        raise ValueError(f"{folder} holds a run of another config; remove that folder or choose another --run-dir")
+    if settings.is_file():
+        found, wanted = (_portable(parse_yaml(text), earlier) for text in (settings.read_text(), config.dump()))
+        if found != wanted:
+            raise ValueError(f"{folder} holds a run of another config; remove that folder or choose another --run-dir")
     path = folder / f"epoch_{config.max_epochs}.safetensors"
     if not path.is_file() or not metadata_path(path).is_file():
         return None
@@ -249,16 +165,12 @@ def _finished(folder: Path, config: Config) -> tuple[Path, dict[str, Any]] | Non
     return (path, metadata) if metadata["metrics"] else None
 
 
-def _fill(value: Any, checkpoints: Mapping[str, str]) -> Any:
-    if not (isinstance(value, str) and value.startswith("{") and value.endswith("}")):
-        return value
-    name = value[1:-1]
-    if name not in checkpoints:
-        raise ValueError(
-            f"the recipe refers to the checkpoint of {name!r}, which is no earlier run{nearest(name, checkpoints)}"
-        )
-    return checkpoints[name]
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content) + "\n")
+def _portable(value: Any, checkpoints: Collection[str]) -> Any:
+    """A config in which checkpoints of the recipe are relative to its run folder, however that one was written."""
+    if isinstance(value, Mapping):
+        return {key: _portable(item, checkpoints) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_portable(item, checkpoints) for item in value]
+    if isinstance(value, str):
+        return next((c for c in checkpoints if value.endswith(f"/{c}")), value)
+    return value

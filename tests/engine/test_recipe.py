@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import pytest
 
 from mmdet3d.config import CONFIG_ROOT, load_config
-from mmdet3d.engine.recipe import Recipe, _fill, control_table
+from mmdet3d.engine.recipe import Recipe, control_table
 
 RECIPES = sorted(p.relative_to(CONFIG_ROOT).as_posix() for p in CONFIG_ROOT.rglob("recipes/*.yaml"))
 
@@ -15,10 +16,10 @@ RECIPES = sorted(p.relative_to(CONFIG_ROOT).as_posix() for p in CONFIG_ROOT.rglo
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_run_of_a_shipped_recipe_resolves(name: str) -> None:
     recipe = Recipe.load(name)
+    recipe.check({"log_config.interval": 5})
     earlier: dict[str, str] = {}
     for run_name, run in recipe.runs.items():
-        filled = {key: _fill(value, earlier) for key, value in run.overrides.items()}
-        config = load_config(run.config, {"dataset_root": "somewhere/", **filled, "seed": 1})
+        config = load_config(run.config, {**run.overrides_with({"dataset_root": "somewhere/"}, earlier), "seed": 1})
         assert config.seed == 1 and config.data.val.dataset_root == "somewhere/"
         earlier[run_name] = f"{run_name}.safetensors"
     assert {"teacher", "control", "distilled"} <= set(recipe.table)
@@ -58,3 +59,53 @@ def test_variants_are_rows_of_the_table_and_must_be_runs(tmp_path: Path) -> None
     path.write_text("title: T\nruns: {a: {config: c}}\nvariants: {another: aa}\n")
     with pytest.raises(ValueError, match=r"r\.yaml, variants: another: aa is no run, did you mean 'a'"):
         Recipe.load(path)
+
+
+ROLES = "table: {teacher: a, control: a, distilled: a}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("runs: {a: {config: c, override: {}}}", r"r\.yaml, runs\.a: unknown key 'override', did you mean 'overrides'"),
+        ("runs: {a: {overrides: {}}}", r"runs\.a needs the key 'config'"),
+        ("runs: {a: c.yaml}", r"runs\.a must be a mapping like \{config: FILE\}, got 'c\.yaml'"),
+        ("runs: {a: {config: c, overrides: {x: '{b}'}}, b: {config: c}}", r"runs\.a: x needs the checkpoint of 'b'"),
+        ("runs: {a: {config: c}}\ntable: {teacher: a, distilled: a}", r"r\.yaml, table needs the key 'control'"),
+        ("runs: {a: {config: c}}\ntable: {teacher: a, control: a}", r"r\.yaml, table needs the key 'distilled'"),
+        ("runs: {a: {config: c}}\nvariants: {more: a}", r"r\.yaml, table needs the key 'teacher'"),
+        ("runs: {a: {config: c}}\npictures: {columns: [b], samples: 1}", r"pictures\.columns: b is no run"),
+        ("runs: {a: {config: c}}\npictures: {columns: [], samples: 1}", r"pictures\.columns: name at least one run"),
+        ("runs: {a: {config: c}}\npictures: {columns: [a]}", r"pictures needs the key 'samples'"),
+        ("runs: {a: {config: c}}\npicture: {}", r"r\.yaml: unknown key 'picture', did you mean 'pictures'"),
+        ("runs: [", r"r\.yaml is not valid YAML"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_found_when_it_is_read(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"title: T\n{text}\n")
+    with pytest.raises(ValueError, match=message):
+        Recipe.load(path)
+
+
+def test_overrides_that_a_recipe_decides_itself_are_refused() -> None:
+    recipe = Recipe.load("synthetic/recipes/crkd_demo.yaml")
+    for key, message in {
+        "seed": "--seed has no effect in this recipe: give --seeds",
+        "dataset_root": "--dataset_root has no effect in this recipe: give --data-dir",
+        "resume_from": "the same command again resumes",
+        "model.teacher.checkpoint": "run distilled gets the checkpoint of run teacher there",
+        "model.teacher": "--model.teacher has no effect",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            recipe.check({key: None})
+
+
+def test_the_tool_refuses_before_it_makes_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recipe, "make_data", lambda *_: pytest.fail("data was made"))
+    tool = runpy.run_path(str(CONFIG_ROOT.parent / "tools" / "run_recipe.py"))["main"]
+    words = ["synthetic/recipes/crkd_demo.yaml", "--run-dir", f"{tmp_path}/run", "--data-dir", f"{tmp_path}/world"]
+    with pytest.raises(ValueError, match="give --data-dir"):
+        tool([*words, "--dataset_root", "elsewhere/"])
+    with pytest.raises(ValueError, match="run teacher has 3 epochs and is not evaluated after the last one"):
+        tool([*words, "--max_epochs", "3", "--evaluation.start", "2", "--evaluation.interval", "2"])

@@ -1,0 +1,210 @@
+"""Recipe files: which trainings build on each other, on which data, and the table that they end in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mmdet3d.config import find_config, load_config, read_mapping
+from mmdet3d.datasets.nuscenes.create import create_nuscenes
+from mmdet3d.datasets.synthetic.generate import generate
+from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
+from mmdet3d.datasets.synthetic.settings import Settings as WorldSettings
+from mmdet3d.datasets.synthetic.tables import VERSION
+from mmdet3d.engine.settings import Settings
+from mmdet3d.evaluation.control import COLUMNS, Column
+from mmdet3d.registry import nearest
+
+__all__ = ["Recipe", "RecipeRun"]
+
+INFO_PREFIX = "synthetic"
+ROLES = {"teacher": True, "student": False, "control": True, "distilled": True}  # whether a table needs it
+_PICTURE_KEYS = {"columns": True, "samples": True, "min_score": False}
+
+# What the command line has an option for, or decides by itself.
+_NO_OVERRIDE = {"seed": "give --seeds", "resume_from": "the same command again resumes what was interrupted"}
+
+
+@dataclass(frozen=True)
+class RecipeRun:
+    """One training of a recipe.
+
+    Args:
+        config: a config file.
+        overrides: of that config by dotted key; a value `{name}` stands for the checkpoint of the run `name`.
+        shared: train once, with the first seed, for all seeds (teachers).
+    """
+
+    config: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    shared: bool = False
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Key of an override to the run whose checkpoint fills it."""
+        texts = {key: value for key, value in self.overrides.items() if isinstance(value, str)}
+        return {key: value[1:-1] for key, value in texts.items() if value.startswith("{") and value.endswith("}")}
+
+    def overrides_with(self, given: Mapping[str, Any], checkpoints: Mapping[str, str]) -> dict[str, Any]:
+        """Overrides of the config: `given` by the user, and those of this run that the user does not replace."""
+        own = {key: value for key, value in self.overrides.items() if not any(_covers(g, key) for g in given)}
+        return {**given, **own, **{key: checkpoints[name] for key, name in self.references.items()}}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe file.
+
+    Args:
+        title: heading of the table.
+        runs: in order; a run may name the ones before it.
+        table: which run plays which role of `ControlTable`; empty for no table.
+        variants: further rows of the table, heading to run.
+        columns: of the table, heading to metric, of which more is better; without them those of nuScenes.
+        decimals: of the table's numbers.
+        data: arguments of the synthetic world's generator, and `layout`, nuscenes (default) or kitti; None if the data
+            set is the user's.
+        pictures: `columns` (runs drawn side by side), `samples` (how many key frames), and the least `min_score` of the
+            detections that are drawn.
+    """
+
+    title: str
+    runs: Mapping[str, RecipeRun]
+    table: Mapping[str, str] = field(default_factory=dict)
+    variants: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] | None = None
+    decimals: int = 4
+    data: Mapping[str, Any] | None = None
+    pictures: Mapping[str, Any] | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Raises ValueError naming the key that is unknown, missing or refers to nothing."""
+        file = find_config(path)
+        content = read_mapping(file)
+        _check_keys(content, [f.name for f in fields(cls)], ("title", "runs"), file.name)
+        runs = {name: _read_run(block, f"{file.name}, runs.{name}") for name, block in content["runs"].items()}
+        recipe = cls(**{**content, "runs": runs})
+        recipe._check_references(file.name)
+        recipe._check_table(file.name)
+        recipe._check_pictures(file.name)
+        layout = (recipe.data or {}).get("layout", "nuscenes")
+        if layout not in _MAKERS:
+            raise ValueError(f"{file.name}, data.layout: {layout!r} is none of {', '.join(_MAKERS)}")
+        return recipe
+
+    def _check_references(self, where: str) -> None:
+        earlier: list[str] = []
+        for name, run in self.runs.items():
+            for key, other in run.references.items():
+                if other not in earlier:
+                    raise ValueError(
+                        f"{where}, runs.{name}: {key} needs the checkpoint of {other!r}, which is no earlier run"
+                        f"{nearest(other, earlier)}"
+                    )
+            earlier.append(name)
+
+    def _check_table(self, where: str) -> None:
+        for role, name in self.table.items():
+            if role not in ROLES or name not in self.runs:
+                raise ValueError(
+                    f"{where}, table: {role}: {name} (roles: {', '.join(ROLES)}; runs: {', '.join(self.runs)})"
+                )
+        for heading, name in self.variants.items():
+            if name not in self.runs:
+                raise ValueError(f"{where}, variants: {heading}: {name} is no run{nearest(name, self.runs)}")
+        if self.table or self.variants:
+            _check_keys(self.table, ROLES, [role for role, needed in ROLES.items() if needed], f"{where}, table")
+
+    def _check_pictures(self, where: str) -> None:
+        if self.pictures is None:
+            return
+        where = f"{where}, pictures"
+        _check_keys(self.pictures, _PICTURE_KEYS, [key for key, needed in _PICTURE_KEYS.items() if needed], where)
+        if not self.pictures["columns"]:
+            raise ValueError(f"{where}.columns: name at least one run")
+        for name in self.pictures["columns"]:
+            if name not in self.runs:
+                raise ValueError(f"{where}.columns: {name} is no run{nearest(str(name), self.runs)}")
+
+    def check(self, overrides: Mapping[str, Any]) -> None:
+        """Find what would only show after hours of training.
+
+        Args:
+            overrides: that the user gives, of every config.
+
+        Raises:
+            ValueError: an override that the recipe decides itself, a config that cannot be resolved, or a run that is
+                not evaluated at its end.
+            FileNotFoundError: a config that does not exist.
+        """
+        self._check_overrides(overrides)
+        names = {name: f"{{{name}}}" for name in self.runs}
+        for name, run in self.runs.items():
+            config = load_config(run.config, run.overrides_with(overrides, names))
+            settings = Settings.from_config(config)
+            start, interval = settings.evaluation["start"], settings.evaluation["interval"]
+            if start > settings.max_epochs or (settings.max_epochs - start) % interval:
+                raise ValueError(
+                    f"run {name} has {settings.max_epochs} epochs and is not evaluated after the last one (evaluation: "
+                    f"start {start}, interval {interval}); change evaluation.start or evaluation.interval"
+                )
+            if not config.get("data", {}).get("val"):
+                raise ValueError(f"run {name} has no data.val to be evaluated on; add it to {run.config}")
+
+    def _check_overrides(self, overrides: Mapping[str, Any]) -> None:
+        refused = dict(_NO_OVERRIDE)
+        if self.data is not None:
+            refused["dataset_root"] = "give --data-dir"
+        for name, run in self.runs.items():
+            for key, other in run.references.items():
+                refused[key] = f"run {name} gets the checkpoint of run {other} there"
+        for key in overrides:
+            for fixed, remedy in refused.items():
+                if _covers(key, fixed):
+                    raise ValueError(f"--{key} has no effect in this recipe: {remedy}")
+
+    @property
+    def table_columns(self) -> Sequence[Column]:
+        return COLUMNS if self.columns is None else [Column(key, name) for name, key in self.columns.items()]
+
+    def make_data(self, root: Path, seed: int, workers: int) -> None:
+        """Make the synthetic world of this recipe, or what is missing of it."""
+        options = dict(self.data or {})
+        _MAKERS[options.pop("layout", "nuscenes")](root, options | {"seed": seed}, workers)
+
+
+def _read_run(block: Any, where: str) -> RecipeRun:
+    if not isinstance(block, Mapping):
+        raise ValueError(f"{where} must be a mapping like {{config: FILE}}, got {block!r}")
+    _check_keys(block, [f.name for f in fields(RecipeRun)], ("config",), where)
+    return RecipeRun(**block)
+
+
+def _check_keys(given: Iterable[str], known: Collection[str], needed: Iterable[str], where: str) -> None:
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}{nearest(str(key), known)} (known: {', '.join(known)})")
+    for key in needed:
+        if key not in given:
+            raise ValueError(f"{where} needs the key {key!r}")
+
+
+def _covers(key: str, other: str) -> bool:
+    """Whether an override of `key` replaces what `other` names."""
+    return other == key or other.startswith(f"{key}.")
+
+
+def _make_nuscenes(root: Path, options: Mapping[str, Any], workers: int) -> None:
+    """The world and its info files."""
+    generate(root, WorldSettings(**options), workers=workers)
+    create_nuscenes(root, root, INFO_PREFIX, VERSION, workers=workers, database=False)
+
+
+def _make_kitti(root: Path, options: Mapping[str, Any], workers: int) -> None:
+    generate_kitti(root, KittiSettings(**options), workers=workers)
+
+
+_MAKERS = {"nuscenes": _make_nuscenes, "kitti": _make_kitti}
