@@ -6,8 +6,11 @@ live through the whole training still augment each epoch differently.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -107,7 +110,9 @@ def build_loader(dataset: Any, sampler: TrainSampler | EvaluationSampler, worker
 
 def batches(loader: DataLoader) -> Iterator[Batch]:
     """The loader's batches; a user's mistake met in a worker is raised here as it was there, without its traceback."""
-    for batch in loader:
+    with _deferred(signal.SIGTERM):
+        source = iter(loader)
+    for batch in source:
         if isinstance(batch, _Failure):
             raise batch.error
         yield batch
@@ -149,8 +154,25 @@ def _collate(samples: list[Sample | _Failure]) -> Batch | _Failure:
         return _Failure(error)
 
 
+@contextmanager
+def _deferred(number: int) -> Iterator[None]:
+    """The signal arrives after this context; processes started inside keep it blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _init_worker(worker: int) -> None:
-    # Ctrl-C and the SIGTERM of a launcher reach the whole process group, but the training process still needs its
-    # workers to get to the next checkpoint. They end when it asks them to, or a few seconds after it is gone.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # Ctrl-C and a launcher's SIGTERM reach the whole process group, but the training process still needs its workers to
+    # get to the next checkpoint. It decides when they end, also by a SIGTERM of its own to those left when it exits.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    """End at a SIGTERM that the parent sent; `_deferred` keeps those of others from doing anything."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from engine_toy import EngineToyDataset
@@ -76,14 +78,25 @@ def test_a_mistake_in_a_worker_arrives_as_its_sentence(workers: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_workers_outlive_a_signal_to_the_process_group_but_not_their_loader(number: int) -> None:
+def test_workers_outlive_a_signal_to_the_process_group(number: int) -> None:
+    """Such a signal is sent by another process than the one that reads the samples."""
     sampler = TrainSampler(12, 3, 0)
     loader = build_loader(EngineToyDataset(12), sampler, workers=1)
     source = batches(loader)
     next(source)
     (worker,) = loader._iterator._workers
-    os.kill(worker.pid, number)
+    subprocess.run(["sh", "-c", f"kill -{int(number)} {worker.pid}"], check=True)
     assert len(list(source)) == len(sampler) - 1
-    del source
-    loader._iterator = None
-    assert not worker.is_alive()
+    assert worker.is_alive()
+
+
+def test_a_process_that_exits_with_a_loader_open_ends_its_workers() -> None:
+    """Python then terminates and joins them, for ever if they do not obey."""
+    program = (
+        "from engine_toy import EngineToyDataset\n"
+        "from mmdet3d.engine.data import TrainSampler, batches, build_loader\n"
+        "import builtins\n"
+        "builtins.source = batches(build_loader(EngineToyDataset(12), TrainSampler(12, 3, 0), workers=1))\n"
+        "next(builtins.source)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, check=True, timeout=120)

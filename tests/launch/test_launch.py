@@ -149,7 +149,8 @@ def start(launcher: list[str], config: Path, run: Path) -> subprocess.Popen:
     lines = run / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (lines.is_file() and lines.read_text()):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     return process
 
