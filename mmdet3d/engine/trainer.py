@@ -350,11 +350,11 @@ class Trainer:
         better = name is not None and _better(self.metrics[name], self._best, rule)
         if better:
             self._best = {"metric": name, "value": self.metrics[name], "epoch": self.epoch}
+            self._checkpoints.save_best(weights, self._metadata())
+        # Metrics mark the evaluation as done, so they come last: cut off before, it is repeated when training resumes.
         path = self.run_dir / f"epoch_{self.epoch}.safetensors"
         if path in self._checkpoints.resumable():
             self._checkpoints.annotate(path, {"metrics": finite(self.metrics), "best": self._best})
-        if better:
-            self._checkpoints.save_best(weights, self._metadata())
 
     def evaluate(self, model: Trainable, name: str) -> dict[str, float]:
         """Metrics of any model on the validation set; files go to `run_dir/evaluation/name`. Every rank must call.

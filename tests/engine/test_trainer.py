@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmdet3d import load_checkpoint
+from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.interrupt import Interrupted
 from mmdet3d.engine.trainer import Trainer
 
@@ -185,6 +186,21 @@ def test_evaluation_cut_off_is_made_up_for(tmp_path: Path) -> None:
     again = make(tmp_path, max_epochs=1, resume_from=str(tmp_path / "latest.safetensors"))
     assert again.fit().keys() == {"object/map", "object/nds"}
     assert json.loads((tmp_path / "epoch_1.json").read_text())["metrics"] == again.metrics
+
+
+@pytest.mark.parametrize("point", ["save_best", "annotate"])
+def test_a_best_checkpoint_cut_off_is_made_up_for(point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunCheckpoints, point, killed)
+        make(tmp_path, max_epochs=1).fit()
+    again = make(tmp_path, max_epochs=1, resume_from=str(tmp_path / "latest.safetensors"))
+    metrics = again.fit()
+    best, epoch = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("best", "epoch_1"))
+    assert best["best"] == epoch["best"] == {"metric": "object/nds", "value": metrics["object/nds"], "epoch": 1}
+    assert_same(load_file(tmp_path / "best.safetensors"), load_file(tmp_path / "epoch_1.safetensors"))
 
 
 def test_load_from_starts_anew_with_given_weights(tmp_path: Path) -> None:
