@@ -195,13 +195,7 @@ class Trainer:
 
     def _restore(self, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
         source = self.settings.resume_from
-        try:
-            self.optimizer.load_state_dict(state["optimizer"])
-        except ValueError as error:
-            raise ValueError(
-                f"the optimiser state of {source} does not fit this config ({error}); "
-                "resume with the optimizer settings of that run, or start anew with --load_from"
-            ) from error
+        self._restore_optimizer(state["optimizer"])
         if self._scaler.is_enabled() and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         if self._ema:
@@ -220,6 +214,23 @@ class Trainer:
             get_logger().warning("resumed on another number of processes: random states start anew")
         get_logger().info("resumed %s: epoch %d, iteration %d", source, self.epoch, self.iteration)
         return self.batch == 0 and metadata["metrics"] is None and self._evaluation_due()
+
+    def _restore_optimizer(self, state: Mapping[str, Any]) -> None:
+        """Load moments and step counts; learning rates, weight decays and the like stay those of the config."""
+        source = self.settings.resume_from
+        configured = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+        try:
+            self.optimizer.load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(
+                f"the optimiser state of {source} does not fit this config ({error}); "
+                "resume with the optimizer settings of that run, or start anew with --load_from"
+            ) from error
+        for group, values in zip(self.optimizer.param_groups, configured, strict=True):
+            # Cleared, because what the schedules added (initial_lr) belongs to the config of that run too.
+            parameters = group["params"]
+            group.clear()
+            group.update(values, params=parameters)
 
     # -- one epoch --------------------------------------------------------------------------------------------------
 

@@ -203,6 +203,23 @@ def test_a_best_checkpoint_cut_off_is_made_up_for(point: str, tmp_path: Path, mo
     assert_same(load_file(tmp_path / "best.safetensors"), load_file(tmp_path / "epoch_1.safetensors"))
 
 
+def test_a_resumed_training_obeys_the_optimizer_settings_of_its_config(tmp_path: Path) -> None:
+    """The schedules go on from the new base values, as if they had begun with them."""
+    schedules = {"lr_config": {"policy": "cyclic"}, "momentum_config": {"policy": "cyclic"}, "evaluation": {"start": 9}}
+    make(tmp_path / "a", **schedules).fit()
+    changed = {"type": "AdamW", "lr": 1e-4, "weight_decay": 0.5, "betas": [0.8, 0.99]}
+    end = str(tmp_path / "a" / "epoch_2.safetensors")
+    found = make(tmp_path / "b", **schedules, max_epochs=3, optimizer=changed, resume_from=end)
+    found.fit()
+    wanted = make(tmp_path / "c", **schedules, max_epochs=3, optimizer=changed)
+    wanted.fit()
+    for a, b in zip(found.optimizer.param_groups, wanted.optimizer.param_groups, strict=True):
+        assert {k: v for k, v in a.items() if k != "params"} == {k: v for k, v in b.items() if k != "params"}
+    assert found.optimizer.param_groups[0]["initial_lr"] == 1e-4
+    steps = {int(s["step"]) for s in found.optimizer.state.values()}
+    assert steps == {12}
+
+
 def test_load_from_starts_anew_with_given_weights(tmp_path: Path) -> None:
     make(tmp_path / "a").fit()
     trainer = make(tmp_path / "b", load_from=str(tmp_path / "a" / "best.safetensors"), max_epochs=1)
