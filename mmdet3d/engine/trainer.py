@@ -27,6 +27,7 @@ from mmdet3d.engine.checkpoint import (
     set_random_state,
 )
 from mmdet3d.engine.data import DetectionDataset, TrainSampler, batches, build_loader
+from mmdet3d.engine.divergence import Divergence
 from mmdet3d.engine.ema import EMA
 from mmdet3d.engine.evaluate import evaluate, metrics_table
 from mmdet3d.engine.interrupt import Interrupt, Interrupted
@@ -103,6 +104,8 @@ class Trainer:
         self._dtype = autocast_dtype(s.precision, device)
         scaled = self._dtype is torch.float16
         self._scaler = torch.amp.GradScaler(device.type, enabled=scaled, growth_interval=2000)
+        patience = None if scaled else math.ceil(s.log_interval / s.cumulative_iters)
+        self._divergence = Divergence(self.run_dir, patience)
         self._checkpoints = RunCheckpoints(self.run_dir, s.checkpoint["max_keep_ckpts"])
         self._ema: EMA | None = None
         self._best: dict[str, Any] | None = None
@@ -294,26 +297,20 @@ class Trainer:
         return values
 
     def _step(self) -> dict[str, Tensor]:
-        values = {}
-        if self.settings.grad_clip:
-            self._scaler.unscale_(self.optimizer)
-            parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
-            values["grad_norm"] = nn.utils.clip_grad_norm_(parameters, **self.settings.grad_clip).detach()
-        self._scaler.step(self.optimizer)
+        clip = self.settings.grad_clip or {"max_norm": math.inf}  # the norm is needed in any case
+        self._scaler.unscale_(self.optimizer)
+        parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, **clip).detach()
+        if self._divergence.may_step(norm, f"epoch {self.epoch + 1}, iteration {self.batch + 1}"):
+            self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self._ema:
             self._ema.update()
-        return values
+        return {"grad_norm": norm}
 
     def _log(self, window: Window, eta: float) -> None:
-        error = None
-        if window.never_finite("loss"):
-            error = ValueError(
-                f"the loss was not finite in epoch {self.epoch + 1} up to iteration {self.batch}; lower optimizer.lr "
-                f"or set --precision fp32, and continue from the last checkpoint in {self.run_dir}"
-            )
-        distributed.raise_everywhere(error)
+        self._divergence.check_progress(window, f"epoch {self.epoch + 1} up to iteration {self.batch}")
         means = window.mean()
         if means is None:
             return
@@ -345,8 +342,9 @@ class Trainer:
 
     def _evaluate_epoch(self) -> None:
         with self._ema.applied() if self._ema else contextlib.nullcontext():
-            self.metrics = self.evaluate(self.model, f"epoch_{self.epoch}")
             weights = self.model.state_dict()
+            self._divergence.check_weights(weights)
+            self.metrics = self.evaluate(self.model, f"epoch_{self.epoch}")
             distributed.on_main(lambda: self._keep_metrics(weights))
         position = {"epoch": self.epoch, "iter": 0, "iteration": self.iteration}
         if distributed.is_main():
@@ -405,8 +403,11 @@ class Trainer:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _save(self, name: str) -> Path:
-        randoms = distributed.gather_objects(random_state())
         own = self.model.state_dict()
+        weights = self._ema.state if self._ema else own
+        for tensors in (own, weights):
+            self._divergence.check_weights(tensors)
+        randoms = distributed.gather_objects(random_state())
         state = {
             "epoch": self.epoch,
             "batch": self.batch,
@@ -419,7 +420,6 @@ class Trainer:
             "model": own if self._ema else None,
             "random": randoms,
         }
-        weights = self._ema.state if self._ema else own
         metadata = self._metadata() | {"metrics": None}
         path = distributed.on_main(lambda: self._checkpoints.save(name, weights, state, metadata))
         get_logger().info("saved %s", path)

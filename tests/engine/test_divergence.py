@@ -1,0 +1,99 @@
+"""Losses, gradients and weights that are not finite: what is skipped, what ends the training, what stays on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_toy import EngineToyDataset, EngineToyModel, toy_config
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmdet3d.engine.trainer import Trainer
+from mmdet3d.structures import Batch
+
+REMEDY = r"; lower optimizer.lr or set --precision fp32, and continue from the last checkpoint in "
+NAN = float("nan")
+
+
+class Spoiled(EngineToyModel):
+    """`spoil(model, call, losses)` may change the losses, or the model, of one call (1-based)."""
+
+    def __init__(self, spoil: Callable[[EngineToyModel, int, dict[str, Tensor]], None]) -> None:
+        super().__init__()
+        self.spoil, self.count = spoil, 0
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        losses = super().loss(batch)
+        self.count += 1
+        self.spoil(self, self.count, losses)
+        return losses
+
+
+def fit(run_dir: Path, spoil: Callable[[EngineToyModel, int, dict[str, Tensor]], None], **changes: Any) -> Trainer:
+    torch.manual_seed(0)
+    data = EngineToyDataset(augment=True), EngineToyDataset(5, seed=9)
+    trainer = Trainer(Spoiled(spoil), *data, toy_config(**changes), run_dir, torch.device("cpu"))
+    trainer.fit()
+    return trainer
+
+
+def is_finite(weights: dict[str, Tensor]) -> bool:
+    return all(v.isfinite().all() for v in weights.values())
+
+
+@pytest.mark.parametrize("clip", [None, {"max_norm": 35}], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_step_of_one_bad_batch_is_left_out(precision: str, clip: dict | None, tmp_path: Path) -> None:
+    seen: dict[int, Tensor] = {}
+
+    def spoil(model: EngineToyModel, call: int, losses: dict[str, Tensor]) -> None:
+        seen[call] = model.head.weight.detach().clone()
+        if call == 3:
+            losses["loss/rest"] = losses["loss/rest"] * NAN
+
+    settings = {"precision": precision, "optimizer_config": {"grad_clip": clip}}
+    trainer = fit(tmp_path, spoil, **settings, log_config={"interval": 4})
+    assert torch.equal(seen[3], seen[4])
+    assert not torch.equal(seen[4], seen[5])
+    assert is_finite(trainer.model.state_dict())
+
+
+def test_gradients_that_stay_bad_end_the_training(tmp_path: Path) -> None:
+    """The losses are finite, so only the gradients tell."""
+
+    def spoil(model: EngineToyModel, call: int, losses: dict[str, Tensor]) -> None:
+        if call >= 5:
+            losses["loss/root"] = (model.head.bias * 0).sum().sqrt()
+
+    with pytest.raises(ValueError, match="the gradients were not finite in epoch 2 up to iteration 2" + REMEDY):
+        fit(tmp_path, spoil, max_epochs=3)
+    assert is_finite(load_file(tmp_path / "epoch_1.safetensors"))
+
+
+@pytest.mark.parametrize("ema", [None, {"decay": 0.9}], ids=["plain", "averaged"])
+def test_broken_weights_replace_no_checkpoint(ema: dict | None, tmp_path: Path) -> None:
+    """The losses of the log window are finite, and pruning keeps one checkpoint only."""
+
+    def spoil(model: EngineToyModel, call: int, losses: dict[str, Tensor]) -> None:
+        if call == 6:
+            model.unused.data.fill_(NAN)
+
+    plan = {"max_keep_ckpts": 1, "interval_iters": 1}
+    with pytest.raises(ValueError, match=r"weights are not finite \(1 of 9 tensors, the first is unused\)" + REMEDY):
+        fit(tmp_path, spoil, max_epochs=3, checkpoint_config=plan, log_config={"interval": 50}, ema=ema)
+    kept = sorted(p.name for p in tmp_path.glob("epoch_*.safetensors"))
+    assert kept == ["epoch_1.safetensors", "epoch_2_iter_1.safetensors"]
+    assert all(is_finite(load_file(tmp_path / name)) for name in kept)
+
+
+def test_broken_weights_are_not_evaluated_as_the_best(tmp_path: Path) -> None:
+    def spoil(model: EngineToyModel, call: int, losses: dict[str, Tensor]) -> None:
+        model.unused.data.fill_(NAN)
+
+    with pytest.raises(ValueError, match="the weights are not finite"):
+        fit(tmp_path, spoil, checkpoint_config={"interval": 2})
+    assert not list(tmp_path.glob("*.safetensors"))
