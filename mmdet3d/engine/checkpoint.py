@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -123,12 +124,14 @@ def _write(path: Path, write: Any) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError, RuntimeError) as error:  # a full disk is the last two to safetensors and torch
+        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"cannot write {path} ({error.strerror or error}); free space or pass a writable --run-dir; "
+            f"cannot write {path} ({reason}); free space or pass a writable --run-dir; "
             "checkpoints written before are intact"
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class RunCheckpoints:

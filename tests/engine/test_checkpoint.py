@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 from engine_toy import EngineToyModel
 
 from mmdet3d import load_checkpoint
-from mmdet3d.engine.checkpoint import random_state, save_weights, set_random_state
+from mmdet3d.engine.checkpoint import RunCheckpoints, random_state, save_weights, set_random_state
 
 
 def test_safetensors_and_mmcv_layout(tmp_path: Path) -> None:
@@ -67,3 +70,27 @@ def test_random_states_survive_safe_loading(tmp_path: Path) -> None:
     assert drawn[0] == again[0]
     assert (drawn[1] == again[1]).all()
     assert torch.equal(drawn[2], again[2])
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """The system refuses to let files grow beyond it, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("too_large", ["state.pt", "safetensors"])
+def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(too_large: str, tmp_path: Path) -> None:
+    small, large = {"w": torch.zeros(1)}, {"w": torch.zeros(1 << 19)}
+    weights, state = (large, small) if too_large == "safetensors" else (small, large)
+    message = (
+        rf"cannot write .*epoch_1\.{too_large} \(.+\); free space or pass a writable --run-dir; checkpoints written"
+    )
+    with files_up_to(1 << 20), pytest.raises(ValueError, match=message):
+        RunCheckpoints(tmp_path).save("epoch_1", weights, state, {"iteration": 1})
+    assert not list(tmp_path.glob(".*"))
+    assert RunCheckpoints(tmp_path).resumable() == []
