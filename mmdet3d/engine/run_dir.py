@@ -45,8 +45,9 @@ def writable_folder(folder: str | Path) -> Path:
 def open_run_dir(run_dir: str | Path | None, config_path: str | Path, config: Config) -> Path:
     """Create the folder of a training, decide what it resumes, and write the resolved config there.
 
-    `resume_from: auto` in `config` is replaced by the folder's latest checkpoint. Without `run_dir`, a resumed training
-    goes on in the folder of its checkpoint and a new one gets `default_run_dir`. Every rank must call.
+    `resume_from: auto` in `config` is replaced by the folder's latest checkpoint, the only one that is resumed there.
+    Without `run_dir`, a resumed training goes on in the folder of its checkpoint and a new one gets `default_run_dir`.
+    Every rank must call.
 
     Raises:
         ValueError: the folder cannot be written, it holds a run that is not to be resumed, or it has nothing to resume.
@@ -66,6 +67,11 @@ def open_run_dir(run_dir: str | Path | None, config_path: str | Path, config: Co
             raise ValueError(
                 f"{folder} already holds a run ({latest[0].name}); pass --resume_from auto to continue it, "
                 "or another --run-dir to start a new one"
+            )
+        if latest and resume != "auto" and Path(resume).resolve() != latest[0].resolve():
+            raise ValueError(
+                f"{folder} already holds a run up to {latest[0].name}, which going on from {resume} would overwrite; "
+                "pass --resume_from auto to continue it, or another --run-dir"
             )
         target = folder / "configs.yaml"
         if target.is_file() and target.read_text() != config.dump():
