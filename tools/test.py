@@ -71,7 +71,8 @@ def main(words: list[str]) -> None:
 
 
 def write(args: argparse.Namespace, cfg: Config, dataset: Any, detections: list[Detections3D], out_dir: Path) -> None:
-    (out_dir / "configs.yaml").write_text(cfg.dump())
+    # Not configs.yaml, which in the folder of a training says what was trained.
+    (out_dir / "test_configs.yaml").write_text(cfg.dump())
     if args.out:
         with Path(args.out).open("wb") as file:
             pickle.dump(as_records(detections, dataset.tokens), file)

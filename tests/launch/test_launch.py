@@ -83,6 +83,10 @@ def test_alone_from_training_to_submission(config: Path, tmp_path: Path) -> None
     metrics = json.loads((run / "epoch_2.json").read_text())["metrics"]
     assert f"object/nds: {metrics['object/nds']:.4f}" in output
     assert json.loads((tmp_path / "t" / "metrics.json").read_text())["metrics"] == metrics
+    resolved = (run / "configs.yaml").read_text()
+    call(PLAIN, "test.py", config, weights, "--eval", "bbox", "--run-dir", run, "--name", "tested")
+    assert (run / "configs.yaml").read_text() == resolved
+    assert yaml.safe_load((run / "test_configs.yaml").read_text())["name"] == "tested"
     out = tmp_path / "d" / "detections.pkl"
     call(
         PLAIN,
