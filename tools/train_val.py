@@ -5,7 +5,8 @@ python tools/train_val.py --config configs/kitti/monoskd.yaml -e
 python tools/train_val.py --config configs/kitti/monoskd.yaml -e --split test
 torchpack dist-run -np 4 python tools/train_val.py --config configs/kitti/monoskd.yaml
 
-configs/kitti/NAME.yaml is trained in runs/kitti/NAME, where the configs that build on it look for its weights.
+configs/kitti/NAME.yaml is trained in runs/kitti/NAME, where the configs that build on it look for its weights. A
+checkpoint given by --checkpoint is evaluated in its own folder.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--config", required=True, help="YAML file; also looked for below configs/")
     parser.add_argument("-e", "--evaluate", action="store_true", help="evaluate a checkpoint instead of training")
-    parser.add_argument("--run-dir", help="where everything is written (default: runs/ and the config's path)")
+    parser.add_argument("--run-dir", help="for all files (default: the folder of --checkpoint, else runs/ and the config's path)")
     parser.add_argument("--checkpoint", help="with -e: .safetensors or .pth (default: best of --run-dir, else latest)")
     parser.add_argument("--split", choices=["val", "test"], help="with -e: val is scored (default), test is submitted")
     add_override_options(parser)
@@ -42,7 +43,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for option in ("checkpoint", "split"):
         if getattr(args, option) and not args.evaluate:
             raise ValueError(f"--{option} says what to evaluate; add -e")
-    args.run_dir = Path(args.run_dir) if args.run_dir else _run_dir(args.config)
+    args.run_dir = _folder(args.run_dir, args.checkpoint, args.config)
     return args, rest
 
 
@@ -84,6 +85,13 @@ def write(
         print(f"submission: {dataset.format(detections, out_dir)}")
     epoch = report.metadata.get("epoch")
     print(f"{len(dataset)} frames, checkpoint: {report.path}{'' if epoch is None else f' (epoch {epoch})'}")
+
+
+def _folder(given: str | None, checkpoint: str | None, config: str) -> Path:
+    """The results of a given checkpoint must not pass for those of this config's own run."""
+    if given:
+        return Path(given)
+    return Path(checkpoint).parent if checkpoint else _run_dir(config)
 
 
 def _run_dir(config: str) -> Path:

@@ -57,6 +57,16 @@ def test_from_training_to_submission(main, world: Path, tmp_path: Path, capsys: 
     with zipfile.ZipFile(run / "evaluation" / "test-epoch_1" / "kitti_results.zip") as archive:
         assert archive.namelist() == ["000000.txt"]
 
+    # Results of another run's file do not replace those of this run.
+    other = tmp_path / "other" / "latest.safetensors"
+    other.parent.mkdir()
+    other.write_bytes((run / "latest.safetensors").read_bytes())
+    before = (out / "metrics.json").read_text()
+    main(["--config", CONFIG, "-e", "--checkpoint", str(other), *narrow_words(world)])
+    assert (out / "metrics.json").read_text() == before
+    found = json.loads((other.parent / "evaluation" / "val-latest" / "metrics.json").read_text())
+    assert found["checkpoint"] == str(other)
+
     with pytest.raises(ValueError, match="already holds a run"):
         main(["--config", CONFIG, *narrow_words(world)])
 
