@@ -35,7 +35,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--config", required=True, help="YAML file; also looked for below configs/")
     parser.add_argument("-e", "--evaluate", action="store_true", help="evaluate a checkpoint instead of training")
-    parser.add_argument("--run-dir", help="for all files (default: that of --checkpoint, else runs/ and the config's path)")
+    parser.add_argument("--run-dir", help="for all files (default: where --checkpoint is, else by the config's path)")
     parser.add_argument("--checkpoint", help="with -e: .safetensors or .pth (default: best of --run-dir, else latest)")
     parser.add_argument("--split", choices=["val", "test"], help="with -e: val is scored (default), test is submitted")
     add_override_options(parser)
