@@ -89,7 +89,7 @@ class PartitionedFeatureLoss(DistillLoss):
 
     @full_precision
     def forward(self, student_value: Sequence[Tensor], teacher_value: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Levels (B, C_i, X_i, Y_i); the student may have more of them than are compared.
+        """Levels (B, C_i, X_i, Y_i); either side may have more of them than are compared.
 
         Raises:
             ValueError: levels of other channels or sizes than expected, or no ground truth for the mask.
@@ -113,7 +113,7 @@ class PartitionedFeatureLoss(DistillLoss):
         return total
 
     def _check(self, levels: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
-        if len(teacher) != len(self.adaptors):
+        if len(teacher) < len(self.adaptors):
             raise ValueError(
                 f"PartitionedFeatureLoss: teacher_channels names {len(self.adaptors)} levels, the teacher has "
                 f"{len(teacher)}"
