@@ -152,6 +152,11 @@ def incomplete(root: Path, tmp_path: Path) -> Path:
 SCAN = {"type": "LoadPointsFromFile", "load_dim": 5, "use_dim": 5}
 
 
+def left_out(caplog: pytest.LogCaptureFixture) -> set[str]:
+    """A message may be captured twice, where an earlier test made the project's logger one of its own."""
+    return {message for message in caplog.messages if "not trained on" in message}
+
+
 @pytest.mark.parametrize(("steps", "trained"), [([SCAN], {"t2"}), ([], {"t0", "t2"})])
 def test_frames_without_a_file_are_not_trained_on(
     incomplete: Path,
@@ -162,14 +167,14 @@ def test_frames_without_a_file_are_not_trained_on(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("mmdet3d"), "propagate", True)
     training = NuScenesDataset("infos.pkl", str(incomplete), [*steps, *ANNOTATIONS])
-    (line,) = caplog.messages
+    (line,) = left_out(caplog)
     assert f"{3 - len(trained)} of 3 frames" in line and "1 without all 6 cameras" in line
     assert f"{len({SCAN['type']} & {s['type'] for s in steps})} without their LiDAR scan" in line
     assert {s.token for epoch in range(5) for s in (training.set_epoch(epoch), *training)[1:]} == trained
     balanced = CBGSDataset(training)
     assert {training.tokens[i] for i in balanced.indices} == trained
     evaluated = NuScenesDataset("infos.pkl", str(incomplete), ANNOTATIONS, test_mode=True)
-    assert [s.token for s in evaluated] == ["t0", "t1", "t2"] and len(caplog.messages) == 1
+    assert [s.token for s in evaluated] == ["t0", "t1", "t2"] and len(left_out(caplog)) == 1
     with pytest.raises(ValueError, match=r"numbers of cameras \(t1 has 5, t2 has 6\); complete the data set"):
         Batch.collate([evaluated[1], evaluated[2]])
 
