@@ -191,7 +191,7 @@ def main(words: list[str]) -> int:
         for finding in check():
             print(finding)
             missing |= finding.needed and bool(finding.mend)
-        if missing:
+        if missing:  # what follows imports it
             break
     print(
         "something that the tools need is missing; see FAIL above" if missing else "everything that is needed is there"

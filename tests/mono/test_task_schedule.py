@@ -80,6 +80,14 @@ def test_a_step_that_is_not_finite_does_not_count():
     assert schedule.weights == whole.weights and schedule.weights["depth"] > 0
 
 
+def test_states_that_hold_the_number_of_steps_beside_the_sums_are_read():
+    schedule, other = TaskSchedule(), TaskSchedule()
+    schedule.add(losses_of(0))
+    *sums, count = schedule.state()["sums"]
+    other.load_state(schedule.state() | {"sums": sums, "count": count})
+    assert other.state() == schedule.state()
+
+
 def test_late_epochs_count_in_full_without_a_past():
     schedule = TaskSchedule(epochs=10)
     schedule.start_epoch(12)

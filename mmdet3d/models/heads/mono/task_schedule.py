@@ -82,7 +82,10 @@ class TaskSchedule:
         self.weights = dict(state["weights"])
         self._past = [list(values) for values in state["past"]]
         self._first_fall = state["first_fall"]
-        self._sums = None if state["sums"] is None else torch.tensor(state["sums"], dtype=torch.float64)
+        sums = state["sums"]
+        if sums is not None and "count" in state:  # version 0.1.0 before 2026-11-21 kept it beside them
+            sums = [*sums, state["count"]]
+        self._sums = None if sums is None else torch.tensor(sums, dtype=torch.float64)
 
     def _totals(self) -> list[float]:
         """The sums, averaged over processes."""
