@@ -7,7 +7,8 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+# As many as this process may use; DISTILL3D_CPUS overrides it (mmdet3d/machine.py).
+WORKERS ?= $(shell $(BIN)/python -m mmdet3d.machine)
 
 .PHONY: setup setup-test demo test test-slow lint clean
 

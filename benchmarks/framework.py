@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdet3d.machine import cpus, share
 from mmdet3d.ops import build, native
 
 __all__ = [
@@ -254,7 +255,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Facts that a figure depends on; nothing that names the machine."""
     facts: dict[str, Any] = {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cpus(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
@@ -281,9 +282,9 @@ def write_json(path: Path, report: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Run a block with this many CPU threads."""
+    """Run a block with this many CPU threads; None takes as many as `mmdet3d.machine` allows one process."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(count or share().threads)
     try:
         yield
     finally:

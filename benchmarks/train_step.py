@@ -246,7 +246,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--batch", type=int, default=1, help="samples of a step (the same one, repeated)")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="CPU threads (default: as PyTorch has them)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all that this process may use)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON with every figure")
     return parser.parse_args(arguments)
 

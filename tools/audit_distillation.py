@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 from itertools import islice
 
-import torch
-
 from mmdet3d.config import load_config
 from mmdet3d.datasets import build_dataset
 from mmdet3d.distill.audit import audit, audit_table
+from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.command import add_override_options, read_overrides, run
 from mmdet3d.engine.data import TrainSampler, batches, build_loader
@@ -41,9 +40,9 @@ def main(words: list[str]) -> None:
     # The teacher's score is training's business; here it is only listened to.
     cfg = load_config(args.config, {"model.teacher.min_score": None, **overrides})
     settings = Settings.from_config(cfg)
+    device = distributed.init()
     seed_everything(settings.seed)
     model = build_model(cfg.model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     if args.checkpoint:
         load_checkpoint(model, args.checkpoint)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
-import torch
 from tqdm import tqdm
 
 from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import FrameDataset, KittiDataset, build_dataset
+from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.command import add_override_options, read_overrides, run
 from mmdet3d.engine.pictures import detect, draw_sample, picture_extent
@@ -48,8 +48,8 @@ def main(words: list[str]) -> None:
     for label in args.bbox_classes or []:
         if not 0 <= label < len(dataset.classes):
             raise ValueError(f"--bbox-classes {label}: labels go from 0 to {len(dataset.classes) - 1}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = None if args.mode == "gt" else load_model(cfg, args.checkpoint, device)
+    device = distributed.init()
+    model = None if args.mode == "gt" else load_model(cfg, args.checkpoint).to(device)
     out_dir = writable_folder(args.out_dir)
     count = len(dataset) if args.limit is None else min(args.limit, len(dataset))
     for index in tqdm(range(count), desc="draw", unit="sample"):
@@ -75,10 +75,10 @@ def open_split(cfg: Config, split: str) -> FrameDataset | KittiDataset:
     return build_dataset(block["dataset"] if isinstance(block.get("dataset"), Mapping) else block)
 
 
-def load_model(cfg: Config, checkpoint: str, device: torch.device) -> Trainable:
+def load_model(cfg: Config, checkpoint: str) -> Trainable:
     model = build_model(cfg.model)
     print(f"loaded {load_checkpoint(model, checkpoint)}")
-    return model.to(device).eval()
+    return model.eval()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from mmdet3d import machine
+
 __all__ = [
     "any_rank",
     "broadcast_buffers",
@@ -29,6 +31,7 @@ __all__ = [
     "on_main",
     "raise_everywhere",
     "rank",
+    "share_cores",
     "world_size",
 ]
 
@@ -54,13 +57,14 @@ def init() -> torch.device:
             working mpi4py below `torchpack dist-run`.
     """
     global _cpu_group
+    share_cores()
     names = _launcher(os.environ)
     local_rank = 0
     if names:
         values = [os.environ.get(n) for n in names]
-        size, local_size = int(values[0]), int(values[2] or values[0])
+        size = int(values[0])
         local_rank = int(values[3] or values[1]) if values[1] else 0
-        _check_devices(local_size)
+        _check_devices(_local_size())
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -81,6 +85,23 @@ def init() -> torch.device:
 def _launcher(env: Mapping[str, str]) -> tuple[str, ...] | None:
     """Names of the variables that hold size, rank, local size and local rank; None for a single plain process."""
     return next((names for names in (_TORCHRUN, _OPEN_MPI, _PMI) if names[0] in env and names[1] in env), None)
+
+
+def _local_size() -> int:
+    """Processes that the launcher started on this machine."""
+    names = _launcher(os.environ)
+    return int(os.environ.get(names[2]) or os.environ[names[0]]) if names else 1
+
+
+def share_cores(workers: int = 0) -> machine.Share:
+    """This process's part of the machine's cores; from now on it computes in as many threads as that says.
+
+    Args:
+        workers: loader processes that it asks for; it may start as many as the answer says.
+    """
+    share = machine.share(_local_size(), workers)
+    torch.set_num_threads(share.threads)
+    return share
 
 
 def environment_rank() -> int:

@@ -36,11 +36,12 @@ def predict(
 
     Args:
         model: on `device`.
+        workers: loader processes at most, see `machine.share`.
         check: called after each batch; what it raises ends the evaluation.
     """
     distributed.broadcast_buffers(model)
     sampler = EvaluationSampler(len(dataset), batch_size, distributed.rank(), distributed.world_size())
-    loader = build_loader(dataset, sampler, min(workers, len(sampler)))
+    loader = build_loader(dataset, sampler, min(distributed.share_cores(workers).workers, len(sampler)))
     modes = {m: m.training for m in model.modules()}
     model.eval()
     found: list[Detections3D] = []

@@ -67,12 +67,14 @@ def predict_split(
     model = build_model(cfg.model)
     report = load_checkpoint(model, checkpoint)
     get_logger().info("loaded %s", report)
+    workers = cfg.data.get("workers_per_gpu", 0)
+    get_logger().info("%s", distributed.share_cores(workers))
     detections = predict(
         model.to(device),
         dataset,
         device,
         batch_size=cfg.data.get("samples_per_gpu", 1),
-        workers=cfg.data.get("workers_per_gpu", 0),
+        workers=workers,
         precision=cfg.get("precision") or "auto",
     )
     return detections, report

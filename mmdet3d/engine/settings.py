@@ -44,7 +44,8 @@ class Settings:
     Args:
         max_epochs: passes over the training set.
         samples_per_gpu: batch size of one process.
-        workers_per_gpu: loader processes of one process; 0 loads in the training process.
+        workers_per_gpu: loader processes that one process asks for; the cores may allow fewer (`machine.share`), which
+            changes no sample. 0 loads in the training process.
         optimizer: `{type, lr, ..., paramwise_cfg}`.
         grad_clip: `{max_norm, norm_type}` or None.
         cumulative_iters: iterations whose gradients make one optimiser step.

@@ -95,7 +95,9 @@ class Trainer:
         self._val_dataset = val_dataset
         rank, world = distributed.rank(), distributed.world_size()
         self._sampler = TrainSampler(len(train_dataset), s.samples_per_gpu, s.seed, rank, world)
-        self._loader = build_loader(train_dataset, self._sampler, s.workers_per_gpu, s.seed + rank)
+        cores = distributed.share_cores(s.workers_per_gpu)
+        get_logger().info("%s", cores)
+        self._loader = build_loader(train_dataset, self._sampler, cores.workers, s.seed + rank)
         self.epoch_iters = len(self._sampler)
         self.epoch = self.batch = 0
         self._lr = LearningRate(s.lr_config, s.max_epochs, self.epoch_iters)
