@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -18,16 +17,16 @@ import torch  # isort: skip
 
 class BusyModel(EngineToyModel):
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
-        matrix = torch.ones(700, 700)
-        for _ in range(60):
-            matrix = matrix @ matrix / 700
+        matrix = torch.ones(600, 600)
+        for _ in range(16):
+            matrix = matrix @ matrix / 600
         return super().loss(batch)
 
 
-def cpu_seconds() -> list[float]:
+def cpu_ticks() -> dict[str, int]:
     """Of each thread of this process."""
-    fields = [f.read_text().rpartition(")")[2].split() for f in Path("/proc/self/task").glob("*/stat")]
-    return [(int(f[11]) + int(f[12])) / os.sysconf("SC_CLK_TCK") for f in fields]
+    stats = {f.parent.name: f.read_text().rpartition(")")[2].split() for f in Path("/proc/self/task").glob("*/stat")}
+    return {thread: int(fields[11]) + int(fields[12]) for thread, fields in stats.items()}
 
 
 if __name__ == "__main__":
@@ -35,6 +34,7 @@ if __name__ == "__main__":
     log_to_folder(folder)
     config = toy_config(data={"samples_per_gpu": 3, "workers_per_gpu": int(sys.argv[2])})
     trainer = Trainer(BusyModel(), EngineToyDataset(12), None, config, folder)
+    before = cpu_ticks()
     trainer.fit()
-    found = {"threads": torch.get_num_threads(), "loaders": trainer._loader.num_workers, "seconds": cpu_seconds()}
-    print(json.dumps(found))
+    ticks = [after - before.get(thread, 0) for thread, after in cpu_ticks().items()]
+    print(json.dumps({"threads": torch.get_num_threads(), "loaders": trainer._loader.num_workers, "ticks": ticks}))
