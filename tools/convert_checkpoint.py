@@ -27,16 +27,19 @@ def main(words: list[str]) -> None:
     parser.add_argument("target", type=Path, help=".safetensors (with a JSON beside it) or .pth")
     parser.add_argument("--config", help="check and convert for this config's model")
     parser.add_argument("--prefix", help="take only what lies below this name, and remove the name")
+    parser.add_argument("--part", choices=["student", "teacher"], help="which network of a published distillation")
     add_override_options(parser)
     args, rest = parser.parse_known_args(words)
     if args.config is None and rest:
         raise ValueError(f"{rest[0]} overrides a config, so it needs --config")
+    if args.config is None and args.part:
+        raise ValueError("--part needs --config, whose model says how the network is built")
     if args.target.exists():
         raise ValueError(f"{args.target} exists already; remove it or choose another name")
     args.target.parent.mkdir(parents=True, exist_ok=True)
     if args.config:
         model = build_model(load_config(args.config, read_overrides(rest, args.overrides_file)).model)
-        metadata = load_checkpoint(model, args.source, args.prefix).metadata
+        metadata = load_checkpoint(model, args.source, args.prefix, part=args.part).metadata
         state = model.state_dict()
     else:
         state, metadata = read_weights(args.source)

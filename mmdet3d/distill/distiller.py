@@ -114,7 +114,7 @@ class Distiller(Trainable):
         spec = self._student_spec
         if spec.checkpoint is not None:
             check_file(spec.checkpoint, "model.student.checkpoint")
-            load_weights(self.student, spec.checkpoint, allow_missing=tuple(spec.new_modules))
+            load_weights(self.student, spec.checkpoint, tuple(spec.new_modules), part="student")
         elif not spec.init_from_teacher:
             self.student.init_weights()
         for name in spec.init_from_teacher:

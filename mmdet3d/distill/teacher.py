@@ -56,7 +56,7 @@ class Teacher:
             ValueError: the checkpoint does not hold exactly this detector's tensors.
         """
         model = build_detector(config)
-        load_weights(model, checkpoint)
+        load_weights(model, checkpoint, part="teacher")
         return cls(model)
 
     def __deepcopy__(self, memo: dict) -> Teacher:
