@@ -103,7 +103,7 @@ class ImageNormalize(Transform):
                 raise ValueError(f"the images of sample {frame.token} differ in size {sorted(sizes)}; add ImageAug3D")
             pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
             pixels = pixels.permute(0, 3, 1, 2)[:, self.channels].float()
-            frame.images = (pixels / 255 - self.mean) / self.std
+            frame.images = pixels.div_(255).sub_(self.mean).div_(self.std)
         return sample
 
 
