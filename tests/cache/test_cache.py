@@ -115,6 +115,7 @@ def test_workers_fill_and_read_it(roots: dict[str, Path], folder: Path):
 
 
 def _images(roots: dict[str, Path], _: int) -> list[bytes]:
+    torch.set_num_threads(1)  # a forked process must not wait for threads of its parent
     return [sample.images.numpy().tobytes() for sample in dataset(roots, "kitti", "disk")]
 
 
