@@ -105,7 +105,9 @@ def test_training_step_report(tmp_path, capsys):
 @pytest.mark.slow
 def test_loading_is_measured_with_and_without_the_cache(tmp_path):
     root = generate_kitti(
-        tmp_path / "world", KittiSettings(frames=2, test_frames=0, image_size=(320, 96)), progress=False
+        tmp_path / "world",
+        KittiSettings(frames=4, test_frames=0, image_size=(320, 96), val_fraction=0.5),
+        progress=False,
     )
     report = loading.main(["--config", "kitti/synthetic/monoskd.yaml", "--kitti", str(root), "--epochs", "1"])
     (row,) = report["rows"]
