@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 
-from benchmarks import growth, ops, report, train_step
+from benchmarks import growth, loading, ops, report, train_step
 from benchmarks.cases import feature_decorator
 from benchmarks.framework import Budget, Case, forward_backward, peak_memory, run_case, twin
 from mmdet3d.config import load_config
+from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
 from mmdet3d.evaluation.control import COLUMNS, ControlTable
 from mmdet3d.models import build_model
 from mmdet3d.ops import native
@@ -102,6 +103,18 @@ def test_training_step_report(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_loading_is_measured_with_and_without_the_cache(tmp_path):
+    root = generate_kitti(
+        tmp_path / "world",
+        KittiSettings(frames=4, test_frames=0, image_size=(320, 96), val_fraction=0.5),
+        progress=False,
+    )
+    report = loading.main(["--config", "kitti/synthetic/monoskd.yaml", "--kitti", str(root), "--epochs", "1"])
+    (row,) = report["rows"]
+    assert row["none"] > 0 and row["disk"] > 0
+    assert list((root / ".cache").iterdir())
+
+
 def test_growth_report_and_picture(monkeypatch, tmp_path):
     monkeypatch.setattr(growth, "BUDGET", Budget(seconds=0.01, runs=2, least=2))
     monkeypatch.setenv("DISTILL3D_CPUS", "3")

@@ -13,7 +13,7 @@ import argparse
 from itertools import islice
 
 from mmdet3d.config import load_config
-from mmdet3d.datasets import build_dataset
+from mmdet3d.datasets import build_split
 from mmdet3d.distill.audit import audit, audit_table
 from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import load_checkpoint
@@ -51,7 +51,7 @@ def main(words: list[str]) -> None:
     model.setup_training(lambda _: {})
     model.start_epoch(settings.max_epochs)  # whatever a schedule holds back at first counts
     model.train()
-    dataset = build_dataset(cfg.data.train, settings.seed)
+    dataset = build_split(cfg.data, "train", settings.seed)
     sampler = TrainSampler(len(dataset), settings.samples_per_gpu, settings.seed)
     loader = build_loader(dataset, sampler, 0, settings.seed)
     first = (batch.to(device) for batch in islice(batches(loader), args.batches))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.config import Config, load_config
-from mmdet3d.datasets import build_dataset
+from mmdet3d.datasets import build_split
 from mmdet3d.engine import distributed
 from mmdet3d.engine.command import add_override_options, read_overrides, run
 from mmdet3d.engine.evaluate import as_records, metrics_table
@@ -65,7 +65,7 @@ def main(words: list[str]) -> None:
     if args.out:
         writable_folder(Path(args.out).parent)
     seed_everything(args.seed, args.deterministic)
-    dataset = build_dataset(cfg.data.get("test") or cfg.data.val, test_mode=True)
+    dataset = build_split(cfg.data, "test" if cfg.data.get("test") else "val", test_mode=True)
     detections, _ = predict_split(cfg, dataset, args.checkpoint, device)
     distributed.on_main(lambda: write(args, cfg, dataset, detections, out_dir))
 

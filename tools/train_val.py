@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.config import CONFIG_ROOT, Config, find_config, load_config
-from mmdet3d.datasets import build_dataset
+from mmdet3d.datasets import build_split
 from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import LoadReport
 from mmdet3d.engine.command import add_override_options, read_overrides, run
@@ -59,7 +59,7 @@ def main(words: list[str]) -> None:
     out_dir = writable_folder(args.run_dir / "evaluation" / f"{split}-{checkpoint.stem}")
     log_to_folder(out_dir)
     seed_everything(cfg.get("seed") or 0, cfg.get("deterministic", False))
-    dataset = build_dataset(_block(cfg, split), test_mode=True)
+    dataset = build_split({**cfg.data, split: _block(cfg, split)}, split, test_mode=True)
     detections, report = predict_split(cfg, dataset, checkpoint, device)
     distributed.on_main(lambda: write(args.config, cfg, split, dataset, detections, report, out_dir))
 

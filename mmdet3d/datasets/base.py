@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmdet3d.datasets.cache import open_cache
 from mmdet3d.datasets.records import Context, FrameRecord
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.transforms.compose import Compose
@@ -65,6 +66,7 @@ class FrameDataset(torch.utils.data.Dataset):
         seed: of all random streams.
         interval: every n-th frame is a sample; the others only serve as history.
         incomplete: tokens of frames that lack a file.
+        cache, cache_limit: what keeps the files that were read, see `open_cache`.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class FrameDataset(torch.utils.data.Dataset):
         seed: int = 0,
         interval: int = 1,
         incomplete: Collection[str] = (),
+        cache: str = "none",
+        cache_limit: float = 8,
     ) -> None:
         self.root = Path(root)
         self.classes = tuple(classes)
@@ -96,6 +100,7 @@ class FrameDataset(torch.utils.data.Dataset):
         self._records = PackedRecords(records)
         self._place = {r.token: k for k, r in enumerate(records)}
         self._pipeline = Compose(pipeline)
+        self._read = open_cache(cache, self.root, cache_limit)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -176,6 +181,7 @@ class FrameDataset(torch.utils.data.Dataset):
             training=not self.test_mode,
             classes=self.classes,
             find=self._find,
+            read=self._read,
         )
         return self._pipeline.load(context)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmdet3d.datasets.cache import Content, read_anew
 from mmdet3d.structures import Sample
 
 __all__ = ["CameraRecord", "Context", "FrameRecord", "SensorRecord", "Transform"]
@@ -97,6 +98,8 @@ class Context:
         training: False in validation and test data sets.
         classes: class list of the data set; a label is an index into it, -1 for a name outside it.
         find: the data set's frame of a token, None if there is none; None outside of a data set.
+        read: `read(reader, files, *arguments)`: what the reader makes of the files, out of the data set's cache if it
+            has one. The way for all that is read from files and does not depend on `rng`; see `datasets.cache`.
     """
 
     record: FrameRecord
@@ -106,6 +109,7 @@ class Context:
     training: bool = True
     classes: tuple[str, ...] = ()
     find: Callable[[str], FrameRecord | None] | None = None
+    read: Callable[..., Content] = read_anew
 
     def earlier(self, steps: int) -> FrameRecord | None:
         """The key frame `steps` before this one in its scene; None if the scene, or the data set, begins after it.

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mmdet3d.config import Config
-from mmdet3d.datasets import build_dataset
+from mmdet3d.datasets import build_split
 from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import LoadReport, load_checkpoint
 from mmdet3d.engine.data import DetectionDataset
@@ -44,8 +44,8 @@ def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None) -> P
 
     seed = cfg.get("seed") or 0
     seed_everything(seed, cfg.get("deterministic", False))
-    train_dataset = build_dataset(cfg.data.train, seed)
-    val_dataset = build_dataset(cfg.data.val, test_mode=True) if cfg.data.get("val") else None
+    train_dataset = build_split(cfg.data, "train", seed)
+    val_dataset = build_split(cfg.data, "val", test_mode=True) if cfg.data.get("val") else None
     model = build_model(cfg.model)
     log.info("%d training samples, %d parameters", len(train_dataset), sum(p.numel() for p in model.parameters()))
     Trainer(model, train_dataset, val_dataset, cfg, folder, device).fit()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmdet3d.config import Config, load_config, parse_yaml
-from mmdet3d.datasets import build_dataset
+from mmdet3d.datasets import build_split
 from mmdet3d.engine.checkpoint import RunCheckpoints, load_checkpoint
 from mmdet3d.engine.interrupt import Interrupted
 from mmdet3d.engine.logging import log_to_folder
@@ -106,7 +106,7 @@ def _draw(
     for name in recipe.pictures["columns"]:
         model = build_model(configs[name].model).eval()
         load_checkpoint(model, run_dir / results[name]["checkpoint"])
-        dataset = build_dataset(configs[name].data["val"], test_mode=True)
+        dataset = build_split(configs[name].data, "val", test_mode=True)
         title = f"{name}: {column.heading} {results[name]['metrics'][column.key]:.{decimals}f}"
         columns[title] = (model, dataset)
     chosen = np.linspace(0, len(dataset) - 1, recipe.pictures["samples"]).round().astype(int)
@@ -142,7 +142,8 @@ def _fit(folder: Path, config: Config) -> float | None:
     settings = {**config, "resume_from": str(resumable[-1])} if resumable else config
     seed_everything(config.seed)
     model = build_model(config.model)
-    train, val = build_dataset(config.data.train, config.seed), build_dataset(config.data.val, test_mode=True)
+    train = build_split(config.data, "train", config.seed)
+    val = build_split(config.data, "val", test_mode=True)
     try:
         Trainer(model, train, val, settings, folder, progress=folder.name).fit()
     except Interrupted as stop:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mmdet3d.datasets.cache import check_cache
 from mmdet3d.registry import nearest
 
 __all__ = ["PRECISIONS", "Settings", "autocast_dtype", "take"]
@@ -86,6 +87,7 @@ class Settings:
             if cfg.get(key) is None:
                 raise ValueError(f"the config has no {key!r}, which training needs")
         data = cfg.get("data") or {}
+        check_cache(data.get("cache", "none"), data.get("cache_limit", 8))
         grad = take(cfg.get("optimizer_config"), {"grad_clip": None, "cumulative_iters": 1}, "optimizer_config")
         clip, ema = grad["grad_clip"], cfg.get("ema")
         settings = cls(

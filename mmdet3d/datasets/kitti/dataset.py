@@ -12,12 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from mmdet3d.datasets.base import random_state
+from mmdet3d.datasets.cache import open_cache
 from mmdet3d.datasets.kitti.augment import Augmentation, View, flip_calibration, warp_depth, warp_image
-from mmdet3d.datasets.kitti.files import KittiCalibration, read_calibration, read_depth, read_ids, split_ids
+from mmdet3d.datasets.kitti.files import KittiCalibration, read_calibration, read_depths, read_ids, split_ids
 from mmdet3d.datasets.kitti.results import metrics_by_name, to_objects
 from mmdet3d.datasets.kitti.scene import kitti_scene
 from mmdet3d.datasets.scene import Scene
-from mmdet3d.datasets.transforms.images import read_image
+from mmdet3d.datasets.transforms.images import read_image, read_images
 from mmdet3d.evaluation.kitti import CLASSES, LOOSE, STRICT, evaluate_folder, write_metrics
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects, read_labels, write_results, zip_results
 from mmdet3d.registry import DATASETS, nearest
@@ -57,6 +58,7 @@ class KittiDataset(torch.utils.data.Dataset):
         ids: frames to use instead of all of the split, such as ["000007"].
         test_mode: no augmentation.
         seed: of augmentation.
+        cache, cache_limit: see `open_cache`.
 
     Raises:
         FileNotFoundError: `dataset_root` or its images are missing.
@@ -78,6 +80,8 @@ class KittiDataset(torch.utils.data.Dataset):
         ids: Sequence[str] | None = None,
         test_mode: bool = False,
         seed: int = 0,
+        cache: str = "none",
+        cache_limit: float = 8,
     ) -> None:
         self.root = Path(dataset_root)
         self.split = split
@@ -92,6 +96,7 @@ class KittiDataset(torch.utils.data.Dataset):
         self.augment = None if test_mode else Augmentation.from_config(augment or {})
         self.seed = seed
         self.epoch = 0
+        self._read = open_cache(cache, self.root, cache_limit)
         self.tokens = self._find_ids(ids)
         self._label = {name: k for k, name in enumerate(self.classes)}
         self._learnt = {name: (self._label[name], True) for name in self.writelist}
@@ -217,7 +222,7 @@ class KittiDataset(torch.utils.data.Dataset):
 
     def _load(self, token: str, rng: np.random.RandomState) -> Sample:
         path = self._file("image_2", token, "png")
-        image = read_image(path)
+        (image,) = self._read(read_images, [path])
         calibration = read_calibration(self._file("calib", token, "txt"))
         view = self.augment.draw(image.size, rng) if self.augment else View.whole(image.size)
         matrix = view.matrix(image.size, self.image_size)
@@ -259,7 +264,7 @@ class KittiDataset(torch.utils.data.Dataset):
                 f"depth map {path} is missing; `python tools/create_data.py kitti --root-path {self.root} --depth` "
                 "makes it from the LiDAR, and `depth_dir: null` does without"
             )
-        depth = read_depth(path, size[::-1])
+        (depth,) = self._read(read_depths, [path], size[::-1])
         return torch.from_numpy(warp_depth(depth[:, ::-1] if view.flip else depth, matrix, self.image_size))[None]
 
     def _objects(self, objects: Objects, calibration: KittiCalibration) -> ImageObjects:

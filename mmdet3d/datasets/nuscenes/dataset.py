@@ -49,6 +49,7 @@ class NuScenesDataset(FrameDataset):
         eval_set: split for the evaluation; None for the info file's, or the validation split.
         seed: of augmentation.
         frame: of points, boxes and predictions: `lidar`, the scanner's, or `ego`, the vehicle's at the same time.
+        cache, cache_limit: see `open_cache`.
 
     Raises:
         FileNotFoundError: no such info file.
@@ -71,6 +72,8 @@ class NuScenesDataset(FrameDataset):
         eval_set: str | None = None,
         seed: int = 0,
         frame: str = "lidar",
+        cache: str = "none",
+        cache_limit: float = 8,
     ) -> None:
         classes = tuple(object_classes or CLASSES)
         _check_classes(classes)
@@ -93,7 +96,17 @@ class NuScenesDataset(FrameDataset):
         allowed = not test_mode and metadata.get("missing")
         lacking = incomplete_frames(records, Path(dataset_root), pipeline) if allowed else ()
         super().__init__(
-            records, dataset_root, pipeline, classes, test_mode, filter_empty_gt, seed, load_interval, lacking
+            records,
+            dataset_root,
+            pipeline,
+            classes,
+            test_mode,
+            filter_empty_gt,
+            seed,
+            load_interval,
+            lacking,
+            cache,
+            cache_limit,
         )
         self.reference_frame = frame
         self.version = version or metadata.get("version")
