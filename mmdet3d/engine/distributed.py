@@ -9,19 +9,20 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from mmdet3d.engine.launchers import TORCHRUN, launcher
+
 __all__ = [
     "any_rank",
     "broadcast_buffers",
     "broadcast_object",
     "describe",
-    "environment_rank",
     "gather_objects",
     "init",
     "is_main",
@@ -35,10 +36,6 @@ __all__ = [
 T = TypeVar("T")
 
 _HEAD_START = 2.0  # seconds for rank 0 to report
-
-_OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
-_PMI = ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS", "MPI_LOCALRANKID")
-_TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
 
 _cpu_group: dist.ProcessGroup | None = None
 
@@ -54,7 +51,7 @@ def init() -> torch.device:
             working mpi4py below `torchpack dist-run`.
     """
     global _cpu_group
-    names = _launcher(os.environ)
+    names = launcher(os.environ)
     local_rank = 0
     if names:
         values = [os.environ.get(n) for n in names]
@@ -64,7 +61,7 @@ def init() -> torch.device:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        if names is _TORCHRUN:
+        if names is TORCHRUN:
             dist.init_process_group(backend)
         elif "MASTER_HOST" in os.environ:
             _init_torchpack(backend)
@@ -76,17 +73,6 @@ def init() -> torch.device:
         if backend == "nccl" and dist.is_initialized():
             _cpu_group = dist.new_group(backend="gloo")
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def _launcher(env: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Names of the variables that hold size, rank, local size and local rank; None for a single plain process."""
-    return next((names for names in (_TORCHRUN, _OPEN_MPI, _PMI) if names[0] in env and names[1] in env), None)
-
-
-def environment_rank() -> int:
-    """The rank that the launcher gave, known before `init`."""
-    names = _launcher(os.environ)
-    return int(os.environ[names[1]]) if names else 0
 
 
 def _check_devices(local_size: int) -> None:
@@ -207,7 +193,7 @@ def leave(code: int) -> None:
 
 def describe() -> dict[str, Any]:
     """How this process was started, for logs."""
-    names = _launcher(os.environ)
-    launcher = {None: "none", _TORCHRUN: "torchrun", _OPEN_MPI: "MPI", _PMI: "MPI"}[names]
+    names = launcher(os.environ)
+    word = "none" if names is None else "torchrun" if names is TORCHRUN else "MPI"
     backend = dist.get_backend() if dist.is_initialized() else "none"
-    return {"launcher": launcher, "processes": world_size(), "backend": backend}
+    return {"launcher": word, "processes": world_size(), "backend": backend}

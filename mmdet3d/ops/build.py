@@ -118,8 +118,8 @@ def _flags(target: str, architectures: Sequence[str]) -> list[str]:
     if target == "cuda":
         gencode = [f"-gencode={g}" for a in architectures for g in _gencode(a)]
         return ["-O3", "-std=c++17", "-shared", "-Xcompiler=-fPIC", "--extended-lambda", *gencode]
-    # Products and sums are fused where the source says so: left to itself a compiler fuses in one copy of a loop and not
-    # in another, and the last bit would depend on which copy a thread runs.
+    # Products and sums are fused where the source says so. A compiler left to itself fuses in one copy of a loop and
+    # not in the next, and the last bit would depend on the copy that a thread runs.
     arithmetic = [f"-march={_host_architecture()}", "-ffp-contract=off"]
     flags = ["-O3", "-std=c++17", "-shared", "-fPIC", *arithmetic, "-fopenmp", "-fvisibility=hidden", *extra]
     return [*flags, "-x", "c++"] if target == "emulated" else flags
