@@ -58,7 +58,7 @@ def answers() -> dict[str, tuple[int, str, list[str]]]:
     return dict(zip(map(" ".join, CALLS), json.loads(done.stdout), strict=True))
 
 
-@pytest.mark.parametrize("call", map(" ".join, CALLS))
+@pytest.mark.parametrize("call", [" ".join(words) for words in CALLS])
 def test_help_imports_nothing_heavy(call: str, answers) -> None:
     code, text, imported = answers[call]
     assert code == 0 and text.startswith("usage:")
