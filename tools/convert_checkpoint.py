@@ -13,13 +13,10 @@ import argparse
 from pathlib import Path
 
 from mmdet3d.config import load_config
-from mmdet3d.engine.checkpoint import load_checkpoint, save_weights
 from mmdet3d.engine.command import add_override_options, read_overrides, run
-from mmdet3d.interop.checkpoints import read_weights
-from mmdet3d.models import build_model
 
 
-def main(words: list[str]) -> None:
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -36,6 +33,15 @@ def main(words: list[str]) -> None:
         raise ValueError("--part needs --config, whose model says how the network is built")
     if args.target.exists():
         raise ValueError(f"{args.target} exists already; remove it or choose another name")
+    return args, rest
+
+
+def main(words: list[str]) -> None:
+    args, rest = parse(words)
+    from mmdet3d.engine.checkpoint import load_checkpoint, save_weights
+    from mmdet3d.interop.checkpoints import read_weights
+    from mmdet3d.models import build_model
+
     args.target.parent.mkdir(parents=True, exist_ok=True)
     if args.config:
         model = build_model(load_config(args.config, read_overrides(rest, args.overrides_file)).model)

@@ -14,11 +14,9 @@ import os
 from pathlib import Path
 
 from mmdet3d.engine.command import add_override_options, read_overrides, run
-from mmdet3d.engine.recipe import Recipe, run_recipe
-from mmdet3d.engine.run_dir import writable_folder
 
 
-def main(words: list[str]) -> None:
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -29,7 +27,14 @@ def main(words: list[str]) -> None:
     parser.add_argument("--data-dir", help="folder of the synthetic world (default: data/RECIPE-world-SEED)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that make the data")
     add_override_options(parser)
-    args, rest = parser.parse_known_args(words)
+    return parser.parse_known_args(words)
+
+
+def main(words: list[str]) -> None:
+    args, rest = parse(words)
+    from mmdet3d.engine.recipe import Recipe, run_recipe
+    from mmdet3d.engine.run_dir import writable_folder
+
     recipe = Recipe.load(args.recipe)
     run_dir = writable_folder(args.run_dir)
     overrides = read_overrides(rest, args.overrides_file)

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from mmdet3d.config import Config, load_config
-from mmdet3d.datasets import FrameDataset, KittiDataset, build_dataset
-from mmdet3d.engine import distributed
-from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.command import add_override_options, read_overrides, run
-from mmdet3d.engine.pictures import detect, draw_sample, picture_extent
-from mmdet3d.engine.run_dir import writable_folder
-from mmdet3d.models import build_model
-from mmdet3d.models.detectors.base import Trainable
+
+if TYPE_CHECKING:
+    from mmdet3d.datasets import FrameDataset, KittiDataset
+    from mmdet3d.models.detectors.base import Trainable
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -43,6 +39,12 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(words: list[str]) -> None:
     args, rest = parse(words)
+    from tqdm import tqdm
+
+    from mmdet3d.engine import distributed
+    from mmdet3d.engine.pictures import detect, draw_sample, picture_extent
+    from mmdet3d.engine.run_dir import writable_folder
+
     cfg = load_config(args.config, read_overrides(rest, args.overrides_file))
     dataset = open_split(cfg, args.split)
     for label in args.bbox_classes or []:
@@ -71,11 +73,16 @@ def main(words: list[str]) -> None:
 
 def open_split(cfg: Config, split: str) -> FrameDataset | KittiDataset:
     """The data set of a split, each frame once: what a resampling wrapper (CBGS) repeats is of no interest here."""
+    from mmdet3d.datasets import build_dataset
+
     block = cfg.data[split]
     return build_dataset(block["dataset"] if isinstance(block.get("dataset"), Mapping) else block)
 
 
 def load_model(cfg: Config, checkpoint: str) -> Trainable:
+    from mmdet3d.engine.checkpoint import load_checkpoint
+    from mmdet3d.models import build_model
+
     model = build_model(cfg.model)
     print(f"loaded {load_checkpoint(model, checkpoint)}")
     return model.eval()

@@ -121,10 +121,13 @@ def _pass(value: Any) -> Any:
     return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int64(int(value))
 
 
-@torch.compiler.assume_constant_result
 def _chosen(op: str, device: str, wish: str) -> Path | None:
     """The library that serves the op on this kind of device; None for the twin."""
     return _resolve(op, device, wish)
+
+
+# All that torch.compiler.assume_constant_result does, after it has imported the compiler, which takes seconds.
+_chosen._dynamo_marked_constant = True
 
 
 @functools.cache
