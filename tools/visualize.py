@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Mapping
 
 import torch
-from tqdm import tqdm
 
 from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import FrameDataset, KittiDataset, build_dataset
@@ -20,6 +19,7 @@ from mmdet3d.engine.pictures import detect, draw_sample, picture_extent
 from mmdet3d.engine.run_dir import writable_folder
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Trainable
+from mmdet3d.progress import progress_bar
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -52,7 +52,7 @@ def main(words: list[str]) -> None:
     model = None if args.mode == "gt" else load_model(cfg, args.checkpoint, device)
     out_dir = writable_folder(args.out_dir)
     count = len(dataset) if args.limit is None else min(args.limit, len(dataset))
-    for index in tqdm(range(count), desc="draw", unit="sample"):
+    for index in progress_bar(range(count), desc="draw", unit="sample"):
         sample = dataset[index]
         detections = None if model is None else detect(model, sample, device, cfg.get("precision") or "auto")
         picture = draw_sample(
