@@ -46,9 +46,7 @@ def predict(
     found: list[Detections3D] = []
     error = None
     dtype = autocast_dtype(precision, device)
-    bar = progress_bar(
-        total=len(sampler.indices), desc="evaluate", unit="sample", disable=not distributed.is_main()
-    )
+    bar = progress_bar(total=len(sampler.indices), desc="evaluate", unit="sample", disable=not distributed.is_main())
     try:
         with bar:
             for batch in batches(loader):

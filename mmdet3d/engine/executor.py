@@ -100,8 +100,8 @@ class Executor:
         jobs: places.
         cores: that all processes together may keep busy.
         command: prepares the folder of a task and returns the command of its process, which may keep that many cores
-            busy. The process saves its work and ends at SIGTERM, ends when this process does, and exits with 0 if it did
-            all, or 2 after a line `error: ...`.
+            busy. The process saves its work and ends at SIGTERM, ends when this process does, and exits with 0 if it
+            did all, or 2 after a line `error: ...`.
         finished: called when a task has ended well; a ValueError or OSError of it is a failure of the task.
         on_failure: after the failure of a task those that need it are not started; with `continue` all others are, with
             `stop` nothing is started and what runs is stopped as by a signal.
@@ -122,7 +122,7 @@ class Executor:
         self._command, self._finished, self._on_failure = command, finished, on_failure
         self._active: dict[str, _Active] = {}
         self._failures: dict[str, str] = {}
-        self._interrupted: list[str] = []
+        self._unfinished: list[str] = []
         self._measured: dict[str, list[tuple[float, float | None]]] = {}
         self._display = RunDisplay(len(tasks))
         self._stopping = False
@@ -149,7 +149,7 @@ class Executor:
                     self._show()
             finally:
                 self._kill_all()
-        unfinished = [*self._interrupted, *self._waiting]
+        unfinished = [*self._unfinished, *self._waiting]
         if interrupt.number and unfinished:
             more = f" and {len(unfinished) - 1} more" if len(unfinished) > 1 else ""
             verb = "are" if more else "is"
@@ -166,7 +166,7 @@ class Executor:
     # -- starting and ending processes ------------------------------------------------------------------------------
 
     def _start_ready(self) -> None:
-        blocking = {*self._waiting, *self._active, *self._failures}
+        blocking = {*self._waiting, *self._active}
         paths = longest_paths(self._seconds_left(), self._needs)
         ready = [name for name in self._waiting if blocking.isdisjoint(self._needs[name])]
         ready.sort(key=lambda name: -paths[name])
@@ -183,8 +183,8 @@ class Executor:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
-                # A terminal's Ctrl-C and a launcher's SIGTERM go to a whole group. This process alone passes them on, or
-                # its children would get two, and the second ends them at once.
+                # A terminal's Ctrl-C and a launcher's SIGTERM go to a whole group. This process alone passes them on,
+                # or its children would get two, and the second ends them at once.
                 start_new_session=True,
             )
         self._active[task.name] = _Active(task, process)
@@ -199,12 +199,12 @@ class Executor:
         return max(1, self._cores // min(self._jobs, beside))
 
     def _dependants(self, name: str) -> set[str]:
-        """Unfinished tasks that need this one, at first or second hand."""
+        """Waiting tasks that need this one, at first or second hand."""
         found = {name}
         for later, needs in self._needs.items():
             if not found.isdisjoint(needs):
                 found.add(later)
-        return found - {name}
+        return found.intersection(self._waiting)
 
     def _look_after(self, active: _Active) -> None:
         """Read a process's report; take it off the list if it has ended."""
@@ -218,8 +218,8 @@ class Executor:
         del self._active[task.name]
         if code == 0:
             self._succeed(active, Spent(time.monotonic() - active.began, cpu_seconds))
-        elif self._stopping and -code in (signal.SIGTERM, signal.SIGTERM - 128 - signal.SIGTERM):
-            self._interrupted.append(task.name)
+        elif self._stopping and code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+            self._unfinished.append(task.name)
         else:
             self._fail(task, _cause(code, task.log))
 
@@ -239,6 +239,9 @@ class Executor:
 
     def _fail(self, task: Task, cause: str) -> None:
         self._failures[task.name] = f"{cause} (log: {task.log})"
+        for name in self._dependants(task.name):
+            del self._waiting[name]
+            self._unfinished.append(name)
         self._display.event(f"{task.name}: failed, {cause}")
         if self._on_failure == "stop" and not self._stopping:
             self._stop()
@@ -259,7 +262,7 @@ class Executor:
     # -- progress ---------------------------------------------------------------------------------------------------
 
     def _show(self) -> None:
-        states = [RunState(a.task, a.report, a.step_seconds) for a in self._active.values()]
+        states = [RunState(a.task.name, a.task.epochs, a.report, a.step_seconds) for a in self._active.values()]
         self._display.show(states, None if self._stopping else self._time_left())
 
     def _time_left(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that a loop answers at its next safe point; children that do not outlive their parent."""
+"""Ctrl-C and SIGTERM as requests that a loop answers at its next safe point; children that die with their parent."""
 
 from __future__ import annotations
 

@@ -8,12 +8,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdet3d.progress import INTERVAL
-
-if TYPE_CHECKING:
-    from mmdet3d.engine.executor import Task
 
 __all__ = ["RunDisplay", "RunState", "duration"]
 
@@ -30,18 +27,19 @@ def duration(seconds: float) -> str:
 class RunState:
     """A run under way, its last report (see `mmdet3d.progress`) and the measured seconds per step."""
 
-    task: Task
+    name: str
+    epochs: int
     report: Mapping[str, Any] | None
     step_seconds: float | None
 
     def __str__(self) -> str:
         if self.report is None:
-            return f"{self.task.name}: starting"
+            return f"{self.name}: starting"
         done, total = self.report["done"], self.report["total"]
         if self.report["desc"] != "train":
-            return f"{self.task.name}: {self.report['desc']} {done}/{total} {self.report['unit']}s"
-        epoch = min(done * self.task.epochs // total + 1, self.task.epochs)
-        text = f"{self.task.name}: epoch {epoch}/{self.task.epochs}, step {done}/{total}"
+            return f"{self.name}: {self.report['desc']} {done}/{total} {self.report['unit']}s"
+        epoch = min(done * self.epochs // total + 1, self.epochs)
+        text = f"{self.name}: epoch {epoch}/{self.epochs}, step {done}/{total}"
         if self.step_seconds is None:
             return text
         return f"{text}, {1 / self.step_seconds:.2f} steps/s, {duration((total - done) * self.step_seconds)} left"

@@ -43,7 +43,9 @@ def generate(out_dir: str | Path, settings: Settings | None = None, workers: int
     root, settings = Path(out_dir), settings or Settings()
     claim(root, settings.to_dict())
     missing = [i for i in range(settings.scenes) if not fragment_path(root, i).is_file()]
-    with progress_bar(total=settings.scenes, initial=settings.scenes - len(missing), unit="scene", disable=not progress) as bar:
+    with progress_bar(
+        total=settings.scenes, initial=settings.scenes - len(missing), unit="scene", disable=not progress
+    ) as bar:
         for _ in in_processes(partial(record_scene, settings, root), missing, workers):
             bar.update()
     _write_tables(root, settings)
