@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -112,16 +113,11 @@ class _States:
 def _print(state: dict[str, Any]) -> None:
     if state["seconds"] < INTERVAL:  # over before it was worth a line
         return
-    line = tqdm.format_meter(
-        state["done"],
-        state["total"],
-        state["seconds"],
-        prefix=state["desc"],
-        unit=state["unit"],
-        initial=state["initial"],
-        bar_format="{desc}: {percentage:.0f} % ({n_fmt}/{total_fmt}), {rate_fmt}, {remaining} left",
-    )
-    print(line, file=sys.stderr, flush=True)
+    done, total, rate = state["done"], state["total"], (state["done"] - state["initial"]) / state["seconds"]
+    text = f"{state['desc']} {done}/{total}, {rate:.2f} {state['unit']}s/s"
+    if rate and total:
+        text += f", {timedelta(seconds=round((total - done) / rate))} left"
+    print(text.strip(), file=sys.stderr, flush=True)
 
 
 def _write(path: Path) -> Callable[[dict[str, Any]], None]:

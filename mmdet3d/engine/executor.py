@@ -216,6 +216,7 @@ class Executor:
             return
         task = active.task
         del self._active[task.name]
+        task.progress.unlink(missing_ok=True)
         if code == 0:
             self._succeed(active, Spent(time.monotonic() - active.began, cpu_seconds))
         elif self._stopping and code in (-signal.SIGTERM, 128 + signal.SIGTERM):
@@ -230,7 +231,6 @@ class Executor:
         except (ValueError, OSError) as error:
             self._fail(task, str(error))
             return
-        task.progress.unlink(missing_ok=True)
         if active.step_seconds is not None:
             self._measured.setdefault(task.kind, []).append((active.step_seconds, task.step_seconds))
         self._display.done += 1

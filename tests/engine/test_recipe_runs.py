@@ -61,7 +61,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
 def start_tool(folder: Path, *words: str, delay: float = 0.0) -> subprocess.Popen:
     """tools/run_recipe.py with slow training samples, its output into a pipe."""
     command = [sys.executable, recipe_toy.__file__, "tool", "recipe.yaml", "--run-dir", "run", *words]
-    environment = {**os.environ, "ENGINE_TOY_DELAY": str(delay)}
+    environment = {**os.environ, "ENGINE_TOY_DELAY": str(delay), "DISTILL3D_CPUS": "2"}
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

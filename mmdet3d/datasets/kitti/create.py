@@ -129,7 +129,9 @@ def make_depth(root: str | Path, workers: int = 1, progress: bool = True) -> int
             "data_object_velodyne.zip"
         )
     todo = [i for i in ids if not (root / _DEPTH / f"{i}.png").is_file()]
-    with progress_bar(total=len(ids), initial=len(ids) - len(todo), unit="map", disable=not progress) as bar:
+    with progress_bar(
+        total=len(ids), initial=len(ids) - len(todo), desc="depth", unit="map", disable=not progress
+    ) as bar:
         for _ in in_processes(partial(_complete_frame, root), todo, workers):
             bar.update()
     return len(todo)

@@ -44,7 +44,7 @@ def generate(out_dir: str | Path, settings: Settings | None = None, workers: int
     claim(root, settings.to_dict())
     missing = [i for i in range(settings.scenes) if not fragment_path(root, i).is_file()]
     with progress_bar(
-        total=settings.scenes, initial=settings.scenes - len(missing), unit="scene", disable=not progress
+        total=settings.scenes, initial=settings.scenes - len(missing), desc="world", unit="scene", disable=not progress
     ) as bar:
         for _ in in_processes(partial(record_scene, settings, root), missing, workers):
             bar.update()

@@ -176,7 +176,9 @@ def generate_kitti(
     missing = [
         i for i in range(scenes) if not all(_last(root, settings, i, k).is_file() for k in settings.frames_of(i))
     ]
-    with progress_bar(total=scenes, initial=scenes - len(missing), unit="scene", disable=not progress) as bar:
+    with progress_bar(
+        total=scenes, initial=scenes - len(missing), desc="world", unit="scene", disable=not progress
+    ) as bar:
         for _ in in_processes(partial(_record_scene, settings, root), missing, workers):
             bar.update()
     for name, ids in settings.splits().items():
