@@ -139,7 +139,8 @@ class Plan:
         text = f"{total} runs, {total - len(self.tasks)} of them finished"
         if not self.tasks:
             return text
-        text += f"; {sum(task.steps for task in self.tasks):,} steps of training, up to {self.jobs} runs at once"
+        places = "one run at a time" if self.jobs == 1 else f"up to {self.jobs} runs at once"
+        text += f"; {sum(task.steps for task in self.tasks):,} steps of training, {places}"
         if self.seconds is None:
             return text
         return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -169,6 +170,25 @@ def test_a_second_signal_ends_at_once() -> None:
         )
     assert time.monotonic() - began < 50
     assert log() == ["start a"]
+
+
+def test_a_child_dies_with_its_parent() -> None:
+    """However the parent ends; the pipe closes with the last of them."""
+    child = (
+        "import os, sys, time; from mmdet3d.engine.interrupt import die_with_parent; die_with_parent(os.getppid());"
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.kill()
+    assert process.communicate(timeout=60)[0] == ""
+
+
+def test_a_child_ends_if_its_parent_ended_before() -> None:
+    program = "from mmdet3d.engine.interrupt import die_with_parent; die_with_parent(1); print('alive')"
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 def test_lines_for_a_file(capsys: pytest.CaptureFixture) -> None:
