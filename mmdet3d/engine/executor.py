@@ -198,13 +198,13 @@ class Executor:
         beside = len(self._active) + len(self._waiting) + 1 - len(self._dependants(task.name))
         return max(1, self._cores // min(self._jobs, beside))
 
-    def _dependants(self, name: str) -> set[str]:
+    def _dependants(self, name: str) -> list[str]:
         """Waiting tasks that need this one, at first or second hand."""
         found = {name}
         for later, needs in self._needs.items():
             if not found.isdisjoint(needs):
                 found.add(later)
-        return found.intersection(self._waiting)
+        return [later for later in self._waiting if later in found]
 
     def _look_after(self, active: _Active) -> None:
         """Read a process's report; take it off the list if it has ended."""
