@@ -39,11 +39,10 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(words: list[str]) -> None:
     args, rest = parse(words)
-    from tqdm import tqdm
-
     from mmdet3d.engine import distributed
     from mmdet3d.engine.pictures import detect, draw_sample, picture_extent
     from mmdet3d.engine.run_dir import writable_folder
+    from mmdet3d.progress import progress_bar
 
     cfg = load_config(args.config, read_overrides(rest, args.overrides_file))
     dataset = open_split(cfg, args.split)
@@ -54,7 +53,7 @@ def main(words: list[str]) -> None:
     model = None if args.mode == "gt" else load_model(cfg, args.checkpoint).to(device)
     out_dir = writable_folder(args.out_dir)
     count = len(dataset) if args.limit is None else min(args.limit, len(dataset))
-    for index in tqdm(range(count), desc="draw", unit="sample"):
+    for index in progress_bar(range(count), desc="draw", unit="sample"):
         sample = dataset[index]
         detections = None if model is None else detect(model, sample, device, cfg.get("precision") or "auto")
         picture = draw_sample(
