@@ -15,19 +15,13 @@ from typing import Any, Literal
 from mmdet3d.engine.estimate import longest_paths, makespan
 from mmdet3d.engine.interrupt import Interrupt, Interrupted
 from mmdet3d.engine.run_display import RunDisplay, RunState
+from mmdet3d.machine import single_threaded
 from mmdet3d.progress import read_report
 
 __all__ = ["Executor", "OnFailure", "Spent", "Task"]
 
 OnFailure = Literal["continue", "stop"]
 _POLL = 0.2  # seconds
-_ONE_THREAD = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "OPENCV_FOR_THREADS_NUM",
-)
 
 
 @dataclass(frozen=True)
@@ -174,7 +168,8 @@ class Executor:
             self._start(self._waiting.pop(name))
 
     def _start(self, task: Task) -> None:
-        command = self._command(task, self._share(task))
+        cores = self._share(task)
+        command = self._command(task, cores)
         task.progress.unlink(missing_ok=True)
         with task.log.open("ab") as log:
             process = subprocess.Popen(
@@ -182,7 +177,7 @@ class Executor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
+                env={**os.environ, **single_threaded(cores)},
                 # A terminal's Ctrl-C and a launcher's SIGTERM go to a whole group. This process alone passes them on,
                 # or its children would get two, and the second ends them at once.
                 start_new_session=True,
