@@ -1,6 +1,7 @@
 # make demo    boxes on the screen and a result table, from nothing, in about ten minutes on two CPU cores
 # make test    the fast tests;  make test-slow  the rest (real-size models, the demo, launchers)
 # make setup   only the environment in .venv
+# make gpu-check   where a GPU is: everything that needs one, for at most BUDGET seconds; again goes on (docs/performance.md)
 
 PYTHON ?= python3
 SEED ?= 0
@@ -8,8 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+BUDGET ?= 540
 
-.PHONY: setup setup-test demo test test-slow lint clean
+.PHONY: setup setup-test demo test test-slow gpu-check lint clean
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
@@ -35,6 +37,10 @@ test: setup-test
 
 test-slow: setup-test
 	$(BIN)/python -m pytest -q -m slow --durations=25
+
+# No setup: it runs with whatever torch is there.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu --budget $(BUDGET)
 
 lint: setup-test
 	$(BIN)/pip install --disable-pip-version-check -q ruff && $(BIN)/ruff check . && $(BIN)/ruff format --check .

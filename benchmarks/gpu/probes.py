@@ -100,7 +100,12 @@ def _deform_attn(r: _Random) -> list[Probe]:
     def attend(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         return multi_scale_deformable_attention(value, levels, locations, weights)
 
-    value, locations = r.normal(2, 30, 2, 5), r.uniform(2, 40, 2, 2, 3, 2, low=-0.3, high=1.3)
+    def between_centres(n: int) -> Tensor:
+        """Also after rounding: at a pixel's centre the gradient of a location jumps."""
+        return (r.integers(-2, n + 1, 2, 40, 2, 3) + r.uniform(2, 40, 2, 3, low=0.8, high=1.2)) / n
+
+    value = r.normal(2, 30, 2, 5)
+    locations = torch.stack([torch.stack([between_centres(w), between_centres(h)], dim=-1) for h, w in levels], dim=3)
     weights = r.uniform(2, 40, 2, 2, 3)
     return [
         Probe("attention", attend, (value, locations, weights), atomic=True),
