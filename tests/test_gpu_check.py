@@ -189,7 +189,7 @@ def _sanitizer(folder: Path, lines: str, code: int, monkeypatch: pytest.MonkeyPa
     [
         ("========= ERROR SUMMARY: 0 errors\\n", 0, "ok", None),
         ("========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\\n", 0, "ok", None),
-        ("========= TOOL\\n========= Invalid write\\n========= ERROR SUMMARY: 2 errors\\n", 9, "failed", "Invalid write"),
+        ("========= T\\n========= Invalid write\\n========= ERROR SUMMARY: 2 errors\\n", 9, "failed", "Invalid write"),
         ("========= Error: Device not supported\\n", 1, "skipped", "Error: Device not supported"),
         ("Traceback\\nKeyError: 3\\n", 1, "failed", "KeyError: 3"),
     ],
