@@ -115,6 +115,25 @@ def test_the_next_call_goes_on_and_failures_are_repeated_on_request(setup, tmp_p
     assert (tmp_path / "tracebacks.txt").read_text().count("== acts/raises\nTraceback") == 2
 
 
+def test_items_begin_if_those_before_them_would_have_ended(setup, tmp_path):
+    """And one that the budget ends, not its own limit, has its turn in the next call."""
+    progress, pieces = Progress(tmp_path, setup), {"acts": _acts(100.0)}
+    for item in "abc":
+        progress.finish("acts", item, {"status": "ok", "seconds": 1.0})
+
+    class Slow:
+        def run(self, piece, item, setup, seconds):
+            return {"status": "failed", "cause": "no end", "seconds": seconds}
+
+    items = {"acts": ["a", "b", "c", "d"]}
+    assert not run_pieces(pieces, items, setup, progress, Slow(), time.monotonic() + 11)
+    assert "d" not in progress.rows("acts")
+    assert not run_pieces(pieces, items, setup, progress, Slow(), time.monotonic() + 13)
+    assert progress.rows("acts")["d"]["status"] == "unfinished"
+    assert run_pieces(pieces, items, setup, progress, Slow(), time.monotonic() + 200)
+    assert progress.rows("acts")["d"]["status"] == "failed"
+
+
 def test_an_item_that_takes_the_program_with_it_is_tried_twice(setup, tmp_path):
     for _ in range(2):
         assert Progress(tmp_path, setup).begin("acts", "item")

@@ -49,7 +49,7 @@ class Piece:
         items: their names.
         run: does one item, given the seconds that it may take; returns what was found, with a `status` if it is not
             "ok" ("skipped" with a `cause`, "failed" with a `cause`, "unfinished": the next call goes on with it).
-        seconds: the most an item takes. It is not begun with less, and ended after that.
+        seconds: the most an item takes; it is ended after that.
         table: Markdown lines from the rows of all items.
         stretches: an item takes whatever time is left and ends in time by itself.
     """
@@ -130,7 +130,7 @@ class Worker:
         self._pipe.send((piece, item, setup, seconds))
         if not self._pipe.poll(seconds):
             self.close()
-            return {"status": "failed", "cause": f"no end within {seconds:.0f} s"}
+            return {"status": "failed", "cause": f"no end within {seconds:.0f} s", "seconds": seconds}
         try:
             row = self._pipe.recv()
         except EOFError:
@@ -195,11 +195,20 @@ def run_pieces(
         piece = pieces[name]
         for item in progress.waiting(name, items, again):
             left = deadline - time.monotonic()
-            if left < piece.seconds:
+            if left < _needed(piece, progress.rows(name).values()):
                 return False
             if not progress.begin(name, item):
                 continue
-            row = worker.run(name, item, setup, left if piece.stretches else piece.seconds)
+            limit = left if piece.stretches else min(left, piece.seconds)
+            row = worker.run(name, item, setup, limit)
+            if row["status"] == "failed" and row.get("seconds", 0.0) >= limit < piece.seconds:
+                row["status"] = "unfinished"  # the budget ended it
             progress.finish(name, item, row)
             print(f"{name}/{item}: {row['status']}", row.get("cause") or row.get("note") or "", flush=True)
     return not any(progress.waiting(n, i, False) for n, i in chosen.items())
+
+
+def _needed(piece: Piece, rows: Iterable[Row]) -> float:
+    """Seconds without which an item is not begun: the most it may take, or what those that are done let expect."""
+    taken = [row["seconds"] for row in rows if "seconds" in row]
+    return piece.seconds if piece.stretches or len(taken) < 3 else min(piece.seconds, 2 * max(taken) + 10)
