@@ -100,7 +100,7 @@ def _run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         "loading": summary(loading) if loading else None,
         "models": {},
     }
-    for role, build in roles(cfg):
+    for role, build in roles(cfg, device):
         torch.manual_seed(0)
         report["models"][role] = measure_step(build(), batch, cfg, device, options.runs)
         gc.collect()
@@ -214,8 +214,8 @@ def _shares(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: seconds / total for name, seconds in parts.items()}
 
 
-def roles(cfg: Config) -> list[tuple[str, Callable[[], Trainable]]]:
-    """Teacher, student and distiller of a distiller's config, by name, each with what builds it."""
+def roles(cfg: Config, device: torch.device) -> list[tuple[str, Callable[[], Trainable]]]:
+    """Teacher, student and distiller of a distiller's config, by name, each with what builds it on a device."""
     teacher, student = cfg.model["teacher"], cfg.model["student"]
 
     def distiller() -> Trainable:
@@ -224,12 +224,13 @@ def roles(cfg: Config) -> list[tuple[str, Callable[[], Trainable]]]:
             checkpoint = Path(folder) / "teacher.safetensors"
             save_file(build_detector(teacher["config"]).state_dict(), checkpoint)
             model = build_model({**cfg.model, "teacher": {"config": teacher["config"], "checkpoint": str(checkpoint)}})
+            model.to(device)  # first, for the teacher is no part of the model and goes where the student lies
             model.setup_training(lambda _: {})
         return model
 
     return [
-        ("teacher", lambda: build_detector(teacher["config"])),
-        ("student", lambda: build_detector(student["config"], student.get("overrides"))),
+        ("teacher", lambda: build_detector(teacher["config"]).to(device)),
+        ("student", lambda: build_detector(student["config"], student.get("overrides")).to(device)),
         ("distiller", distiller),
     ]
 

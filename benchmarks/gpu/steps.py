@@ -64,14 +64,14 @@ def _measured(setup: Setup, item: str) -> Row:
     full, small, _ = MODELS[name]
     device = torch.device(setup.device)
     cfg = load_config(small if setup.dry else full, {"precision": "bf16" if kind == "compiled" else kind})
+    model = dict(roles(cfg, device))[role]().train()
     if name == "MonoSKD":
         sample = random_image_sample(cfg["image_size"])
     else:
-        history = cfg["frames"] - 1 if name == "LabelDistill" else 0
+        history = getattr(getattr(model, "student", model), "history", 0)
         sample = random_sample(cfg["image_size"], points=3000 if setup.dry else 250_000, history=history)
     batch = Batch.collate([sample] * int(count)).to(device)
     torch.backends.cudnn.benchmark = True  # as in training
-    model = dict(roles(cfg))[role]().to(device).train()
     losses = Losses(model)
     if kind == "compiled":
         losses = torch.compile(losses, backend="eager" if setup.dry else "inductor")
