@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def _compared(found: Mapping[str, Any], setup: Setup) -> Row:
     table, wrong = {}, []
     for role, columns in roles.items():
         for column in COLUMNS:
-            here, there = columns[column]["mean"], recorded[role][column]["mean"]
+            here, there = (math.nan if m is None else m for m in (r[column]["mean"] for r in (columns, recorded[role])))
             table[f"{role} {column}"] = [here, there]
             if not abs(here - there) <= ALLOWED:
                 wrong.append(f"{role} {column} {here:.3f}, on the CPU {there:.3f}")
