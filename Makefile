@@ -1,6 +1,7 @@
 # make demo    boxes on the screen and a result table, from nothing, in about ten minutes on two CPU cores
 # make test    the fast tests;  make test-slow  the rest (real-size models, the demo, launchers)
 # make setup   only the environment in .venv
+# make gpu-check   where a GPU is: everything that needs one, for at most BUDGET seconds; again goes on (docs/performance.md)
 
 PYTHON ?= python3
 SEED ?= 0
@@ -11,8 +12,9 @@ PIP := $(BIN)/pip install --disable-pip-version-check -q --no-compile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # As many as this process may use; DISTILL3D_CPUS overrides it (mmdet3d/machine.py).
 WORKERS ?= $(shell $(BIN)/python -m mmdet3d.machine)
+BUDGET ?= 540
 
-.PHONY: setup setup-test demo test test-slow lint clean
+.PHONY: setup setup-test demo test test-slow gpu-check lint clean
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
@@ -37,6 +39,10 @@ test: setup-test
 
 test-slow: setup-test
 	$(BIN)/python -m pytest -q -m slow --durations=25
+
+# No setup: it runs with whatever torch is there.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu --budget $(BUDGET)
 
 lint: setup-test
 	$(PIP) ruff && $(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -28,6 +28,7 @@ from mmdet3d.ops import build, native
 __all__ = [
     "Budget",
     "Case",
+    "difference",
     "floors",
     "forward_backward",
     "machine",
@@ -194,7 +195,7 @@ def run_case(case: Case, device: torch.device, budget: Budget, limits: Mapping[s
             result = _warm_up(call, budget)
             if position == 0:
                 expected = result
-            rows[name] = {"difference": _difference(result, expected) if position else None}
+            rows[name] = {"difference": difference(result, expected) if position else None}
             del result
             rows[name]["peak_bytes"] = peak_memory(call, device)
         except Exception as error:  # a peer's limits, out of memory included, are a result
@@ -302,7 +303,7 @@ def _resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def _difference(result: Any, expected: Any) -> float | None:
+def difference(result: Any, expected: Any) -> float | None:
     """Largest difference over the largest expected magnitude, over all tensors; None where shapes do not compare."""
     pairs = list(zip(_tensors(result), _tensors(expected), strict=False))
     if not pairs or len(_tensors(result)) != len(_tensors(expected)) or any(a.shape != b.shape for a, b in pairs):

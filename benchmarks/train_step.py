@@ -100,7 +100,7 @@ def _run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         "loading": summary(loading) if loading else None,
         "models": {},
     }
-    for role, build in _roles(cfg):
+    for role, build in roles(cfg, device):
         torch.manual_seed(0)
         report["models"][role] = measure_step(build(), batch, cfg, device, options.runs)
         gc.collect()
@@ -128,27 +128,13 @@ def measure_step(
     """
     settings = Settings.from_config(cfg)
     model.to(device).train()
-    losses = shared(_Losses(model))
     clock = Clock(device)
     if isinstance(model, Distiller):
         clock.watch(model.student)
         clock.watch(model.teacher, "teacher/")
     else:
         clock.watch(model)
-    optimizer = build_optimizer(model, settings.optimizer)
-    dtype = autocast_dtype(settings.precision, device)
-
-    def step() -> None:
-        with clock.part("loss"), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            terms = losses(batch)
-        total = sum(v for k, v in terms.items() if k.startswith("loss/"))
-        with clock.part("backward"):
-            total.backward()
-        with clock.part("optimizer"):
-            if settings.grad_clip:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), **settings.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+    step = training_step(model, shared(Losses(model)), batch, settings, clock.part)
 
     step()
     seconds, parts, peaks = [], [], []
@@ -167,7 +153,48 @@ def measure_step(
     }
 
 
-class _Losses(nn.Module):
+def training_step(
+    model: Trainable,
+    losses: nn.Module,
+    batch: Batch,
+    settings: Settings,
+    part: Callable[[str], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
+) -> Callable[[], torch.Tensor]:
+    """A call that does one training step as the engine does: forward, losses, backward, clipping, optimiser.
+
+    Args:
+        losses: `Losses(model)`, perhaps wrapped.
+        part: wraps the parts `loss`, `backward` and `optimizer`, to time them.
+
+    Returns:
+        The call; it returns the sum of the losses.
+    """
+    device = batch.device
+    optimizer = build_optimizer(model, settings.optimizer)
+    dtype = autocast_dtype(settings.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+
+    def step() -> torch.Tensor:
+        with part("loss"), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            terms = losses(batch)
+        total = sum(v for k, v in terms.items() if k.startswith("loss/"))
+        with part("backward"):
+            scaler.scale(total).backward()
+        with part("optimizer"):
+            if settings.grad_clip:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), **settings.grad_clip)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+        return total.detach()
+
+    return step
+
+
+class Losses(nn.Module):
+    """A model's losses as a forward pass."""
+
     def __init__(self, model: Trainable) -> None:
         super().__init__()
         self.model = model
@@ -187,7 +214,8 @@ def _shares(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: seconds / total for name, seconds in parts.items()}
 
 
-def _roles(cfg: Config) -> list[tuple[str, Callable[[], Trainable]]]:
+def roles(cfg: Config, device: torch.device) -> list[tuple[str, Callable[[], Trainable]]]:
+    """Teacher, student and distiller of a distiller's config, by name, each with what builds it on a device."""
     teacher, student = cfg.model["teacher"], cfg.model["student"]
 
     def distiller() -> Trainable:
@@ -196,12 +224,13 @@ def _roles(cfg: Config) -> list[tuple[str, Callable[[], Trainable]]]:
             checkpoint = Path(folder) / "teacher.safetensors"
             save_file(build_detector(teacher["config"]).state_dict(), checkpoint)
             model = build_model({**cfg.model, "teacher": {"config": teacher["config"], "checkpoint": str(checkpoint)}})
+            model.to(device)  # first, for the teacher is no part of the model and goes where the student lies
             model.setup_training(lambda _: {})
         return model
 
     return [
-        ("teacher", lambda: build_detector(teacher["config"])),
-        ("student", lambda: build_detector(student["config"], student.get("overrides"))),
+        ("teacher", lambda: build_detector(teacher["config"]).to(device)),
+        ("student", lambda: build_detector(student["config"], student.get("overrides")).to(device)),
         ("distiller", distiller),
     ]
 
