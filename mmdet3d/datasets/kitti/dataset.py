@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdet3d.datasets.base import random_state
 from mmdet3d.datasets.kitti.augment import Augmentation, View, flip_calibration, warp_depth, warp_image
 from mmdet3d.datasets.kitti.files import KittiCalibration, read_calibration, read_depth, read_ids, split_ids
 from mmdet3d.datasets.kitti.results import metrics_by_name, to_objects
 from mmdet3d.datasets.kitti.scene import kitti_scene
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.transforms.images import read_image
+from mmdet3d.datasets.views import Views
 from mmdet3d.evaluation.kitti import CLASSES, LOOSE, STRICT, evaluate_folder, write_metrics
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects, read_labels, write_results, zip_results
 from mmdet3d.registry import DATASETS, nearest
@@ -57,6 +57,7 @@ class KittiDataset(torch.utils.data.Dataset):
         ids: frames to use instead of all of the split, such as ["000007"].
         test_mode: no augmentation.
         seed: of augmentation.
+        views: fixed augmentations of each sample, the same for every seed; None augments anew in every epoch.
 
     Raises:
         FileNotFoundError: `dataset_root` or its images are missing.
@@ -78,6 +79,7 @@ class KittiDataset(torch.utils.data.Dataset):
         ids: Sequence[str] | None = None,
         test_mode: bool = False,
         seed: int = 0,
+        views: int | None = None,
     ) -> None:
         self.root = Path(dataset_root)
         self.split = split
@@ -90,7 +92,6 @@ class KittiDataset(torch.utils.data.Dataset):
         self.depth_dir = self.root / depth_dir if depth_dir and self.annotated else None
         self.score_decimals = score_decimals
         self.augment = None if test_mode else Augmentation.from_config(augment or {})
-        self.seed = seed
         self.epoch = 0
         self.tokens = self._find_ids(ids)
         self._label = {name: k for k, name in enumerate(self.classes)}
@@ -98,6 +99,12 @@ class KittiDataset(torch.utils.data.Dataset):
         if class_merging:
             merged = {new: (self._label[old], False) for new, old in _MERGED.items() if old in self._learnt}
             self._learnt = merged | self._learnt
+        content = {
+            "split": [split, self.tokens],
+            "classes": [self.classes, self.writelist, class_merging],
+            "input": [self.image_size, depth_dir, dict(augment or {}), test_mode],
+        }
+        self._views = Views(views, seed, content)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -120,12 +127,15 @@ class KittiDataset(torch.utils.data.Dataset):
             ValueError: one of them is damaged. Both name the file and what to do.
         """
         token = self.tokens[index]
+        stream = self._views.stream(self.epoch, index)
         try:
-            return self._load(token, random_state(self.seed, self.epoch, index))
+            sample = self._load(token, stream.rng)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(
                 f"{error}; `python tools/create_data.py kitti --root-path {self.root}` checks all files"
             ) from None
+        sample.view = stream.name(token)
+        return sample
 
     def calibration(self, index: int) -> KittiCalibration:
         """Matrices of a frame, as in its file."""
