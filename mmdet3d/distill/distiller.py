@@ -101,7 +101,18 @@ class Distiller(Trainable):
         Raises:
             ValueError: `setup_training` was not called.
         """
-        return self._frozen().model
+        return self.instructor.model
+
+    @property
+    def instructor(self) -> Teacher:
+        """Who answers in its name.
+
+        Raises:
+            ValueError: `setup_training` was not called.
+        """
+        if self._teacher is None:
+            raise ValueError("the distiller has no teacher yet: call setup_training(evaluate) before training")
+        return self._teacher
 
     def init_weights(self) -> None:
         """Start the student from its checkpoint; without one from the pretrained parts that its config names.
@@ -184,7 +195,7 @@ class Distiller(Trainable):
 
         What a loss only reports becomes `stats/kd/<name>/<part>`.
         """
-        taught = self._frozen().extract(batch, self._taps("teacher")) if self._terms else {}
+        taught = self.taught(batch) if self._terms else {}
         features = self.student.extract(batch, {*self.student.loss_taps, *self._taps("student")})
         entries = self.student.losses(features, batch)
         for name, term in self._terms.items():
@@ -192,14 +203,13 @@ class Distiller(Trainable):
             entries |= _entries(name, value, term.weight)
         return entries
 
+    def taught(self, batch: Batch) -> dict[str, Any]:
+        """What the teacher says to a batch: the values of the taps that the losses read."""
+        return self.instructor.extract(batch, self._taps("teacher"))
+
     def predict(self, batch: Batch) -> list[Detections3D]:
         """The student's detections."""
         return self.student.predict(batch)
-
-    def _frozen(self) -> Teacher:
-        if self._teacher is None:
-            raise ValueError("the distiller has no teacher yet: call setup_training(evaluate) before training")
-        return self._teacher
 
     def _taps(self, side: str) -> set[str]:
         return {tap for term in self._terms.values() for tap in _listed(getattr(term, side))}

@@ -110,6 +110,11 @@ class KittiDataset(torch.utils.data.Dataset):
     def class_names(self) -> tuple[str, ...]:
         return self.classes
 
+    @property
+    def views(self) -> int | None:
+        """Fixed augmentations of each sample."""
+        return self._views.count
+
     def set_epoch(self, epoch: int) -> None:
         """`epoch` (0-based) of the samples that are asked for next."""
         self.epoch = epoch

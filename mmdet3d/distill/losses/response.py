@@ -50,13 +50,16 @@ class ResponseLoss(CenterHeadLoss):
         batch: Batch,
     ) -> dict[str, Tensor]:
         """Both are head outputs: a list over tasks of dicts of (B, C, X, Y), `heatmap` in logits."""
+        classes = [task["heatmap"].shape[1] for task in teacher_value]
+        p, q = (clamped_sigmoid(torch.cat([t["heatmap"] for t in side], 1)) for side in (student_value, teacher_value))
+        focal = quality_focal(p, q, self.beta).split(classes, 1)
+        heat = [f.sum() / _count(r) for f, r in zip(focal, q.split(classes, 1), strict=True)]
+        response = torch.stack([r.sum(1) for r in q.split(classes, 1)])
+        boxes = soft_box_loss(_boxes(student_value), _boxes(teacher_value), response)
         terms = {}
-        for i, (student, teacher, weight) in enumerate(
-            zip(student_value, teacher_value, self.task_weights, strict=True)
-        ):
-            p, q = clamped_sigmoid(student["heatmap"]), clamped_sigmoid(teacher["heatmap"])
-            terms[f"heatmap/task{i}"] = weight * quality_focal_loss(p, q, self.beta)
-            terms[f"bbox/task{i}"] = weight * soft_box_loss(_boxes(student), _boxes(teacher), q.sum(1))
+        for i, weight in enumerate(self.task_weights):
+            terms[f"heatmap/task{i}"] = weight * heat[i]
+            terms[f"bbox/task{i}"] = weight * boxes[i]
         return terms
 
 
@@ -65,7 +68,11 @@ def quality_focal_loss(p: Tensor, q: Tensor, beta: float = 2.0, positive: float 
 
     Source: Generalized Focal Loss, with the teacher's probability as quality.
     """
-    return quality_focal(p, q, beta).sum() / (q > positive).sum().clamp(min=1)
+    return quality_focal(p, q, beta).sum() / _count(q, positive)
+
+
+def _count(q: Tensor, positive: float = 0.3) -> Tensor:
+    return (q > positive).sum().clamp(min=1)
 
 
 def quality_focal(p: Tensor, q: Tensor, beta: float = 2.0) -> Tensor:
@@ -79,16 +86,21 @@ def soft_box_loss(student: Tensor, teacher: Tensor, response: Tensor) -> Tensor:
     A cell counts where `response` (B, X, Y) exceeds 0.1, or else the highest of 0.09, 0.08, ... that some cell exceeds.
 
     Args:
-        student: (B, P, X, Y) box parameters.
-        teacher: (B, P, X, Y).
-        response: (B, X, Y) probability summed over the classes of the task.
+        student: (..., B, P, X, Y) box parameters, of one task or of several.
+        teacher: (..., B, P, X, Y).
+        response: (..., B, X, Y) probability summed over the classes of the task.
+
+    Returns:
+        (...)
     """
-    short_of = (0.1 - response.max()).clamp(min=0)
-    steps = torch.where(response.max() > 0.1, torch.zeros_like(short_of), (short_of / 0.01).floor() + 1)
+    everywhere = (-3, -2, -1)
+    peak = response.amax(everywhere, keepdim=True)
+    steps = torch.where(peak > 0.1, 0, ((0.1 - peak).clamp(min=0) / 0.01).floor() + 1)
     active = response > 0.1 - 0.01 * steps
-    distance = F.smooth_l1_loss(student, teacher, reduction="none").sum(1)
-    return 4 * (distance * response * active).sum() / active.sum().clamp(min=1)
+    distance = F.smooth_l1_loss(student, teacher, reduction="none").sum(-3)
+    return 4 * (distance * response * active).sum(everywhere) / active.sum(everywhere).clamp(min=1)
 
 
-def _boxes(task: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([task[name] for name in _REGRESSION], dim=1)
+def _boxes(tasks: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """(T, B, P, X, Y)"""
+    return torch.stack([torch.cat([task[name] for name in _REGRESSION], 1) for task in tasks])
