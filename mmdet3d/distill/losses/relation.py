@@ -16,7 +16,7 @@ from mmdet3d.structures import Batch
 
 __all__ = ["AffinityLoss", "adapter", "affinity_distance", "resize"]
 
-_BLOCK = 1 << 17  # affinities at a time on the CPU, so that they stay in its cache
+_ROWS = 128  # of the affinities at a time on the CPU, so that they stay in its cache
 
 
 def adapter(channels: int) -> nn.Sequential:
@@ -81,18 +81,23 @@ class _AffinityDistance(torch.autograd.Function):
     """The distance and, in the same pass, its gradient: a matrix of all pairs is big, and each value is needed once.
 
     With D = S'S - T'T of the cells S and T (C, n), the distance is the mean of |D| and its gradient 2 S sign(D) / n^2.
+    D is symmetric, so of each block of rows only what is right of its diagonal is computed.
     """
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
         samples, _, cells = student.shape
-        rows = cells if student.is_cuda else max(1, _BLOCK // (samples * cells))
         left, right = torch.cat([student, teacher], 1).transpose(1, 2), torch.cat([student, -teacher], 1)
-        total, gradient = student.new_zeros(()), torch.empty_like(student)
-        for block in range(0, cells, rows):
-            difference = left[:, block : block + rows] @ right
-            total += difference.abs().sum()
-            gradient[..., block : block + rows] = student @ difference.sign_().transpose(1, 2)
+        total, gradient = student.new_zeros(()), torch.zeros_like(student)
+        rows = cells if student.is_cuda else _ROWS
+        for start in range(0, cells, rows):
+            stop = min(start + rows, cells)
+            difference = left[:, start:stop] @ right[..., start:]
+            square, beside = difference.split([stop - start, cells - stop], dim=2)
+            total += square.abs().sum() + 2 * beside.abs().sum()
+            difference.sign_()
+            gradient[..., start:stop] += student[..., start:] @ difference.transpose(1, 2)
+            gradient[..., stop:] += student[..., start:stop] @ beside
         pairs = samples * cells * cells
         ctx.save_for_backward(gradient.mul_(2 / pairs))
         return total / pairs

@@ -53,13 +53,12 @@ class ResponseLoss(CenterHeadLoss):
         classes = [task["heatmap"].shape[1] for task in teacher_value]
         p, q = (clamped_sigmoid(torch.cat([t["heatmap"] for t in side], 1)) for side in (student_value, teacher_value))
         focal = quality_focal(p, q, self.beta).split(classes, 1)
-        heat = [f.sum() / _count(r) for f, r in zip(focal, q.split(classes, 1), strict=True)]
-        response = torch.stack([r.sum(1) for r in q.split(classes, 1)])
-        boxes = soft_box_loss(_boxes(student_value), _boxes(teacher_value), response)
         terms = {}
-        for i, weight in enumerate(self.task_weights):
-            terms[f"heatmap/task{i}"] = weight * heat[i]
-            terms[f"bbox/task{i}"] = weight * boxes[i]
+        for i, (student, teacher, loss, seen, weight) in enumerate(
+            zip(student_value, teacher_value, focal, q.split(classes, 1), self.task_weights, strict=True)
+        ):
+            terms[f"heatmap/task{i}"] = weight * loss.sum() / _count(seen)
+            terms[f"bbox/task{i}"] = weight * soft_box_loss(_boxes(student), _boxes(teacher), seen.sum(1))
         return terms
 
 
@@ -86,21 +85,17 @@ def soft_box_loss(student: Tensor, teacher: Tensor, response: Tensor) -> Tensor:
     A cell counts where `response` (B, X, Y) exceeds 0.1, or else the highest of 0.09, 0.08, ... that some cell exceeds.
 
     Args:
-        student: (..., B, P, X, Y) box parameters, of one task or of several.
-        teacher: (..., B, P, X, Y).
-        response: (..., B, X, Y) probability summed over the classes of the task.
-
-    Returns:
-        (...)
+        student: (B, P, X, Y) box parameters.
+        teacher: (B, P, X, Y).
+        response: (B, X, Y) probability summed over the classes of the task.
     """
-    everywhere = (-3, -2, -1)
-    peak = response.amax(everywhere, keepdim=True)
-    steps = torch.where(peak > 0.1, 0, ((0.1 - peak).clamp(min=0) / 0.01).floor() + 1)
-    active = response > 0.1 - 0.01 * steps
-    distance = F.smooth_l1_loss(student, teacher, reduction="none").sum(-3)
-    return 4 * (distance * response * active).sum(everywhere) / active.sum(everywhere).clamp(min=1)
+    short_of = (0.1 - response.max()).clamp(min=0)
+    steps = torch.where(response.max() > 0.1, torch.zeros_like(short_of), (short_of / 0.01).floor() + 1)
+    sample, x, y = (response > 0.1 - 0.01 * steps).nonzero(as_tuple=True)
+    ours, theirs = student[sample, :, x, y], teacher[sample, :, x, y]
+    distance = F.smooth_l1_loss(ours, theirs, reduction="none").sum(1)
+    return 4 * (distance * response[sample, x, y]).sum() / max(len(sample), 1)
 
 
-def _boxes(tasks: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """(T, B, P, X, Y)"""
-    return torch.stack([torch.cat([task[name] for name in _REGRESSION], 1) for task in tasks])
+def _boxes(task: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([task[name] for name in _REGRESSION], dim=1)
