@@ -110,7 +110,8 @@ def describe(sample: Batch) -> Tensor:
     """(K,) float64 on the CPU: what tells the sample, a batch of one, from others and from its other views.
 
     The matrices of the augmentation, means of images (per camera) and depths, number and means of points, radar
-    detections, boxes and labels, whichever are there, and those of the history. Equal to about 1e-4 wherever the sample is loaded.
+    detections, boxes and labels, whichever are there, and those of the history. Equal to about 1e-4 wherever the sample
+    is loaded.
     """
     calibration = sample.calibration
     parts = [calibration.lidar_aug, calibration.image_aug]
@@ -149,8 +150,8 @@ def _flat(name: str, value: Any) -> dict[str, Tensor]:
         entries = enumerate(value)
     else:
         raise ValueError(
-            f"the teacher answers {name} with a {type(value).__name__}, which cannot be stored; distil from other taps, "
-            "or set model.teacher.answers to null"
+            f"the teacher answers {name} with a {type(value).__name__}, which cannot be stored; distil from other "
+            "taps, or set model.teacher.answers to null"
         )
     return {n: t for key, entry in entries for n, t in _flat(f"{name}/{key}", entry).items()}
 
@@ -176,7 +177,7 @@ def _place(content: bytes, path: Path) -> None:
 
 
 def _packed(name: str, value: Tensor) -> Tensor:
-    value = value.detach().cpu().contiguous()
+    value = value.detach().cpu().clone(memory_format=torch.contiguous_format)  # a view of nothing else, to be stored
     if not value.is_floating_point():
         return value
     if not value.isfinite().all():

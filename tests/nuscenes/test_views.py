@@ -76,7 +76,7 @@ def test_other_data_has_other_names(tmp_path: Path) -> None:
     assert same == digest(content={"info_file": "a"}, seed=4)
     for other in (
         digest(content={"info_file": "b"}),
-        digest({"type": "ObjectNameFilter", "classes": ["car"]}, content={"info_file": "a"}),
+        digest({"type": "ObjectNameFilter", "classes": ["car", "bus"]}, content={"info_file": "a"}),
         digest(content={"info_file": "a"}, filter_empty_gt=False),
     ):
         assert other != same
