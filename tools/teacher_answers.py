@@ -3,8 +3,8 @@
 python tools/teacher_answers.py CONFIG --model.teacher.answers FOLDER --views 4 [--a.b.c VALUE ...]
 torchrun --nproc-per-node 8 tools/teacher_answers.py CONFIG ...
 
-Trainings of CONFIG with the same --model.teacher.answers and --views read the folder, whatever their seed and losses; what
-is missing in it they add themselves. The command can be interrupted and repeated.
+Trainings of CONFIG with the same --model.teacher.answers and --views read the folder, whatever their seed and losses;
+what is missing in it they add themselves. The command can be interrupted and repeated.
 """
 
 from __future__ import annotations

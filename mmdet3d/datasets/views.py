@@ -57,9 +57,8 @@ class Views:
     def stream(self, epoch: int, place: int) -> SampleStream:
         """The random numbers of the sample at `place` in the epoch."""
         view = epoch % self.count if self.count else epoch
-        return SampleStream(
-            random_state(self.seed, view, place), self._digest, f"{place}.{view}" if self.count else None
-        )
+        name = f"{place}.{view}" if self.count else None
+        return SampleStream(random_state(self.seed, view, place), self._digest, name)
 
 
 class SampleStream:

@@ -98,7 +98,7 @@ def test_a_recorded_score_is_enough(files, monkeypatch, tmp_path):
     stored(files).extract(named(), TAPS)
     forbid_loading(monkeypatch)
     ready(files, teacher={"answers": files["answers"], "min_score": 0.4}).loss(named())
-    with pytest.raises(ValueError, match="scores object/map 0.5000"):
+    with pytest.raises(ValueError, match=r"scores object/map 0\.5000"):
         ready(files, teacher={"answers": files["answers"], "min_score": 0.6})
 
 
@@ -111,11 +111,13 @@ def test_an_unrecorded_score_is_measured_on_the_teacher_with_its_weights(files):
 
 def test_a_new_tap_is_asked_for_alone(files, monkeypatch):
     first = stored(files).extract(named(), {"fuser"})["fuser"]
-    asked, source = [], stored(files)
-    original = LiveTeacher.extract
-    monkeypatch.setattr(
-        LiveTeacher, "extract", lambda self, b, taps: asked.append(list(taps)) or original(self, b, taps)
-    )
+    asked, source, extract = [], stored(files), LiveTeacher.extract
+
+    def noted(self, batch, taps):
+        asked.append(list(taps))
+        return extract(self, batch, taps)
+
+    monkeypatch.setattr(LiveTeacher, "extract", noted)
     both = source.extract(named(), TAPS)
     assert asked == [["heads.object"]] * 2 and torch.equal(both["fuser"], first)
     forbid_loading(monkeypatch)
@@ -170,7 +172,7 @@ def test_answers_to_another_sample_are_refused(files):
 
 
 def test_samples_that_do_not_come_back_are_refused(files):
-    with pytest.raises(ValueError, match="sample 1 is augmented anew in every epoch .* set views to the number"):
+    with pytest.raises(ValueError, match=r"sample 1 is augmented anew in every epoch .* set views to the number"):
         stored(files).extract(named(views=["data/first", None]), TAPS)
 
 
