@@ -31,8 +31,10 @@ def store_answers(cfg: Config) -> StoredTeacher:
     settings = Settings.from_config(cfg)
     device = distributed.init()
     model = build_model(cfg.model)
-    if not isinstance(model, Distiller):
-        raise ValueError(f"model.type is {cfg.model['type']}; only a distillation (Distiller) has a teacher to ask")
+    if not isinstance(model, Distiller) or not model.losses:
+        raise ValueError(
+            f"the config describes a {cfg.model['type']} without distillation losses; only with them is a teacher asked"
+        )
     model.to(device).setup_training(lambda _: {})
     if not isinstance(model.instructor, StoredTeacher):
         raise ValueError("model.teacher.answers names no folder; pass --model.teacher.answers FOLDER")
