@@ -55,12 +55,12 @@ def test_answers_ahead_serve_trainings_of_every_seed(configured, tmp_path: Path,
 
 
 def test_augmentation_that_does_not_come_back_is_refused(configured, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is augmented anew in every epoch .* set views"):
+    with pytest.raises(ValueError, match="is augmented anew in every epoch"):
         train(DISTILLATION, configured(views=None), tmp_path / "run")
 
 
 def test_what_has_no_folder_or_no_teacher_is_refused(configured) -> None:
-    with pytest.raises(ValueError, match="pass --model.teacher.answers FOLDER"):
+    with pytest.raises(ValueError, match="answers names no folder"):
         store_answers(configured(**{"model.teacher.answers": None}))
     baseline = load_config("configs/kitti/synthetic/rgb_baseline.yaml", SIZE)
     for control in (baseline, configured(**{"model.losses": {}, "model.teacher": None})):
