@@ -87,11 +87,11 @@ def test_shares_of_a_step_add_up():
 
 @pytest.mark.slow
 def test_training_step_report(tmp_path, capsys):
-    """The command on a small distiller: three models, every stage of each, and what distilling costs."""
+    """The command on a small distiller: every model, every stage of each, and what distilling costs."""
     out = tmp_path / "step.json"
     train_step.main(["--config", "synthetic/crkd/small.yaml", "--runs", "1", "--out", str(out)])
     report = json.loads(out.read_text())
-    assert list(report["models"]) == ["teacher", "student", "distiller"]
+    assert list(report["models"]) == ["teacher", "student", "distiller", "stored"]
     for row in report["models"].values():
         assert row["samples_per_s"] > 0 and row["step"]["runs"] == 1
         assert sum(row["parts"].values()) == pytest.approx(1, abs=1e-6)
@@ -99,7 +99,8 @@ def test_training_step_report(tmp_path, capsys):
     assert {"losses", "backward", "optimizer", "fuser", "heads.object"} <= set(report["models"]["student"]["parts"])
     assert len(report["models"]["distiller"]["parts"]) > len(report["models"]["student"]["parts"])
     assert report["models"]["student"]["parameters"] == sum(p.numel() for p in student.parameters())
-    assert "Distilling costs" in capsys.readouterr().out
+    assert not any(part.startswith("teacher/") for part in report["models"]["stored"]["parts"])
+    assert "With the teacher's answers stored it costs" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ class Context:
     Args:
         record: the frame being loaded.
         root: dataset root.
-        rng: seeded by (seed, epoch, index); the only source of randomness.
+        rng: see `Views`; the only source of randomness.
         epoch: 0-based.
         training: False in validation and test data sets.
         classes: class list of the data set; a label is an index into it, -1 for a name outside it.
@@ -131,7 +131,13 @@ class Context:
 
 
 class Transform:
-    """One step of a pipeline: returns the sample (changed in place or new), or None to drop it."""
+    """One step of a pipeline: returns the sample (changed in place or new), or None to drop it.
+
+    Attributes:
+        epoch_setting: None, or for a transform that works differently in later epochs, the setting that stops this.
+    """
+
+    epoch_setting: str | None = None
 
     def __call__(self, sample: Sample, context: Context) -> Sample | None:
         raise NotImplementedError

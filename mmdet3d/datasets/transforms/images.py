@@ -142,6 +142,7 @@ class GridMask(Transform):
         self.mode = mode
         self.prob = prob
         self.fixed_prob = fixed_prob
+        self.epoch_setting = None if fixed_prob or not prob else "fixed_prob: true"
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
         images = need(sample, "images", self, "ImageNormalize")
