@@ -28,7 +28,8 @@ def _conv3x3(channels: int, stride: int, deform_groups: int) -> nn.Module:
 def _projection(in_channels: int, out_channels: int, stride: int, norm_cfg: _NormCfg) -> nn.Module | None:
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(PointwiseConv2d(in_channels, out_channels, stride, bias=False), build_norm2d(norm_cfg, out_channels))
+    conv = PointwiseConv2d(in_channels, out_channels, stride, bias=False)
+    return nn.Sequential(conv, build_norm2d(norm_cfg, out_channels))
 
 
 class _BasicBlock(nn.Module):
