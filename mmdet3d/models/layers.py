@@ -106,11 +106,10 @@ class PointwiseConv2d(nn.Conv2d):
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, 1, bias=bias)
-        self.step = stride
+        super().__init__(in_channels, out_channels, 1, stride, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return pointwise(x[..., :: self.step, :: self.step], self.weight, self.bias)
+        return pointwise(x[..., :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
 
 
 class BasicBlock(nn.Module):
