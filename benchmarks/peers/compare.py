@@ -204,7 +204,11 @@ def _run(command: Sequence[Any]) -> str:
     """The last line that it prints."""
     threads = str(command[command.index("--threads") + 1]) if "--threads" in command else "1"
     done = subprocess.run(
-        [str(c) for c in command], cwd=ROOT, text=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": threads}
+        [str(c) for c in command],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": threads},
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{done.stderr[-2000:]}")
@@ -217,12 +221,15 @@ def _run(command: Sequence[Any]) -> str:
 def table(report: Mapping[str, Any]) -> str:
     """Markdown: how far the answers differ, then time and memory."""
     single, double = (report["answers"][dtype] for dtype in ("float32", "float64"))
-    lines = ["| answer | largest difference, float32 | over the largest magnitude | the same in float64 |", "|---|---|---|---|"]
+    lines = [
+        "| answer | largest difference, float32 | over the largest magnitude | the same in float64 |",
+        "|---|---|---|---|",
+    ]
     for name, row in single.items():
         lines.append(f"| {name} | {row['absolute']:.1e} | {row['relative']:.1e} | {double[name]['relative']:.1e} |")
     lines += [
         "",
-        "| frame | what | threads | peer s | ours s | times ours | CPU s: peer | ours | times ours | peak MB: peer | ours |",
+        "| frame | what | threads | s: peer | ours | times ours | CPU s: peer | ours | times ours | MB: peer | ours |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for frame, rows in report["frames"].items():

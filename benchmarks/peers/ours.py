@@ -87,7 +87,12 @@ def outputs(model: BEVFusion, batch: Batch) -> dict[str, Tensor]:
         taps = model.eval().extract(batch, ("encoders.lidar", "decoder", "heads.object"))
         voxels, coordinates, _, _ = voxelize_batch(model.encoders["lidar"]["voxelize"], batch.points, reduce=True)
         (detections,) = model.predictions(taps, batch)
-    found = {"voxels": voxels, "coordinates": coordinates, "encoder": taps["encoders.lidar"], "decoder": taps["decoder"]}
+    found = {
+        "voxels": voxels,
+        "coordinates": coordinates,
+        "encoder": taps["encoders.lidar"],
+        "decoder": taps["decoder"],
+    }
     found |= {f"head/{t}/{k}": v for t, task in enumerate(taps["heads.object"]) for k, v in task.items()}
     found |= {"boxes": detections.boxes.tensor, "scores": detections.scores, "labels": detections.labels}
     found |= {name: value.detach() for name, value in train(model.train(), batch).items()}
@@ -98,7 +103,7 @@ def in_our_layout(peer: Mapping[str, np.ndarray], own: Mapping[str, Tensor]) -> 
     """The peer's outputs under our names, in our axes and conventions.
 
     Its maps are (y, x), its coordinates sample, z, y, x; heads regress length, width, height and the yaw's sine and
-    cosine; boxes have the bottom centre. Gradients are converted as the weights are: conversion only permutes and negates.
+    cosine; boxes have the bottom centre. Gradients are converted as the weights are, which only permutes and negates.
     """
     found = {}
     gradients = {}

@@ -15,17 +15,18 @@ import math
 from importlib import resources
 from typing import Any
 
-import mmdet3d.models  # noqa: F401 (registers the model)
 import numpy as np
 import spconv.pytorch.ops
 import torch
 from measure import measure
-from mmdet3d.registry import MODELS
-from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import nn
+
+import mmdet3d.models  # noqa: F401 (registers the model)
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 
 CONFIG = "centerpoint/centerpoint_voxel01_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d.py"
 

@@ -1,8 +1,8 @@
 """CenterPoint of mmdetection3d 1.4: its weights through our converter give its answers.
 
-`golden/` holds a small network of the peer's (random weights, as it saves them), a frame and what it answered in float64;
-`python -m benchmarks.peers.compare --golden` wrote them. MMDET3D_PEER_PYTHON names the Python of benchmarks/peers/build.sh,
-to ask the peer itself.
+`golden/` holds a small network of the peer's (random weights, as it saves them), a frame and what it answered in
+float64; `python -m benchmarks.peers.compare --golden` wrote them. MMDET3D_PEER_PYTHON names the Python of
+benchmarks/peers/build.sh, to ask the peer itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ def test_every_part_answers_as_the_peer_does(kind: str, mine, theirs) -> None:
     for name in names:
         scale = float(expected[name].abs().max())
         torch.testing.assert_close(
-            mine[name].to(expected[name].dtype), expected[name], rtol=0, atol=2e-6 * scale, msg=lambda m, n=name: f"{n}: {m}"
+            mine[name].to(expected[name].dtype),
+            expected[name],
+            rtol=0,
+            atol=2e-6 * scale,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
@@ -75,6 +79,8 @@ def test_the_peer_itself_still_answers_so(tmp_path: Path) -> None:
         assert fresh.files == kept.files
         for name in kept.files:
             if kept[name].dtype.kind == "f":
-                np.testing.assert_allclose(fresh[name], kept[name], rtol=1e-4, atol=1e-5 * abs(kept[name]).max(initial=0))
+                np.testing.assert_allclose(
+                    fresh[name], kept[name], rtol=1e-4, atol=1e-5 * abs(kept[name]).max(initial=0)
+                )
             else:
                 np.testing.assert_array_equal(fresh[name], kept[name])
