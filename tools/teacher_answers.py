@@ -12,17 +12,22 @@ from __future__ import annotations
 import argparse
 
 from mmdet3d.config import load_config
-from mmdet3d.engine.answers import store_answers
 from mmdet3d.engine.command import add_override_options, read_overrides, run
 
 
-def main(words: list[str]) -> None:
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("config", help="YAML file of a distillation; also looked for below configs/")
     add_override_options(parser)
-    args, rest = parser.parse_known_args(words)
+    return parser.parse_known_args(words)
+
+
+def main(words: list[str]) -> None:
+    args, rest = parse(words)
+    from mmdet3d.engine.answers import store_answers
+
     overrides = read_overrides(rest, args.overrides_file)
     teacher = store_answers(load_config(args.config, {"model.teacher.min_score": None, **overrides}))
     print(teacher.answers.folder)

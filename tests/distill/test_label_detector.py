@@ -44,6 +44,7 @@ def files(tmp_path: Path, lidar_state: dict[str, torch.Tensor]) -> dict[str, str
 
 @pytest.fixture
 def model(files: dict[str, str]) -> LabelEncoderDetector:
+    torch.manual_seed(0)
     made = LabelEncoderDetector(files, ENCODER)
     made.init_weights()
     return made

@@ -132,7 +132,7 @@ def test_a_signal_ends_all_processes_and_the_same_command_continues(
     else:
         assert tool.returncode == 128 + number
         assert "interrupted: teacher-seed0 and 1 more are not finished; the same command continues" in errors
-        assert list((tmp_path / "run" / "teacher-seed0").glob("epoch_*_iter_*.safetensors"))
+        assert list((tmp_path / "run" / "teacher-seed0").glob("epoch_*.state.pt"))
     assert processes_of(tmp_path) == []
     tool = start_tool(tmp_path, "--jobs", "1")
     assert tool.wait() == 0, tool.stderr.read().decode()

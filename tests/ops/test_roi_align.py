@@ -182,7 +182,7 @@ def test_random_order_of_sums_is_refused_where_order_matters(monkeypatch):
     asked = []
     monkeypatch.setattr("mmdet3d.ops.roi_align.check_deterministic", lambda what, tensor: asked.append(what))
     features, boxes = inputs()
-    roi_align(features, boxes, 7).sum().backward()
+    roi_align(features.requires_grad_(), boxes, 7).sum().backward()
     assert asked == ["roi_align backward"]
 
 

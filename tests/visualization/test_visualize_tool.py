@@ -81,8 +81,8 @@ def test_command_line_draws_ground_truth(config: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["pred", "both"])
 def test_detections(tool: ModuleType, config: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tool, "build_model", lambda cfg: Oracle())
-    monkeypatch.setattr(tool, "load_checkpoint", lambda model, path: SimpleNamespace())
+    monkeypatch.setattr("mmdet3d.models.build_model", lambda cfg: Oracle())
+    monkeypatch.setattr("mmdet3d.engine.checkpoint.load_checkpoint", lambda model, path: SimpleNamespace())
     drawn = {}
     for score in ("0.1", "0.01"):
         (file,) = pictures(tool, config, "--mode", mode, "--checkpoint", "weights.pth", "--bbox-score", score)

@@ -135,18 +135,19 @@ class BEVFusion(Detector):
         return self.encoders["camera"]["neck"](levels).unflatten(0, (len(batch), -1))
 
     def _view_transform(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.encoders["camera"]["vtransform"](features, batch)
+        bev, depth = self.encoders["camera"]["vtransform"](features, batch)
+        return channels_last(bev), depth
 
     def _points(self, name: str, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
         points = batch.require(_FIELDS[name], f"the {name} encoder")
         encoder = self.encoders[name]
-        return encoder["backbone"](*voxelize_batch(encoder["voxelize"], points, self._reduce[name]))
+        found = encoder["backbone"](*voxelize_batch(encoder["voxelize"], points, self._reduce[name]))
+        return channels_last(found) if isinstance(found, Tensor) else (channels_last(found[0]), *found[1:])
 
     def _fuse(self, batch: Batch, *bevs: Tensor) -> tuple[Tensor, ...]:
-        maps = [channels_last(bev) for bev in bevs]
         if self.fuser is None:
-            return maps[0], maps[0]
-        fused, used = self.fuser(maps)
+            return bevs[0], bevs[0]
+        fused, used = self.fuser(list(bevs))
         return fused, *used
 
     def _decode_backbone(self, batch: Batch, bev: Tensor) -> list[Tensor]:
