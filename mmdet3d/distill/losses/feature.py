@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdet3d.distill.losses.base import DistillLoss, full_precision
+from mmdet3d.distill.losses.base import DistillLoss, full_precision, require_same_shape
 from mmdet3d.distill.masks import enlarge, footprint_mask, object_heat
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.layers import conv_bn_relu
@@ -50,11 +50,7 @@ class FeatureLoss(DistillLoss):
             ValueError: maps of different shapes, or no ground truth for the mask.
         """
         student = self.projection(student_value)
-        if student.shape != teacher_value.shape:
-            raise ValueError(
-                f"FeatureLoss compares maps of shapes {tuple(student.shape)} and {tuple(teacher_value.shape)}; "
-                "give `projection: [student's channels, teacher's channels]` if only the channels differ"
-            )
+        require_same_shape(self, student, teacher_value)
         if not self.object_mask:
             return F.mse_loss(student, teacher_value)
         boxes = batch.require("boxes", "FeatureLoss with an object mask")
