@@ -26,7 +26,7 @@ from mmdet3d.engine.checkpoint import (
     read_training_state,
     set_random_state,
 )
-from mmdet3d.engine.data import DetectionDataset, TrainSampler, batches, build_loader
+from mmdet3d.engine.data import DetectionDataset, batches, build_loader, train_sampler
 from mmdet3d.engine.divergence import Divergence
 from mmdet3d.engine.ema import EMA
 from mmdet3d.engine.evaluate import evaluate, metrics_table
@@ -94,7 +94,7 @@ class Trainer:
         self.model = model.to(device)
         self._val_dataset = val_dataset
         rank, world = distributed.rank(), distributed.world_size()
-        self._sampler = TrainSampler(len(train_dataset), s.samples_per_gpu, s.seed, rank, world)
+        self._sampler = train_sampler(train_dataset, s.samples_per_gpu, s.seed, rank, world)
         self._loader = build_loader(train_dataset, self._sampler, s.workers_per_gpu, s.seed + rank)
         self.epoch_iters = len(self._sampler)
         self.epoch = self.batch = 0

@@ -52,7 +52,7 @@ class Calibration:
     def stack(cls, items: Sequence[Calibration]) -> Calibration:
         return cls(**{f.name: torch.stack([getattr(i, f.name) for i in items]) for f in fields(cls)})
 
-    def __getitem__(self, index: int) -> Calibration:
+    def __getitem__(self, index: int | slice) -> Calibration:
         return Calibration(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def to(self, *args: object, **kwargs: object) -> Calibration:

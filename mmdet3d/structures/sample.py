@@ -32,6 +32,7 @@ class Sample:
         labels: (M,) int64, index into the class list.
         depths: (N, H, W) float, metres, 0 where no LiDAR point falls.
         objects: ground truth of the image, for detectors that look through one camera.
+        unlabelled: nobody annotated this frame, which is not the same as a frame without objects.
         history: T earlier frames, newest first, of the same cameras: images and calibration only. Their `camera2lidar`
             maps to the LiDAR frame of this sample, their `image_aug` and `lidar_aug` are this sample's.
         meta: anything small that a user may want to see (paths, timestamp, image size).
@@ -46,6 +47,7 @@ class Sample:
     labels: Tensor | None = None
     depths: Tensor | None = None
     objects: ImageObjects | None = None
+    unlabelled: bool = False
     history: list[Sample] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -62,7 +64,14 @@ class Sample:
 
 @dataclass
 class Batch:
-    """Samples side by side: dense fields are stacked, ragged ones are lists of B, `history` is a list of T batches."""
+    """Samples side by side: dense fields are stacked, ragged ones are lists of B, `history` is a list of T batches.
+
+    Samples without labels come last, and the ground truth (`boxes`, `labels`, `objects`) is a list of the others alone,
+    so that no loss can take "not annotated" for "no object".
+
+    Args:
+        unlabelled: how many samples have no labels.
+    """
 
     tokens: list[str]
     calibration: Calibration
@@ -73,12 +82,14 @@ class Batch:
     labels: list[Tensor] | None = None
     depths: Tensor | None = None
     objects: list[ImageObjects] | None = None
+    unlabelled: int = 0
     history: list[Batch] | None = None
     metas: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def collate(cls, samples: Sequence[Sample]) -> Batch:
         """Raises ValueError if a field is present in some samples only, or if cameras or histories differ in number."""
+        samples = sorted(samples, key=lambda s: s.unlabelled)  # stable: the order is otherwise that of the sampler
         cameras = {s.token: len(s.calibration.intrinsics) for s in samples}
         if len(set(cameras.values())) > 1:
             counts = ", ".join(f"{token} has {n}" for token, n in cameras.items())
@@ -87,13 +98,13 @@ class Batch:
                 "set data.samples_per_gpu to 1"
             )
 
-        def column(name: str) -> list | None:
+        def column(name: str, samples: Sequence[Sample] = samples) -> list | None:
             values = [getattr(s, name) for s in samples]
             present = [v is not None for v in values]
             if any(present) and not all(present):
                 missing = samples[present.index(False)].token
                 raise ValueError(f"cannot batch: sample {missing} has no {name}, others do")
-            return values if all(present) else None
+            return values if values and all(present) else None
 
         def stacked(name: str) -> Tensor | None:
             values = column(name)
@@ -109,22 +120,36 @@ class Batch:
                 )
             return [cls.collate(frames) for frames in zip(*values, strict=True)]
 
+        labelled = [s for s in samples if not s.unlabelled]
         return cls(
             tokens=[s.token for s in samples],
             calibration=Calibration.stack([s.calibration for s in samples]),
             images=stacked("images"),
             points=column("points"),
             radar=column("radar"),
-            boxes=column("boxes"),
-            labels=column("labels"),
+            boxes=column("boxes", labelled),
+            labels=column("labels", labelled),
             depths=stacked("depths"),
-            objects=column("objects"),
+            objects=column("objects", labelled),
+            unlabelled=len(samples) - len(labelled),
             history=past(),
             metas=[s.meta for s in samples],
         )
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def labelled(self) -> Batch:
+        """The samples with labels."""
+        return self.first(len(self) - self.unlabelled) if self.unlabelled else self
+
+    def first(self, count: int) -> Batch:
+        """The first `count` samples, which must all have labels."""
+        assert count <= len(self) - self.unlabelled, "samples without labels come last"
+        sliced = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("history", "unlabelled")}
+        history = None if self.history is None else [past.first(count) for past in self.history]
+        return Batch(**{name: None if v is None else v[:count] for name, v in sliced.items()}, history=history)
 
     @property
     def device(self) -> torch.device:

@@ -240,7 +240,8 @@ def test_pseudo_labels_are_the_students_own_loss_on_unlabelled_samples():
     teacher_that_sees(teacher.heads["object"], CAR, far, scores=[0.9, 0.4])
     head = student.heads["object"]
     raw = head(maps(0, samples=2))
-    batch = batch_of([boxes(CAR), None], labels=[torch.tensor([0]), None])
+    batch = labelled(CAR, samples=2)
+    batch.boxes, batch.labels, batch.unlabelled = batch.boxes[:1], batch.labels[:1], 1
     terms = loss(raw, raw, batch)
     second = [{k: v[1:] for k, v in task.items()} for task in raw]
     expected = head.loss(second, [boxes(CAR)], [torch.tensor([0])])

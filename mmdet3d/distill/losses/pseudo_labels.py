@@ -64,22 +64,24 @@ class PseudoLabelLoss(CenterHeadLoss):
         Returns:
             `heatmap/task{t}` and `bbox/task{t}` of the student's head, and `stats/boxes`, pseudo boxes per sample.
         """
-        labels = [None] * len(batch) if batch.boxes is None else batch.boxes
-        chosen = [i for i, boxes in enumerate(labels) if self.frames == "all" or boxes is None]
-        if not chosen:
+        first = 0 if self.frames == "all" else len(batch) - batch.unlabelled
+        student, teacher = (
+            [{k: v[first:] for k, v in task.items()} for task in side] for side in (student_value, teacher_value)
+        )
+        samples = range(first, len(batch))
+        if not samples:
             nothing = sum(value.sum() * 0 for task in student_value for value in task.values())
             return {"heatmap/task0": nothing, "stats/boxes": nothing.detach()}
-        found = self._teacher_head.module.decode([{k: v[chosen] for k, v in task.items()} for task in teacher_value])
+        found = self._teacher_head.module.decode(teacher)
         confident = [d[d.scores > d.scores.new_tensor(self._least)[d.labels]] for d in found]
         count = sum(map(len, confident))
         self.observe("the teacher detects nothing above min_score in any step of an epoch", torch.tensor(count == 0))
-        targets = [self._targets(d, batch, i) for d, i in zip(confident, chosen, strict=True)]
-        raw = [{k: v[chosen] for k, v in task.items()} for task in student_value]
-        terms = self._head.module.loss(raw, [boxes for boxes, _ in targets], [names for _, names in targets])
-        return terms | {"stats/boxes": raw[0]["heatmap"].new_tensor(count / len(chosen))}
+        targets = [self._targets(d, batch, i) for d, i in zip(confident, samples, strict=True)]
+        terms = self._head.module.loss(student, [boxes for boxes, _ in targets], [names for _, names in targets])
+        return terms | {"stats/boxes": student[0]["heatmap"].new_tensor(count / len(samples))}
 
     def _targets(self, found: Detections3D, batch: Batch, sample: int) -> tuple[Boxes3D, Tensor]:
-        if batch.boxes is None or batch.boxes[sample] is None:
+        if sample >= len(batch) - batch.unlabelled:
             return found.boxes, found.labels
         boxes, labels = batch.boxes[sample], batch.labels[sample]
         new = found[away_from(found, boxes, labels, self.distance)]
