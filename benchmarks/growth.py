@@ -27,6 +27,7 @@ from benchmarks.samples import random_sample
 from benchmarks.train_step import measure_step
 from mmdet3d.config import load_config
 from mmdet3d.distill.teacher import build_detector
+from mmdet3d.machine import cpus
 from mmdet3d.ops.bev_pool import bev_pool
 from mmdet3d.ops.voxelize import voxelize
 from mmdet3d.structures import Batch
@@ -88,7 +89,7 @@ def _batch(device: torch.device, scale: float) -> Iterator[Row]:
 
 
 def _ranks(device: torch.device, scale: float) -> Iterator[Row]:
-    most = torch.cuda.device_count() if device.type == "cuda" else 4
+    most = torch.cuda.device_count() if device.type == "cuda" else cpus()
     for count in (n for n in (1, 2, 4) if n <= most):
         with tempfile.TemporaryDirectory() as folder:
             torch.multiprocessing.spawn(_one_rank, (count, folder, device.type, scale), nprocs=count)
@@ -181,7 +182,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="PNG to draw, for instance docs/growth.png")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON with every figure")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: as PyTorch has them)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all that this process may use)")
     parser.add_argument("--scale", type=float, default=1.0, help="shrinks points and images, for a quick look")
     return parser.parse_args(arguments)
 

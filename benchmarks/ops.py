@@ -92,7 +92,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="modules of benchmarks/cases")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON with every figure")
     parser.add_argument("--seconds", type=float, default=2.0, help="timing budget of one implementation")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: as PyTorch has them)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all that this process may use)")
     return parser.parse_args(arguments)
 
 

@@ -14,15 +14,19 @@ from torch import Tensor
 from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import build_dataset
 from mmdet3d.datasets.nuscenes.create import create_nuscenes
-from mmdet3d.structures import Boxes3D, Calibration, Sample
+from mmdet3d.structures import Boxes3D, Calibration, ImageObjects, Sample, limit_period
+from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL
 
-__all__ = ["random_sample", "real_sample"]
+__all__ = ["random_image_sample", "random_sample", "real_sample"]
 
 
 def random_sample(
-    image_size: Sequence[int] = (256, 704), points: int = 30_000, radar: int = 700, boxes: int = 30
+    image_size: Sequence[int] = (256, 704), points: int = 30_000, radar: int = 700, boxes: int = 30, history: int = 0
 ) -> Sample:
-    """Six images (height, width) with sparse depth, LiDAR and radar points and boxes; all random, with a fixed seed."""
+    """Six images (height, width) with sparse depth, LiDAR and radar points and boxes; all random, with a fixed seed.
+
+    `history` earlier frames have images of their own and this frame's calibration.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def spread(count: int, width: int) -> Tensor:
@@ -41,15 +45,56 @@ def random_sample(
     image_aug[:, 0, 3], image_aug[:, 1, 3] = (width - 1600 * scale) / 2, height - 900 * scale
     depths = torch.rand(6, height, width, generator=generator) * 58 + 1
     still = torch.eye(4)
+    calibration = Calibration(still, still, camera2lidar, camera2lidar.clone(), intrinsics, image_aug, still)
+    past = [
+        Sample(token="random", calibration=calibration, images=torch.randn(6, 3, height, width, generator=generator))
+        for _ in range(history)
+    ]
     return Sample(
         token="random",
-        calibration=Calibration(still, still, camera2lidar, camera2lidar.clone(), intrinsics, image_aug, still),
+        calibration=calibration,
         images=torch.randn(6, 3, height, width, generator=generator),
         points=spread(points, 5),
         radar=spread(radar, 45),
         boxes=Boxes3D(found),
         labels=torch.randint(0, 10, (boxes,), generator=generator),
         depths=depths * (torch.rand(6, height, width, generator=generator) < 0.02),
+        history=past or None,
+    )
+
+
+def random_image_sample(image_size: Sequence[int] = (384, 1280), objects: int = 8) -> Sample:
+    """A KITTI image (height, width) of noise with a dense depth map and cars on the road; all with a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
+    raw = (1242, 375)
+    intrinsics = torch.tensor([[721.5, 0.0, 609.6, 44.9], [0.0, 721.5, 172.9, 0.2], [0.0, 0.0, 1.0, 0.0], [0, 0, 0, 1]])
+    height, width = image_size
+    zoom, aug = width / raw[0], torch.eye(4)
+    aug[0, 0] = aug[1, 1] = zoom
+    aug[1, 3] = (height - zoom * raw[1]) / 2
+    z = torch.rand(objects, generator=generator) * 35 + 10
+    x = (torch.rand(objects, generator=generator) - 0.5) * z * 0.8
+    centers = torch.stack([x, torch.full_like(x, 1.0), z], dim=1)
+    middle = centers @ intrinsics[:2, :3].T / z[:, None]
+    half = 721.5 / z[:, None] * torch.tensor([1.5, 0.8])
+    yaws = torch.rand(objects, generator=generator) * 6.2 - 3.1
+    found = ImageObjects(
+        labels=torch.ones(objects, dtype=torch.int64),
+        boxes2d=torch.cat([middle - half, middle + half], dim=1),
+        sizes=torch.tensor([1.5, 1.6, 3.9]).repeat(objects, 1),
+        centers=centers,
+        yaws=yaws,
+        alphas=limit_period(yaws - torch.atan2(x, z)),
+        regressed=torch.ones(objects, dtype=torch.bool),
+    )
+    camera, still = CAMERA_TO_LEVEL.float()[None], torch.eye(4)
+    return Sample(
+        token="random",
+        calibration=Calibration(still, still, camera, camera.clone(), intrinsics[None], aug[None], still),
+        images=torch.randn(1, 3, height, width, generator=generator),
+        depths=torch.rand(1, height, width, generator=generator) * 60 + 3,
+        objects=found,
+        meta={"image_id": 0, "image_size": raw, "crop_scale": 1.0},
     )
 
 

@@ -1,4 +1,4 @@
-"""Speed and memory of one training step of teacher, student and distiller at real size.
+"""Speed and memory of one training step of teacher, student and distiller, with live and stored answers, at real size.
 
 python -m benchmarks.train_step [--config FILE] [--data FOLDER] [--device cpu|cuda] [--out FILE]
 """
@@ -89,6 +89,7 @@ def _run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         sample, loading = real_sample(options.config, options.data, options.runs)
     else:
         sample, loading = random_sample(cfg["image_size"]), []
+    sample.view = "benchmark/sample"
     batch = Batch.collate([sample] * options.batch).to(device)
     report: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
@@ -100,12 +101,12 @@ def _run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         "loading": summary(loading) if loading else None,
         "models": {},
     }
-    for role, build in _roles(cfg):
+    for role, build in roles(cfg, device):
         torch.manual_seed(0)
         report["models"][role] = measure_step(build(), batch, cfg, device, options.runs)
         gc.collect()
-    student, distiller = (report["models"][r]["step"]["median_ms"] for r in ("student", "distiller"))
-    report["cost of distilling"] = distiller / student - 1
+    student, live, stored = (report["models"][r]["step"]["median_ms"] for r in ("student", "distiller", "stored"))
+    report["cost of distilling"], report["cost with stored answers"] = live / student - 1, stored / student - 1
     return report
 
 
@@ -128,27 +129,13 @@ def measure_step(
     """
     settings = Settings.from_config(cfg)
     model.to(device).train()
-    losses = shared(_Losses(model))
     clock = Clock(device)
     if isinstance(model, Distiller):
         clock.watch(model.student)
         clock.watch(model.teacher, "teacher/")
     else:
         clock.watch(model)
-    optimizer = build_optimizer(model, settings.optimizer)
-    dtype = autocast_dtype(settings.precision, device)
-
-    def step() -> None:
-        with clock.part("loss"), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            terms = losses(batch)
-        total = sum(v for k, v in terms.items() if k.startswith("loss/"))
-        with clock.part("backward"):
-            total.backward()
-        with clock.part("optimizer"):
-            if settings.grad_clip:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), **settings.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+    step = training_step(model, shared(Losses(model)), batch, settings, clock.part)
 
     step()
     seconds, parts, peaks = [], [], []
@@ -167,7 +154,48 @@ def measure_step(
     }
 
 
-class _Losses(nn.Module):
+def training_step(
+    model: Trainable,
+    losses: nn.Module,
+    batch: Batch,
+    settings: Settings,
+    part: Callable[[str], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
+) -> Callable[[], torch.Tensor]:
+    """A call that does one training step as the engine does: forward, losses, backward, clipping, optimiser.
+
+    Args:
+        losses: `Losses(model)`, perhaps wrapped.
+        part: wraps the parts `loss`, `backward` and `optimizer`, to time them.
+
+    Returns:
+        The call; it returns the sum of the losses.
+    """
+    device = batch.device
+    optimizer = build_optimizer(model, settings.optimizer)
+    dtype = autocast_dtype(settings.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+
+    def step() -> torch.Tensor:
+        with part("loss"), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            terms = losses(batch)
+        total = sum(v for k, v in terms.items() if k.startswith("loss/"))
+        with part("backward"):
+            scaler.scale(total).backward()
+        with part("optimizer"):
+            if settings.grad_clip:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), **settings.grad_clip)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+        return total.detach()
+
+    return step
+
+
+class Losses(nn.Module):
+    """A model's losses as a forward pass."""
+
     def __init__(self, model: Trainable) -> None:
         super().__init__()
         self.model = model
@@ -187,22 +215,27 @@ def _shares(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: seconds / total for name, seconds in parts.items()}
 
 
-def _roles(cfg: Config) -> list[tuple[str, Callable[[], Trainable]]]:
+def roles(cfg: Config, device: torch.device) -> list[tuple[str, Callable[[], Trainable]]]:
+    """Teacher, student and distiller of a distiller's config, by name, each with what builds it on a device."""
     teacher, student = cfg.model["teacher"], cfg.model["student"]
 
-    def distiller() -> Trainable:
-        """With a teacher of random weights; what they are makes no difference to time."""
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = Path(folder) / "teacher.safetensors"
-            save_file(build_detector(teacher["config"]).state_dict(), checkpoint)
-            model = build_model({**cfg.model, "teacher": {"config": teacher["config"], "checkpoint": str(checkpoint)}})
-            model.setup_training(lambda _: {})
+    # A teacher of random weights, which responds everywhere: no trained one leaves the losses more to compare.
+    folder = tempfile.TemporaryDirectory()
+    checkpoint = Path(folder.name) / "teacher.safetensors"
+    save_file(build_detector(teacher["config"]).state_dict(), checkpoint)
+
+    def distiller(**answers: str) -> Trainable:
+        block = {"config": teacher["config"], "checkpoint": str(checkpoint), **answers}
+        model = build_model({**cfg.model, "teacher": block})
+        model.to(device)  # first, for the teacher is no part of the model and goes where the student lies
+        model.setup_training(lambda _: {})
         return model
 
     return [
-        ("teacher", lambda: build_detector(teacher["config"])),
-        ("student", lambda: build_detector(student["config"], student.get("overrides"))),
+        ("teacher", lambda: build_detector(teacher["config"]).to(device)),
+        ("student", lambda: build_detector(student["config"], student.get("overrides")).to(device)),
         ("distiller", distiller),
+        ("stored", lambda: distiller(answers=f"{folder.name}/answers")),
     ]
 
 
@@ -222,6 +255,8 @@ def table(report: Mapping[str, Any]) -> str:
             f"| {memory} | {row['parameters'] / 1e6:.1f} M |"
         )
     lines += ["", f"Distilling costs {report['cost of distilling']:+.0%} over training the student alone."]
+    if "stored" in report["models"]:
+        lines.append(f"With the teacher's answers stored it costs {report['cost with stored answers']:+.0%}.")
     if report["loading"]:
         once = report["loading"]["median_ms"]
         shares = [
@@ -246,7 +281,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--batch", type=int, default=1, help="samples of a step (the same one, repeated)")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="CPU threads (default: as PyTorch has them)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all that this process may use)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON with every figure")
     return parser.parse_args(arguments)
 

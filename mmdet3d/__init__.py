@@ -5,7 +5,13 @@ Importing the package loads no model, no kernel and no launcher; the three funct
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+# Read once, when torch loads its OpenMP and NumPy its BLAS. Threads that wait for work must sleep instead of spinning,
+# and NumPy must not start threads beside those of torch, least of all in loader workers (see `machine`).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 __version__ = "0.1.0"
 __all__ = ["build_model", "load_checkpoint", "load_config"]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import torch
+
+from mmdet3d.machine import cpus, share
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -19,7 +20,12 @@ hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+    """Each of several pytest processes, and whatever its tests start, gets its share of the cores."""
+    cores = max(1, cpus() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+    os.environ["DISTILL3D_CPUS"] = str(cores)
+    import torch  # after mmdet3d, which says how its threads wait
+
+    torch.set_num_threads(share().threads)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ def test_demo_ends_with_a_table_and_pictures() -> None:
     assert len(list((ROOT / "runs" / "demo" / "pictures").glob("*.png"))) >= 4
     control, distilled = (next(iter(results["runs"][name].values())) for name in ("control", "distilled"))
     assert control["iterations"] == distilled["iterations"]
+    assert all(run["cpu_seconds"] > 10 for runs in results["runs"].values() for run in runs.values())
 
 
 @pytest.mark.slow

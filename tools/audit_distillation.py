@@ -12,20 +12,11 @@ from __future__ import annotations
 import argparse
 from itertools import islice
 
-import torch
-
 from mmdet3d.config import load_config
-from mmdet3d.datasets import build_dataset
-from mmdet3d.distill.audit import audit, audit_table
-from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.command import add_override_options, read_overrides, run
-from mmdet3d.engine.data import TrainSampler, batches, build_loader
-from mmdet3d.engine.settings import Settings
-from mmdet3d.engine.trainer import seed_everything
-from mmdet3d.models import build_model
 
 
-def main(words: list[str]) -> None:
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -33,7 +24,20 @@ def main(words: list[str]) -> None:
     parser.add_argument("--checkpoint", help="of a distillation run; default: the student as training starts")
     parser.add_argument("--batches", type=int, default=8, help="training batches to average over (default: 8)")
     add_override_options(parser)
-    args, rest = parser.parse_known_args(words)
+    return parser.parse_known_args(words)
+
+
+def main(words: list[str]) -> None:
+    args, rest = parse(words)
+    from mmdet3d.datasets import build_split
+    from mmdet3d.distill.audit import audit, audit_table
+    from mmdet3d.engine import distributed
+    from mmdet3d.engine.checkpoint import load_checkpoint
+    from mmdet3d.engine.data import TrainSampler, batches, build_loader
+    from mmdet3d.engine.settings import Settings
+    from mmdet3d.engine.trainer import seed_everything
+    from mmdet3d.models import build_model
+
     overrides = read_overrides(rest, args.overrides_file)
     kind = load_config(args.config, overrides).model["type"]
     if kind != "Distiller":
@@ -41,9 +45,9 @@ def main(words: list[str]) -> None:
     # The teacher's score is training's business; here it is only listened to.
     cfg = load_config(args.config, {"model.teacher.min_score": None, **overrides})
     settings = Settings.from_config(cfg)
+    device = distributed.init()
     seed_everything(settings.seed)
     model = build_model(cfg.model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     if args.checkpoint:
         load_checkpoint(model, args.checkpoint)
@@ -52,7 +56,7 @@ def main(words: list[str]) -> None:
     model.setup_training(lambda _: {})
     model.start_epoch(settings.max_epochs)  # whatever a schedule holds back at first counts
     model.train()
-    dataset = build_dataset(cfg.data.train, settings.seed)
+    dataset = build_split(cfg.data, "train", settings.seed)
     sampler = TrainSampler(len(dataset), settings.samples_per_gpu, settings.seed)
     loader = build_loader(dataset, sampler, 0, settings.seed)
     first = (batch.to(device) for batch in islice(batches(loader), args.batches))

@@ -13,13 +13,10 @@ import argparse
 from pathlib import Path
 
 from mmdet3d.config import load_config
-from mmdet3d.engine.checkpoint import load_checkpoint, save_weights
 from mmdet3d.engine.command import add_override_options, read_overrides, run
-from mmdet3d.interop.checkpoints import read_weights
-from mmdet3d.models import build_model
 
 
-def main(words: list[str]) -> None:
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -27,16 +24,28 @@ def main(words: list[str]) -> None:
     parser.add_argument("target", type=Path, help=".safetensors (with a JSON beside it) or .pth")
     parser.add_argument("--config", help="check and convert for this config's model")
     parser.add_argument("--prefix", help="take only what lies below this name, and remove the name")
+    parser.add_argument("--part", choices=["student", "teacher"], help="which network of a published distillation")
     add_override_options(parser)
     args, rest = parser.parse_known_args(words)
     if args.config is None and rest:
         raise ValueError(f"{rest[0]} overrides a config, so it needs --config")
+    if args.config is None and args.part:
+        raise ValueError("--part needs --config, whose model says how the network is built")
     if args.target.exists():
         raise ValueError(f"{args.target} exists already; remove it or choose another name")
+    return args, rest
+
+
+def main(words: list[str]) -> None:
+    args, rest = parse(words)
+    from mmdet3d.engine.checkpoint import load_checkpoint, save_weights
+    from mmdet3d.interop.checkpoints import read_weights
+    from mmdet3d.models import build_model
+
     args.target.parent.mkdir(parents=True, exist_ok=True)
     if args.config:
         model = build_model(load_config(args.config, read_overrides(rest, args.overrides_file)).model)
-        metadata = load_checkpoint(model, args.source, args.prefix).metadata
+        metadata = load_checkpoint(model, args.source, args.prefix, part=args.part).metadata
         state = model.state_dict()
     else:
         state, metadata = read_weights(args.source)

@@ -10,6 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from mmdet3d.machine import cpus
+
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; `--help` of each subcommand explains its options."""
@@ -25,13 +27,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; a mistake of the user ends with one sentence and exit status 2."""
-    args = parse_arguments(arguments)
     try:
+        args = parse_arguments(arguments)
         args.run(args)
     except (ValueError, OSError) as error:
         print(f"create_data: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--workers",
+        type=count,
+        default=cpus(),
+        help="processes, no more than cores; the result does not depend on it",
+    )
+
+
+def count(word: str) -> int:
+    """A number of processes, lowered to that of the cores."""
+    return min(int(word), cpus())
 
 
 def _add_nuscenes(commands: argparse._SubParsersAction) -> None:
@@ -45,7 +61,7 @@ def _add_nuscenes(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--extra-tag", default="nuscenes", help="prefix of the info files")
     command.add_argument("--version", default="v1.0", help="v1.0 (trainval), v1.0-mini, v1.0-test or v1.0-synthetic")
     command.add_argument("--max-sweeps", type=int, default=10, help="LiDAR sweeps recorded per key frame")
-    command.add_argument("--workers", type=int, default=4, help="processes")
+    _add_workers(command)
     command.add_argument("--allow-missing", action="store_true", help="use what exists of an incomplete data set")
     command.set_defaults(run=_nuscenes)
 
@@ -73,7 +89,7 @@ def _add_depth(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--root-path", default="./data/nuscenes", help="dataset root")
     command.add_argument("--out-dir", default=None, help="where depth_gt/ goes; the dataset root if not given")
     command.add_argument("--version", default="v1.0", help="v1.0 (trainval), v1.0-mini or v1.0-synthetic")
-    command.add_argument("--workers", type=int, default=4, help="processes")
+    _add_workers(command)
     command.add_argument("--allow-missing", action="store_true", help="use what exists of an incomplete data set")
     command.set_defaults(run=_depth)
 
@@ -92,7 +108,7 @@ def _add_kitti(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--root-path", default="./data/KITTI3D", help="dataset root, with training and testing")
     command.add_argument("--depth", action="store_true", help="make missing maps of training/depth_dense first")
-    command.add_argument("--workers", type=int, default=4, help="processes")
+    _add_workers(command)
     command.set_defaults(run=_kitti)
 
 
@@ -115,7 +131,7 @@ def _add_synthetic(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--out-dir", default="data/synthetic", help="dataset root; finished scenes in it are kept")
     command.add_argument("--scenes", type=int, default=60, help="how many scenes")
     command.add_argument("--seed", type=int, default=0, help="another number is another world")
-    command.add_argument("--workers", type=int, default=1, help="processes; the result does not depend on it")
+    _add_workers(command)
     command.add_argument("--keyframes", type=int, default=6, help="per scene, at 2 Hz")
     command.add_argument("--lidar-sweeps", type=int, default=4, help="between two key frames; 9 give the real 20 Hz")
     command.add_argument("--radar-sweeps", type=int, default=5, help="between two key frames")
@@ -158,7 +174,7 @@ def _add_synthetic_kitti(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--frames", type=int, default=400, help="labelled frames, in scenes of four")
     command.add_argument("--test-frames", type=int, default=20, help="frames without labels, in the folder testing")
     command.add_argument("--seed", type=int, default=0, help="another number is another world")
-    command.add_argument("--workers", type=int, default=1, help="processes; the result does not depend on it")
+    _add_workers(command)
     command.add_argument(
         "--image-size", type=int, nargs=2, default=(640, 192), metavar=("WIDTH", "HEIGHT"), help="KITTI's is 1242 375"
     )

@@ -92,7 +92,7 @@ def _python_mend() -> tuple[str, bool]:
 def devices() -> list[Finding]:
     import torch
 
-    found = [Finding("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")]
+    found = [_cores()]
     if not torch.cuda.is_available():
         built = f"this torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "this torch is CPU-only"
         return [*found, Finding("gpu", f"none ({built}); everything runs on the CPU")]
@@ -101,6 +101,17 @@ def devices() -> list[Finding]:
         memory = f"{card.total_memory / 2**30:.0f} GiB, compute capability {card.major}.{card.minor}"
         found.append(Finding(f"cuda:{index}", f"{card.name}, {memory}, CUDA {torch.version.cuda}"))
     return found
+
+
+def _cores() -> Finding:
+    """The rule that all tools follow, for a training that asks for four loader workers."""
+    from mmdet3d.machine import VARIABLE, share
+
+    try:
+        state = f"{share(1, workers=4)}, {VARIABLE}={os.environ.get(VARIABLE, '(not set)')}"
+    except ValueError as error:
+        return Finding("cpu", str(error), f"unset {VARIABLE}", True)
+    return Finding("cpu", f"{state}, OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']}")
 
 
 def operators() -> list[Finding]:

@@ -11,18 +11,13 @@ import argparse
 import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmdet3d.config import Config, load_config
-from mmdet3d.datasets import build_dataset
-from mmdet3d.engine import distributed
 from mmdet3d.engine.command import add_override_options, read_overrides, run
-from mmdet3d.engine.evaluate import as_records, metrics_table
-from mmdet3d.engine.jobs import predict_split
-from mmdet3d.engine.logging import finite, log_to_folder
-from mmdet3d.engine.run_dir import default_run_dir, writable_folder
-from mmdet3d.engine.trainer import seed_everything
-from mmdet3d.structures import Detections3D
+
+if TYPE_CHECKING:
+    from mmdet3d.structures import Detections3D
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -56,6 +51,13 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(words: list[str]) -> None:
     args, rest = parse(words)
+    from mmdet3d.datasets import build_split
+    from mmdet3d.engine import distributed
+    from mmdet3d.engine.jobs import predict_split
+    from mmdet3d.engine.logging import log_to_folder
+    from mmdet3d.engine.run_dir import default_run_dir, writable_folder
+    from mmdet3d.engine.trainer import seed_everything
+
     cfg = load_config(args.config, read_overrides(rest, args.overrides_file))
     if not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist")
@@ -65,12 +67,15 @@ def main(words: list[str]) -> None:
     if args.out:
         writable_folder(Path(args.out).parent)
     seed_everything(args.seed, args.deterministic)
-    dataset = build_dataset(cfg.data.get("test") or cfg.data.val, test_mode=True)
+    dataset = build_split(cfg.data, "test" if cfg.data.get("test") else "val", test_mode=True)
     detections, _ = predict_split(cfg, dataset, args.checkpoint, device)
     distributed.on_main(lambda: write(args, cfg, dataset, detections, out_dir))
 
 
 def write(args: argparse.Namespace, cfg: Config, dataset: Any, detections: list[Detections3D], out_dir: Path) -> None:
+    from mmdet3d.engine.evaluate import as_records, metrics_table
+    from mmdet3d.engine.logging import finite
+
     # Not configs.yaml, which in the folder of a training says what was trained.
     (out_dir / "test_configs.yaml").write_text(cfg.dump())
     if args.out:

@@ -11,17 +11,21 @@ import argparse
 
 from mmdet3d.config import load_config
 from mmdet3d.engine.command import add_override_options, read_overrides, run
-from mmdet3d.engine.jobs import train
 
 
-def main(words: list[str]) -> None:
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("config", help="YAML file; also looked for below configs/")
     parser.add_argument("--run-dir", help="where everything is written (default: runs/CONFIG-TIME)")
     add_override_options(parser)
-    args, rest = parser.parse_known_args(words)
+    return parser.parse_known_args(words)
+
+
+def main(words: list[str]) -> None:
+    args, rest = parse(words)
+    from mmdet3d.engine.jobs import train
 
     train(args.config, load_config(args.config, read_overrides(rest, args.overrides_file)), args.run_dir)
 

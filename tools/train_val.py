@@ -14,19 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmdet3d.config import CONFIG_ROOT, Config, find_config, load_config
-from mmdet3d.datasets import build_dataset
-from mmdet3d.engine import distributed
-from mmdet3d.engine.checkpoint import LoadReport
 from mmdet3d.engine.command import add_override_options, read_overrides, run
-from mmdet3d.engine.evaluate import metrics_table
-from mmdet3d.engine.jobs import predict_split, train
-from mmdet3d.engine.logging import finite, log_to_folder
-from mmdet3d.engine.run_dir import writable_folder
-from mmdet3d.engine.trainer import seed_everything
-from mmdet3d.structures import Detections3D
+
+if TYPE_CHECKING:
+    from mmdet3d.engine.checkpoint import LoadReport
+    from mmdet3d.structures import Detections3D
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -49,6 +44,13 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(words: list[str]) -> None:
     args, rest = parse(words)
+    from mmdet3d.datasets import build_split
+    from mmdet3d.engine import distributed
+    from mmdet3d.engine.jobs import predict_split, train
+    from mmdet3d.engine.logging import log_to_folder
+    from mmdet3d.engine.run_dir import writable_folder
+    from mmdet3d.engine.trainer import seed_everything
+
     cfg = load_config(args.config, read_overrides(rest, args.overrides_file))
     if not args.evaluate:
         train(args.config, cfg, args.run_dir)
@@ -59,7 +61,7 @@ def main(words: list[str]) -> None:
     out_dir = writable_folder(args.run_dir / "evaluation" / f"{split}-{checkpoint.stem}")
     log_to_folder(out_dir)
     seed_everything(cfg.get("seed") or 0, cfg.get("deterministic", False))
-    dataset = build_dataset(_block(cfg, split), test_mode=True)
+    dataset = build_split({**cfg.data, split: _block(cfg, split)}, split, test_mode=True)
     detections, report = predict_split(cfg, dataset, checkpoint, device)
     distributed.on_main(lambda: write(args.config, cfg, split, dataset, detections, report, out_dir))
 
@@ -74,6 +76,9 @@ def write(
     out_dir: Path,
 ) -> None:
     """Score the detections of `val`, pack those of `test`, and say which weights they are from."""
+    from mmdet3d.engine.evaluate import metrics_table
+    from mmdet3d.engine.logging import finite
+
     (out_dir / "configs.yaml").write_text(cfg.dump())
     if split == "val":
         metrics = dataset.evaluate(detections, out_dir)

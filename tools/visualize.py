@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from mmdet3d.config import Config, load_config
-from mmdet3d.datasets import FrameDataset, KittiDataset, build_dataset
-from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.command import add_override_options, read_overrides, run
-from mmdet3d.engine.pictures import detect, draw_sample, picture_extent
-from mmdet3d.engine.run_dir import writable_folder
-from mmdet3d.models import build_model
-from mmdet3d.models.detectors.base import Trainable
+
+if TYPE_CHECKING:
+    from mmdet3d.datasets import FrameDataset, KittiDataset
+    from mmdet3d.models.detectors.base import Trainable
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -43,16 +39,21 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(words: list[str]) -> None:
     args, rest = parse(words)
+    from mmdet3d.engine import distributed
+    from mmdet3d.engine.pictures import detect, draw_sample, picture_extent
+    from mmdet3d.engine.run_dir import writable_folder
+    from mmdet3d.progress import progress_bar
+
     cfg = load_config(args.config, read_overrides(rest, args.overrides_file))
     dataset = open_split(cfg, args.split)
     for label in args.bbox_classes or []:
         if not 0 <= label < len(dataset.classes):
             raise ValueError(f"--bbox-classes {label}: labels go from 0 to {len(dataset.classes) - 1}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = None if args.mode == "gt" else load_model(cfg, args.checkpoint, device)
+    device = distributed.init()
+    model = None if args.mode == "gt" else load_model(cfg, args.checkpoint).to(device)
     out_dir = writable_folder(args.out_dir)
     count = len(dataset) if args.limit is None else min(args.limit, len(dataset))
-    for index in tqdm(range(count), desc="draw", unit="sample"):
+    for index in progress_bar(range(count), desc="draw", unit="sample"):
         sample = dataset[index]
         detections = None if model is None else detect(model, sample, device, cfg.get("precision") or "auto")
         picture = draw_sample(
@@ -71,14 +72,19 @@ def main(words: list[str]) -> None:
 
 def open_split(cfg: Config, split: str) -> FrameDataset | KittiDataset:
     """The data set of a split, each frame once: what a resampling wrapper (CBGS) repeats is of no interest here."""
+    from mmdet3d.datasets import build_dataset
+
     block = cfg.data[split]
     return build_dataset(block["dataset"] if isinstance(block.get("dataset"), Mapping) else block)
 
 
-def load_model(cfg: Config, checkpoint: str, device: torch.device) -> Trainable:
+def load_model(cfg: Config, checkpoint: str) -> Trainable:
+    from mmdet3d.engine.checkpoint import load_checkpoint
+    from mmdet3d.models import build_model
+
     model = build_model(cfg.model)
     print(f"loaded {load_checkpoint(model, checkpoint)}")
-    return model.to(device).eval()
+    return model.eval()
 
 
 if __name__ == "__main__":

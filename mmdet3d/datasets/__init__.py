@@ -11,7 +11,7 @@ from mmdet3d.datasets.nuscenes import NuScenesDataset
 from mmdet3d.datasets.sampling import CBGSDataset
 from mmdet3d.registry import DATASETS
 
-__all__ = ["CBGSDataset", "FrameDataset", "KittiDataset", "NuScenesDataset", "build_dataset"]
+__all__ = ["CBGSDataset", "FrameDataset", "KittiDataset", "NuScenesDataset", "build_dataset", "build_split"]
 
 
 def build_dataset(cfg: Mapping[str, Any], seed: int = 0, **fixed: Any) -> FrameDataset | CBGSDataset | KittiDataset:
@@ -29,3 +29,22 @@ def build_dataset(cfg: Mapping[str, Any], seed: int = 0, **fixed: Any) -> FrameD
     if isinstance(cfg.get("dataset"), Mapping):
         return DATASETS.build({**cfg, "dataset": {"seed": seed, **cfg["dataset"], **fixed}})
     return DATASETS.build({"seed": seed, **cfg, **fixed})
+
+
+def build_split(
+    data: Mapping[str, Any], split: str, seed: int = 0, **fixed: Any
+) -> FrameDataset | CBGSDataset | KittiDataset:
+    """The data set of a split of a config's `data`, with the cache that `data.cache` and `data.cache_limit` ask for.
+
+    Args:
+        data: of a config.
+        split: train, val or test.
+        seed, fixed: see `build_dataset`.
+
+    Raises:
+        ValueError, FileNotFoundError: see `build_dataset` and `open_cache`.
+    """
+    # A data set of another project need not know what a cache is as long as none is asked for.
+    wanted = data.get("cache", "none") != "none"
+    cache = {key: data[key] for key in ("cache", "cache_limit") if wanted and key in data}
+    return build_dataset(data[split], seed, **cache, **fixed)

@@ -11,20 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmdet3d.datasets.cache import open_cache
 from mmdet3d.datasets.records import Context, FrameRecord
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.transforms.compose import Compose
 from mmdet3d.datasets.transforms.images import read_image
+from mmdet3d.datasets.views import Views
 from mmdet3d.structures import Boxes3D, Detections3D, Sample
 
-__all__ = ["FrameDataset", "PackedRecords", "random_state"]
+__all__ = ["FrameDataset", "PackedRecords"]
 
 _MAX_REPLACEMENTS = 1000
-
-
-def random_state(*key: int) -> np.random.RandomState:
-    """An independent random stream for each tuple of non-negative integers."""
-    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(key)))
 
 
 class PackedRecords(Sequence):
@@ -65,6 +62,12 @@ class FrameDataset(torch.utils.data.Dataset):
         seed: of all random streams.
         interval: every n-th frame is a sample; the others only serve as history.
         incomplete: tokens of frames that lack a file.
+        cache, cache_limit: what keeps the files that were read, see `open_cache`.
+        views: fixed augmentations of each sample, see `Views`; None augments anew in every epoch.
+        content: plain values that the records depend on, for the samples' names (`Sample.view`).
+
+    Raises:
+        ValueError: see `Views`.
     """
 
     def __init__(
@@ -78,12 +81,15 @@ class FrameDataset(torch.utils.data.Dataset):
         seed: int = 0,
         interval: int = 1,
         incomplete: Collection[str] = (),
+        cache: str = "none",
+        cache_limit: float = 8,
+        views: int | None = None,
+        content: Mapping[str, Any] | None = None,
     ) -> None:
         self.root = Path(root)
         self.classes = tuple(classes)
         self.test_mode = test_mode
         self.filter_empty_gt = filter_empty_gt
-        self.seed = seed
         self.epoch = 0
         self.tokens = [r.token for r in records[::interval]]
         self._incomplete = frozenset() if test_mode else frozenset(incomplete)
@@ -96,10 +102,19 @@ class FrameDataset(torch.utils.data.Dataset):
         self._records = PackedRecords(records)
         self._place = {r.token: k for k, r in enumerate(records)}
         self._pipeline = Compose(pipeline)
+        self._read = open_cache(cache, self.root, cache_limit)
+        depends = [content, pipeline, self.classes, test_mode, filter_empty_gt, interval, sorted(self._incomplete)]
+        self._views = Views(views, seed, {"depends": depends}, self._pipeline.transforms)
+        self.seed = self._views.seed
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.classes
+
+    @property
+    def views(self) -> int | None:
+        """Fixed augmentations of each sample."""
+        return self._views.count
 
     def set_epoch(self, epoch: int) -> None:
         """`epoch` (0-based) of the samples that are asked for next."""
@@ -118,20 +133,22 @@ class FrameDataset(torch.utils.data.Dataset):
         """What is known about sample `index` before anything is loaded."""
         return self._records[index * self._interval]
 
-    def draw(self, index: int, stream: int) -> Sample:
-        """Sample `index`, augmented from random stream (seed, epoch, `stream`).
+    def draw(self, index: int, place: int) -> Sample:
+        """Sample `index`, augmented from random stream (seed, epoch, `place`), or (epoch % views, `place`).
 
         Raises:
             ValueError: nothing but empty samples was found, or a transform drops a sample in test mode.
         """
-        rng = random_state(self.seed, self.epoch, stream)
+        stream = self._views.stream(self.epoch, place)
         for _ in range(_MAX_REPLACEMENTS):
-            sample = self._load(index, rng)
+            stream.begin()
+            sample = self._load(index, stream.rng)
             if sample is not None and (self.test_mode or not self._is_empty(sample)):
+                sample.view = stream.name(sample.token)
                 return sample
             if self.test_mode:
                 raise ValueError(f"a transform drops sample {self.tokens[index]}, but in test mode every sample counts")
-            index = int(rng.randint(len(self)))
+            index = int(stream.rng.randint(len(self)))
         raise ValueError(
             f"{_MAX_REPLACEMENTS} samples in a row have no object of {', '.join(self.classes)} after the pipeline; "
             "check object_classes and the ranges of the filters, or set filter_empty_gt: false"
@@ -176,6 +193,7 @@ class FrameDataset(torch.utils.data.Dataset):
             training=not self.test_mode,
             classes=self.classes,
             find=self._find,
+            read=self._read,
         )
         return self._pipeline.load(context)
 

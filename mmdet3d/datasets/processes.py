@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
+
+from mmdet3d.machine import single_threaded
 
 __all__ = ["in_processes"]
 
@@ -36,7 +39,8 @@ def in_processes(
             yield work(item)
         return
     context = multiprocessing.get_context(start_method)
-    with _single_threaded(), ProcessPoolExecutor(min(workers, len(items)), mp_context=context) as pool:
+    processes = ProcessPoolExecutor(min(workers, len(items)), context, _compute_in_one_thread)
+    with _environment(single_threaded()), processes as pool:
         try:
             # No list of the futures is kept, so that each result can be freed once it was used.
             for future in as_completed([pool.submit(work, item) for item in items]):
@@ -49,11 +53,10 @@ def in_processes(
 
 
 @contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Processes started meanwhile compute in one thread each."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Processes started meanwhile inherit these variables."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
     try:
         yield
     finally:
@@ -62,3 +65,9 @@ def _single_threaded() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _compute_in_one_thread() -> None:
+    """The environment comes too late for the torch that a forked process finds loaded."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmdet3d.datasets.cache import Content, read_anew
 from mmdet3d.structures import Sample
 
 __all__ = ["CameraRecord", "Context", "FrameRecord", "SensorRecord", "Transform"]
@@ -92,11 +93,13 @@ class Context:
     Args:
         record: the frame being loaded.
         root: dataset root.
-        rng: seeded by (seed, epoch, index); the only source of randomness.
+        rng: see `Views`; the only source of randomness.
         epoch: 0-based.
         training: False in validation and test data sets.
         classes: class list of the data set; a label is an index into it, -1 for a name outside it.
         find: the data set's frame of a token, None if there is none; None outside of a data set.
+        read: `read(reader, files, *arguments)`: what the reader makes of the files, out of the data set's cache if it
+            has one. The way for all that is read from files and does not depend on `rng`; see `datasets.cache`.
     """
 
     record: FrameRecord
@@ -106,6 +109,7 @@ class Context:
     training: bool = True
     classes: tuple[str, ...] = ()
     find: Callable[[str], FrameRecord | None] | None = None
+    read: Callable[..., Content] = read_anew
 
     def earlier(self, steps: int) -> FrameRecord | None:
         """The key frame `steps` before this one in its scene; None if the scene, or the data set, begins after it.
@@ -127,7 +131,13 @@ class Context:
 
 
 class Transform:
-    """One step of a pipeline: returns the sample (changed in place or new), or None to drop it."""
+    """One step of a pipeline: returns the sample (changed in place or new), or None to drop it.
+
+    Attributes:
+        epoch_setting: None, or for a transform that works differently in later epochs, the setting that stops this.
+    """
+
+    epoch_setting: str | None = None
 
     def __call__(self, sample: Sample, context: Context) -> Sample | None:
         raise NotImplementedError

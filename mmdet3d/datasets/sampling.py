@@ -47,7 +47,8 @@ class CBGSDataset(torch.utils.data.Dataset):
 
     Args:
         dataset: the data set or its config.
-        seed: of the draw, which depends on neither process nor epoch; None for the data set's own.
+        seed: of the draw, which depends on neither process nor epoch; None for the data set's own, which with fixed
+            views is the same for every training.
 
     Raises:
         ValueError: no frame has any of the classes.
@@ -65,6 +66,11 @@ class CBGSDataset(torch.utils.data.Dataset):
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.dataset.class_names
+
+    @property
+    def views(self) -> int | None:
+        """See `FrameDataset.views`; a frame drawn twice has twice as many."""
+        return self.dataset.views
 
     def set_epoch(self, epoch: int) -> None:
         """See `FrameDataset.set_epoch`."""

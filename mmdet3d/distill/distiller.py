@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmdet3d.distill.blocks import check_file, read_block
 from mmdet3d.distill.losses import DistillLoss
-from mmdet3d.distill.teacher import Evaluate, Teacher, build_detector, check_score
+from mmdet3d.distill.teacher import Evaluate, LiveTeacher, StoredTeacher, Teacher, build_detector, check_score
 from mmdet3d.interop.checkpoints import load_weights
 from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.registry import MODELS, nearest
@@ -25,6 +25,7 @@ class _TeacherSpec:
     checkpoint: str
     min_score: float | None = None
     metric: str = "object/map"
+    answers: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Distiller(Trainable):
 
     Args:
         teacher: `config` and `checkpoint` of a trained detector; `min_score`, the least value of the validation metric
-            `metric` (default `object/map`) it must reach.
+            `metric` (default `object/map`) it must reach; `answers`, a folder where its answers are kept and found
+            again (see `StoredTeacher`), by default none.
         student: `config` of the student; `overrides` of that config by dotted key; `checkpoint` to start from;
             `new_modules`, prefixes of keys that this checkpoint need not hold; `init_from_teacher`, names of modules
             that start with the weights of the teacher's modules of these names.
@@ -94,12 +96,23 @@ class Distiller(Trainable):
 
     @property
     def teacher(self) -> Detector:
-        """The frozen detector.
+        """The frozen detector; one whose answers are stored may lack its weights.
 
         Raises:
             ValueError: `setup_training` was not called.
         """
-        return self._frozen().model
+        return self.instructor.model
+
+    @property
+    def instructor(self) -> Teacher:
+        """Who answers in its name.
+
+        Raises:
+            ValueError: `setup_training` was not called.
+        """
+        if self._teacher is None:
+            raise ValueError("the distiller has no teacher yet: call setup_training(evaluate) before training")
+        return self._teacher
 
     def init_weights(self) -> None:
         """Start the student from its checkpoint; without one from the pretrained parts that its config names.
@@ -114,7 +127,7 @@ class Distiller(Trainable):
         spec = self._student_spec
         if spec.checkpoint is not None:
             check_file(spec.checkpoint, "model.student.checkpoint")
-            load_weights(self.student, spec.checkpoint, allow_missing=tuple(spec.new_modules))
+            load_weights(self.student, spec.checkpoint, tuple(spec.new_modules), part="student")
         elif not spec.init_from_teacher:
             self.student.init_weights()
         for name in spec.init_from_teacher:
@@ -131,7 +144,7 @@ class Distiller(Trainable):
         load_weights(modules[name], self._teacher_spec.checkpoint, prefix=f"{name}.")
 
     def setup_training(self, evaluate: Evaluate) -> None:
-        """Build, load, check and freeze the teacher, if there is anything to distil.
+        """Build, check and freeze the teacher, if there is anything to distil.
 
         Call it once before training, on the final device.
 
@@ -147,14 +160,18 @@ class Distiller(Trainable):
         if wanted is None or not self._terms:
             return
         check_file(wanted.checkpoint, "model.teacher.checkpoint")
-        teacher = Teacher.load(wanted.config, wanted.checkpoint)
-        if not _same_grid(teacher.model.grid, self.student.grid):
+        if wanted.answers is None:
+            teacher: Teacher = LiveTeacher.load(wanted.config, wanted.checkpoint)
+        else:
+            teacher = StoredTeacher(wanted.config, wanted.checkpoint, wanted.answers)
+        if not _same_grid(teacher.grid, self.student.grid):
             raise ValueError(
-                f"teacher and student see different BEV grids: {teacher.model.grid} ({wanted.config}) and "
+                f"teacher and student see different BEV grids: {teacher.grid} ({wanted.config}) and "
                 f"{self.student.grid} ({self._student_spec.config}), but distillation compares them cell by cell"
             )
-        self._check_taps(teacher.model, "teacher")
-        teacher.model.to(next(self.student.parameters()).device)
+        self._check_taps(teacher, "teacher")
+        device = next(self.student.parameters()).device
+        teacher.move(lambda tensor: tensor.to(device))
         if wanted.min_score is not None:
             check_score(teacher, wanted.checkpoint, wanted.metric, wanted.min_score, evaluate)
         for loss in self.losses.values():
@@ -178,7 +195,7 @@ class Distiller(Trainable):
 
         What a loss only reports becomes `stats/kd/<name>/<part>`.
         """
-        taught = self._frozen().extract(batch, self._taps("teacher")) if self._terms else {}
+        taught = self.taught(batch) if self._terms else {}
         features = self.student.extract(batch, {*self.student.loss_taps, *self._taps("student")})
         entries = self.student.losses(features, batch)
         for name, term in self._terms.items():
@@ -186,19 +203,18 @@ class Distiller(Trainable):
             entries |= _entries(name, value, term.weight)
         return entries
 
+    def taught(self, batch: Batch) -> dict[str, Any]:
+        """What the teacher says to a batch: the values of the taps that the losses read."""
+        return self.instructor.extract(batch, self._taps("teacher"))
+
     def predict(self, batch: Batch) -> list[Detections3D]:
         """The student's detections."""
         return self.student.predict(batch)
 
-    def _frozen(self) -> Teacher:
-        if self._teacher is None:
-            raise ValueError("the distiller has no teacher yet: call setup_training(evaluate) before training")
-        return self._teacher
-
     def _taps(self, side: str) -> set[str]:
         return {tap for term in self._terms.values() for tap in _listed(getattr(term, side))}
 
-    def _check_taps(self, detector: Detector, side: str) -> None:
+    def _check_taps(self, detector: Detector | Teacher, side: str) -> None:
         for name, term in self._terms.items():
             for tap in _listed(getattr(term, side)):
                 if tap not in detector.taps:
@@ -209,7 +225,7 @@ class Distiller(Trainable):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         if self._teacher is not None:
-            self._teacher.model._apply(fn)
+            self._teacher.move(fn)
         return super()._apply(fn, recurse)
 
 

@@ -46,26 +46,40 @@ def footprint_mask(boxes: Sequence[Boxes3D], grid: BEVGrid) -> Tensor:
     Returns:
         (B, X, Y) bool.
     """
-    return torch.stack([footprints(b, grid).any(0) for b in boxes])
+    mask = torch.zeros(len(boxes), *grid.shape, dtype=torch.bool, device=boxes[0].device)
+    sample = torch.arange(len(boxes)).repeat_interleave(torch.tensor([len(b) for b in boxes])).to(mask.device)
+    covering, cells = _covered_cells(Boxes3D.cat(boxes), grid)
+    mask[sample[covering], cells[:, 0], cells[:, 1]] = True
+    return mask
 
 
 def footprints(boxes: Boxes3D, grid: BEVGrid) -> Tensor:
     """(N, X, Y) bool: `footprint_mask` of every single box."""
-    x, y = (
-        torch.arange(n, device=boxes.device) * cell + lower + cell / 2
-        for n, cell, lower in zip(grid.shape, grid.cell, grid.lower, strict=True)
-    )
-    dx = x[None, :, None] - boxes.tensor[:, 0, None, None]
-    dy = y[None, None, :] - boxes.tensor[:, 1, None, None]
-    cos, sin = boxes.yaw.cos()[:, None, None], boxes.yaw.sin()[:, None, None]
-    length, width, _ = boxes.dims.unbind(1)
-    inside = ((cos * dx + sin * dy).abs() <= length[:, None, None] / 2) & (
-        (cos * dy - sin * dx).abs() <= width[:, None, None] / 2
-    )
-    cells = grid.to_cells(boxes.centers[:, :2]).floor().long()
-    on_grid = ((cells >= 0) & (cells < torch.tensor(grid.shape, device=cells.device))).all(1).nonzero()[:, 0]
-    inside[on_grid, cells[on_grid, 0], cells[on_grid, 1]] = True
-    return inside
+    mask = torch.zeros(len(boxes), *grid.shape, dtype=torch.bool, device=boxes.device)
+    covering, cells = _covered_cells(boxes, grid)
+    mask[covering, cells[:, 0], cells[:, 1]] = True
+    return mask
+
+
+def _covered_cells(boxes: Boxes3D, grid: BEVGrid) -> tuple[Tensor, Tensor]:
+    """Pairs of a box (K,) and a cell (K, 2) that belongs to it, see `footprint_mask`; looked for around each box."""
+    if len(boxes) == 0:
+        none = torch.zeros(0, 2, dtype=torch.int64, device=boxes.device)
+        return none[:, 0], none
+    centers = boxes.centers[:, :2]
+    reach = boxes.dims[:, :2].norm(dim=1).max() / 2 / min(grid.cell) + 1
+    side = torch.arange(-int(reach) - 1, int(reach) + 2, device=boxes.device)
+    window = torch.cartesian_prod(side, side)
+    cells = grid.to_cells(centers).floor().long()[:, None] + window
+    cell, lower = (centers.new_tensor(values) for values in (grid.cell, grid.lower))
+    dx, dy = (cells * cell + lower + cell / 2 - centers[:, None]).unbind(-1)
+    cos, sin = boxes.yaw.cos()[:, None], boxes.yaw.sin()[:, None]
+    length, width, _ = boxes.dims[..., None].unbind(1)
+    inside = ((cos * dx + sin * dy).abs() <= length / 2) & ((cos * dy - sin * dx).abs() <= width / 2)
+    inside |= (window == 0).all(1)
+    inside &= ((cells >= 0) & (cells < torch.tensor(grid.shape, device=cells.device))).all(-1)
+    covering = inside.nonzero(as_tuple=True)
+    return covering[0], cells[covering]
 
 
 def enlarge(boxes: Boxes3D) -> Boxes3D:

@@ -62,7 +62,11 @@ class LoadReport:
 
 
 def load_checkpoint(
-    model: nn.Module, path: str | Path, prefix: str | None = None, allow_missing: Sequence[str] = ()
+    model: nn.Module,
+    path: str | Path,
+    prefix: str | None = None,
+    allow_missing: Sequence[str] = (),
+    part: str | None = None,
 ) -> LoadReport:
     """Load weights from `.safetensors` or `.pth`, accounting for every tensor of the model and of the file.
 
@@ -71,6 +75,7 @@ def load_checkpoint(
         path: a weight file of this project or a published one; see `mmdet3d.interop.checkpoints`.
         prefix: only what lies below this name (`"encoders.camera"`) is loaded, the name removed.
         allow_missing: names of sub-modules (or prefixes of keys) that may keep their values.
+        part: `student` or `teacher`, the network meant in a published distillation.
 
     Raises:
         FileNotFoundError: no such file.
@@ -84,7 +89,7 @@ def load_checkpoint(
         state = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
         if not state:
             raise ValueError(f"{path} holds nothing below {prefix!r}")
-    load_state(model, state, allow_missing, source=str(path))
+    load_state(model, state, allow_missing, source=str(path), part=part)
     own = model.state_dict()
     allowed = tuple(k for k in own if k not in state and k.startswith(tuple(allow_missing)))
     return LoadReport(path, len(own) - len(allowed), allowed, metadata)

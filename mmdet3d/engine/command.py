@@ -1,8 +1,13 @@
-"""What the command-line tools share: overrides that survive launchers, and errors in one sentence."""
+"""What the command-line tools share: overrides that survive launchers, and errors in one sentence.
+
+A tool is a function `parse` that reads the words and a function `main` that imports what it needs after that: `--help`
+and a mistaken command line are answered without torch, which takes seconds to import.
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import resource
 import sys
@@ -11,13 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import yaml
 
 from mmdet3d.config import parse_overrides, parse_yaml
-from mmdet3d.engine import distributed
 from mmdet3d.engine.interrupt import Interrupted
-from mmdet3d.engine.logging import get_logger
+from mmdet3d.engine.launchers import environment_rank
 
 __all__ = ["OVERRIDES_HELP", "add_override_options", "read_overrides", "rejoin", "run"]
 
@@ -96,35 +99,50 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
         main(words)
     except Interrupted as stop:
         print(f"interrupted: {stop}", file=sys.stderr)
-        distributed.leave(128 + (stop.number or 2))
+        _leave(128 + (stop.number or 2))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        distributed.leave(130)
+        _leave(130)
     except (ValueError, OSError) as error:
         if "--debug" in words:
             traceback.print_exc()
         _report(str(error), words)
-        distributed.leave(2)
-    except torch.OutOfMemoryError as error:
-        _report(
-            f"out of GPU memory ({str(error).splitlines()[0]}); lower data.samples_per_gpu (and raise "
-            "optimizer_config.cumulative_iters to keep the effective batch), or from fp32 set precision to bf16",
-            words,
-        )
-        distributed.leave(2)
-    except Exception:
+        _leave(2)
+    except Exception as error:
+        if _is_out_of_memory(error):
+            _report(
+                f"out of GPU memory ({str(error).splitlines()[0]}); lower data.samples_per_gpu (and raise "
+                "optimizer_config.cumulative_iters to keep the effective batch), or from fp32 set precision to bf16",
+                words,
+            )
+            _leave(2)
         traceback.print_exc()
-        distributed.leave(1)
-    distributed.leave(0)
+        _leave(1)
+    _leave(0)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+
+
+def _leave(code: int) -> NoReturn:
+    """Other processes can wait for this one only if torch is loaded."""
+    if "torch" in sys.modules:
+        from mmdet3d.engine import distributed
+
+        distributed.leave(code)
+    sys.exit(code)
 
 
 def _report(message: str, words: Sequence[str]) -> None:
     """All ranks meet most errors, but one line is enough; the others write it to their log file."""
-    if distributed.environment_rank() == 0:
+    logger = logging.getLogger("mmdet3d")
+    if environment_rank() == 0:
         hint = "" if "--debug" in words else " (--debug shows where)"
         print(f"error: {message}{hint}", file=sys.stderr)
-    elif get_logger().handlers:
-        get_logger().error(message)
+    elif logger.handlers:
+        logger.error(message)
 
 
 def _raise_file_limit(wanted: int = 4096) -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmdet3d.datasets.sampling import MixedDataset
+from mmdet3d.engine.interrupt import die_with_parent
 from mmdet3d.structures import Batch, Detections3D, Sample
 
 __all__ = [
@@ -188,7 +190,7 @@ def build_loader(
         collate_fn=_collate,
         persistent_workers=workers > 0,
         multiprocessing_context="fork" if workers else None,
-        worker_init_fn=_init_worker,
+        worker_init_fn=partial(_init_worker, os.getpid()),
         # Without a generator of its own the loader would draw from the global one, whose state a resumed run restores.
         generator=torch.Generator().manual_seed(seed),
     )
@@ -250,7 +252,8 @@ def _deferred(number: int) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _init_worker(worker: int) -> None:
+def _init_worker(parent: int, worker: int) -> None:
+    die_with_parent(parent)
     # Ctrl-C and a launcher's SIGTERM reach the whole process group, but the training process still needs its workers to
     # get to the next checkpoint. It decides when they end, also by a SIGTERM of its own to those left when it exits.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

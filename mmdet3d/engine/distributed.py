@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from mmdet3d import machine
+from mmdet3d.engine.launchers import TORCHRUN, launcher
+
 __all__ = [
     "any_rank",
     "broadcast_buffers",
     "broadcast_object",
     "describe",
-    "environment_rank",
     "gather_objects",
     "init",
     "is_main",
@@ -29,16 +31,13 @@ __all__ = [
     "on_main",
     "raise_everywhere",
     "rank",
+    "share_cores",
     "world_size",
 ]
 
 T = TypeVar("T")
 
 _HEAD_START = 2.0  # seconds for rank 0 to report
-
-_OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
-_PMI = ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS", "MPI_LOCALRANKID")
-_TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
 
 _cpu_group: dist.ProcessGroup | None = None
 
@@ -54,17 +53,18 @@ def init() -> torch.device:
             working mpi4py below `torchpack dist-run`.
     """
     global _cpu_group
-    names = _launcher(os.environ)
+    share_cores()
+    names = launcher(os.environ)
     local_rank = 0
     if names:
         values = [os.environ.get(n) for n in names]
-        size, local_size = int(values[0]), int(values[2] or values[0])
+        size = int(values[0])
         local_rank = int(values[3] or values[1]) if values[1] else 0
-        _check_devices(local_size)
+        _check_devices(_local_size())
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        if names is _TORCHRUN:
+        if names is TORCHRUN:
             dist.init_process_group(backend)
         elif "MASTER_HOST" in os.environ:
             _init_torchpack(backend)
@@ -78,15 +78,21 @@ def init() -> torch.device:
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _launcher(env: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Names of the variables that hold size, rank, local size and local rank; None for a single plain process."""
-    return next((names for names in (_TORCHRUN, _OPEN_MPI, _PMI) if names[0] in env and names[1] in env), None)
+def _local_size() -> int:
+    """Processes that the launcher started on this machine."""
+    names = launcher(os.environ)
+    return int(os.environ.get(names[2]) or os.environ[names[0]]) if names else 1
 
 
-def environment_rank() -> int:
-    """The rank that the launcher gave, known before `init`."""
-    names = _launcher(os.environ)
-    return int(os.environ[names[1]]) if names else 0
+def share_cores(workers: int = 0) -> machine.Share:
+    """This process's part of the machine's cores; from now on it computes in as many threads as that says.
+
+    Args:
+        workers: loader processes that it asks for; it may start as many as the answer says.
+    """
+    share = machine.share(_local_size(), workers)
+    torch.set_num_threads(share.threads)
+    return share
 
 
 def _check_devices(local_size: int) -> None:
@@ -207,7 +213,7 @@ def leave(code: int) -> None:
 
 def describe() -> dict[str, Any]:
     """How this process was started, for logs."""
-    names = _launcher(os.environ)
-    launcher = {None: "none", _TORCHRUN: "torchrun", _OPEN_MPI: "MPI", _PMI: "MPI"}[names]
+    names = launcher(os.environ)
+    word = "none" if names is None else "torchrun" if names is TORCHRUN else "MPI"
     backend = dist.get_backend() if dist.is_initialized() else "none"
-    return {"launcher": launcher, "processes": world_size(), "backend": backend}
+    return {"launcher": word, "processes": world_size(), "backend": backend}

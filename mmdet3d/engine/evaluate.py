@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from mmdet3d.engine import distributed
 from mmdet3d.engine.data import DetectionDataset, EvaluationSampler, batches, build_loader
 from mmdet3d.engine.settings import autocast_dtype
 from mmdet3d.evaluation.nuscenes import format_metrics
 from mmdet3d.models.detectors.base import Trainable
+from mmdet3d.progress import progress_bar
 from mmdet3d.structures import Detections3D
 
 __all__ = ["as_records", "evaluate", "metrics_table", "predict"]
@@ -36,17 +36,18 @@ def predict(
 
     Args:
         model: on `device`.
+        workers: loader processes at most, see `machine.share`.
         check: called after each batch; what it raises ends the evaluation.
     """
     distributed.broadcast_buffers(model)
     sampler = EvaluationSampler(len(dataset), batch_size, distributed.rank(), distributed.world_size())
-    loader = build_loader(dataset, sampler, min(workers, len(sampler)))
+    loader = build_loader(dataset, sampler, min(distributed.share_cores(workers).workers, len(sampler)))
     modes = {m: m.training for m in model.modules()}
     model.eval()
     found: list[Detections3D] = []
     error = None
     dtype = autocast_dtype(precision, device)
-    bar = tqdm(total=len(sampler.indices), desc="evaluate", unit="sample", disable=not distributed.is_main())
+    bar = progress_bar(total=len(sampler.indices), desc="evaluate", unit="sample", disable=not distributed.is_main())
     try:
         with bar:
             for batch in batches(loader):

@@ -1,12 +1,16 @@
-"""Ctrl-C and SIGTERM as a request that the training loop answers at its next safe point."""
+"""Ctrl-C and SIGTERM as requests that a loop answers at its next safe point; children that die with their parent."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 from types import FrameType
 from typing import Any
 
-__all__ = ["Interrupt", "Interrupted"]
+__all__ = ["Interrupt", "Interrupted", "die_with_parent"]
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Interrupted(Exception):
@@ -41,3 +45,10 @@ class Interrupt:
         if self.number:
             raise KeyboardInterrupt
         self.number = number
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when `parent`, the process that started it, ends in whatever way."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os._exit(1)

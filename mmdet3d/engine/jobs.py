@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from mmdet3d.config import Config
-from mmdet3d.datasets import build_dataset
+from mmdet3d.config import Config, load_config
+from mmdet3d.datasets import build_split
 from mmdet3d.engine import distributed
-from mmdet3d.engine.checkpoint import LoadReport, load_checkpoint
+from mmdet3d.engine.checkpoint import LoadReport, RunCheckpoints, load_checkpoint
 from mmdet3d.engine.data import DetectionDataset
 from mmdet3d.engine.evaluate import predict
 from mmdet3d.engine.logging import get_logger, log_to_folder
@@ -17,9 +17,10 @@ from mmdet3d.engine.run_dir import open_run_dir
 from mmdet3d.engine.settings import Settings
 from mmdet3d.engine.trainer import Trainer, seed_everything
 from mmdet3d.models import build_model
+from mmdet3d.progress import report_to
 from mmdet3d.structures import Detections3D
 
-__all__ = ["predict_split", "train"]
+__all__ = ["predict_split", "train", "train_recipe_run"]
 
 
 def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None) -> Path:
@@ -41,15 +42,34 @@ def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None) -> P
     log = get_logger()
     log.info("run folder %s, device %s, %s", folder, device, distributed.describe())
     log.info("config\n%s", cfg.dump())
+    _fit(cfg, folder, device)
+    return folder
 
+
+def train_recipe_run(folder: Path, workers: int) -> None:
+    """Train what `folder/configs.yaml` describes, or go on with it; its progress goes to `folder/progress.json`.
+
+    Args:
+        workers: most processes that load data. The samples do not depend on how many do.
+    """
+    log_to_folder(folder, console=False)
+    report_to(folder / "progress.json")
+    config = load_config(folder / "configs.yaml")
+    config.data["workers_per_gpu"] = min(config.data.get("workers_per_gpu", 0), workers)
+    if resumable := RunCheckpoints(folder).resumable():
+        config["resume_from"] = str(resumable[-1])
+    _fit(config, folder)
+
+
+def _fit(cfg: Config, folder: Path, device: torch.device | None = None) -> None:
     seed = cfg.get("seed") or 0
     seed_everything(seed, cfg.get("deterministic", False))
-    train_dataset = build_dataset(cfg.data.train, seed)
-    val_dataset = build_dataset(cfg.data.val, test_mode=True) if cfg.data.get("val") else None
     model = build_model(cfg.model)
-    log.info("%d training samples, %d parameters", len(train_dataset), sum(p.numel() for p in model.parameters()))
+    train_dataset = build_split(cfg.data, "train", seed)
+    val_dataset = build_split(cfg.data, "val", test_mode=True) if cfg.data.get("val") else None
+    parameters = sum(p.numel() for p in model.parameters())
+    get_logger().info("%d training samples, %d parameters", len(train_dataset), parameters)
     Trainer(model, train_dataset, val_dataset, cfg, folder, device).fit()
-    return folder
 
 
 def predict_split(
@@ -67,12 +87,14 @@ def predict_split(
     model = build_model(cfg.model)
     report = load_checkpoint(model, checkpoint)
     get_logger().info("loaded %s", report)
+    workers = cfg.data.get("workers_per_gpu", 0)
+    get_logger().info("%s", distributed.share_cores(workers))
     detections = predict(
         model.to(device),
         dataset,
         device,
         batch_size=cfg.data.get("samples_per_gpu", 1),
-        workers=cfg.data.get("workers_per_gpu", 0),
+        workers=workers,
         precision=cfg.get("precision") or "auto",
     )
     return detections, report

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from mmdet3d.engine import distributed
 
@@ -36,7 +37,7 @@ def log_to_folder(folder: Path | None, console: bool = True) -> None:
         logger.removeHandler(handler)
         handler.close()
     form = logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s")
-    handlers: list[logging.Handler] = [logging.StreamHandler()] if console and distributed.is_main() else []
+    handlers: list[logging.Handler] = [_Console()] if console and distributed.is_main() else []
     if folder is not None:
         stamp = time.strftime("%Y%m%d_%H%M%S")
         name = f"{stamp}.log" if distributed.is_main() else f"{stamp}_rank{distributed.rank()}.log"
@@ -45,6 +46,14 @@ def log_to_folder(folder: Path | None, console: bool = True) -> None:
         handler.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
         handler.setFormatter(form)
         logger.addHandler(handler)
+
+
+class _Console(logging.StreamHandler):
+    """Writes lines above the progress bar, if one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 class Window:

@@ -40,6 +40,8 @@ def build_optimizer(model: nn.Module, cfg: Mapping[str, Any]) -> Optimizer:
             raise ValueError(f"unknown config key optimizer.{key}{nearest(key, accepted)} (type {name})")
     if "lr" not in keys:
         raise ValueError("config key optimizer.lr is missing")
+    if "fused" in accepted:
+        keys.setdefault("fused", True)  # one pass over all parameters instead of a dozen for each
     groups = parameter_groups(model, keys["lr"], keys.get("weight_decay", 0.0), paramwise)
     return cls(groups, **keys)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from mmdet3d.datasets import FrameDataset, KittiDataset
 from mmdet3d.engine.settings import autocast_dtype
 from mmdet3d.models.detectors.base import Trainable
+from mmdet3d.progress import progress_bar
 from mmdet3d.structures import Batch, Detections3D, Sample
 from mmdet3d.visualization import Layer, draw_frame, side_by_side
 
@@ -101,7 +101,7 @@ def compare(
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = []
-    for index in tqdm(indices, desc="draw", unit="picture"):
+    for index in progress_bar(indices, desc="draw", unit="picture"):
         pictures = {}
         for title, (model, dataset) in columns.items():
             sample = dataset[index]

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Collection, Mapping, Sequence
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from mmdet3d.config import Config, load_config, parse_yaml
-from mmdet3d.datasets import build_dataset
-from mmdet3d.engine.checkpoint import RunCheckpoints, load_checkpoint
-from mmdet3d.engine.interrupt import Interrupted
-from mmdet3d.engine.logging import log_to_folder
+from mmdet3d.datasets import build_split
+from mmdet3d.engine.checkpoint import load_checkpoint
+from mmdet3d.engine.estimate import machine_factor, makespan
+from mmdet3d.engine.executor import Executor, OnFailure, Spent, Task
 from mmdet3d.engine.pictures import compare, picture_extent
 from mmdet3d.engine.recipe_file import Recipe, RecipeRun
-from mmdet3d.engine.trainer import Trainer, seed_everything
+from mmdet3d.engine.recipe_graph import Node, build_graph
+from mmdet3d.engine.run_display import duration
 from mmdet3d.evaluation.control import ControlTable
-from mmdet3d.interop.checkpoints import metadata_path
+from mmdet3d.machine import cpus
 from mmdet3d.models import build_model
 
-__all__ = ["Recipe", "RecipeRun", "control_table", "run_recipe"]
+__all__ = ["Plan", "Recipe", "RecipeRun", "control_table", "default_jobs", "run_recipe"]
+
+RUN_COMMAND = [sys.executable, "-m", "mmdet3d.engine.recipe_run"]
 
 
 def run_recipe(
@@ -31,46 +36,131 @@ def run_recipe(
     seeds: Sequence[int],
     overrides: Mapping[str, Any] | None = None,
     data_root: str | Path | None = None,
+    jobs: int | None = None,
+    on_failure: OnFailure = "continue",
 ) -> dict[str, Any]:
     """Train what is not trained yet, write `results.json` into `run_dir` and pictures into `run_dir/pictures`.
 
-    A finished run is reused and an interrupted one resumed, as long as its resolved config is the same.
+    A finished run is reused and an interrupted one resumed, as long as its resolved config is the same. Each training
+    is a process with one compute thread, so the results do not depend on `jobs`.
 
     Args:
         run_dir: every run gets the folder `<name>-seed<seed>` in it.
         seeds: training seeds.
         overrides: of every config, by dotted key; they have the last word.
         data_root: of the data that the recipe makes.
+        jobs: trainings at once; default: see `default_jobs`.
+        on_failure: of one training: `continue` with all that do not need it, or `stop` the others too. The error is
+            raised in either case, at the end.
 
     Returns:
-        What `results.json` holds: `table`, `runs` (per run and seed config, seconds (null if it was interrupted),
-        metrics, and checkpoint, relative to `run_dir`).
+        What `results.json` holds: `table`, `runs` (per run and seed config, seconds and CPU seconds (null if it was
+        interrupted), metrics, and checkpoint, relative to `run_dir`).
 
     Raises:
-        ValueError: see `Recipe.check`; a folder holds a run of another config; whatever training raises.
+        ValueError: see `Recipe.check`; a folder holds a run of another config; a training failed.
         Interrupted: by a signal; calling again continues.
     """
-    run_dir, given = Path(run_dir), dict(overrides or {})
-    recipe.check(given)
-    if data_root is not None:
-        given["dataset_root"] = f"{data_root}/"
-    results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in recipe.runs}
-    for seed in seeds:
-        configs: dict[str, Config] = {}
-        done: dict[str, dict[str, Any]] = {}
-        for name, run in recipe.runs.items():
-            actual = seeds[0] if run.shared else seed
-            checkpoints = {earlier: str(run_dir / result["checkpoint"]) for earlier, result in done.items()}
-            configs[name] = load_config(run.config, {**run.overrides_with(given, checkpoints), "seed": actual})
-            if actual not in results[name]:
-                folder, earlier = run_dir / f"{name}-seed{actual}", [result["checkpoint"] for result in done.values()]
-                results[name][actual] = {"config": run.config, **_train(folder, configs[name], earlier)}
-            done[name] = results[name][actual]
+    plan = Plan.make(recipe, run_dir, seeds, overrides, data_root, jobs)
+    if plan.tasks:
+        print(plan.describe(), file=sys.stderr, flush=True)
+        plan.train(on_failure)
+    results: dict[str, dict[int, Any]] = {name: {} for name in recipe.runs}
+    for node in plan.graph.values():
+        results[node.run][node.seed] = node.result()
     summary = _summary(recipe, results, seeds)
-    (run_dir / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
+    path = Path(run_dir) / "results.json"
+    path.write_text(json.dumps(summary, indent=1) + "\n")
     if recipe.pictures:
-        _draw(recipe, configs, done, run_dir)
+        nodes = {name: plan.graph[name, seeds[-1]] for name in recipe.runs}
+        _draw(recipe, nodes, path.parent)
     return summary
+
+
+def default_jobs() -> int:
+    """As many trainings as there are cores; one where they would share a GPU."""
+    return 1 if torch.cuda.is_available() else cpus()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe has to do.
+
+    Args:
+        graph: see `build_graph`.
+        tasks: its unfinished nodes.
+        jobs: trainings at once.
+        factor: how much longer this machine takes than the reference machine; None if that tells nothing about
+            `tasks`.
+    """
+
+    graph: Mapping[tuple[str, int], Node]
+    tasks: Sequence[Task]
+    jobs: int
+    factor: float | None
+
+    @classmethod
+    def make(
+        cls,
+        recipe: Recipe,
+        run_dir: str | Path,
+        seeds: Sequence[int],
+        overrides: Mapping[str, Any] | None = None,
+        data_root: str | Path | None = None,
+        jobs: int | None = None,
+    ) -> Plan:
+        """Arguments and exceptions are those of `run_recipe`; writes nothing."""
+        given = dict(overrides or {})
+        recipe.check(given)
+        if jobs is not None and jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, got {jobs}")
+        if data_root is not None:
+            given["dataset_root"] = f"{data_root}/"
+        graph = build_graph(recipe, Path(run_dir), seeds, given)
+        todo = {node.name: node for node in graph.values() if node.result() is None}
+        known = bool(todo) and all(node.cost is not None for node in todo.values())
+        factor = machine_factor() if known and not torch.cuda.is_available() else None
+        samples = recipe.training_samples()
+        tasks = [node.task(samples, factor) for node in todo.values()]
+        return cls(graph, tasks, default_jobs() if jobs is None else jobs, factor)
+
+    @property
+    def seconds(self) -> float | None:
+        """Expected until all is trained, from what is recorded and this machine's rate; None if nothing is recorded."""
+        if self.factor is None:
+            return None
+        seconds = {task.name: task.steps * (task.step_seconds or 0.0) for task in self.tasks}
+        places = min(self.jobs, cpus())
+        return makespan(seconds, {task.name: task.needs for task in self.tasks}, places)
+
+    def describe(self) -> str:
+        """One sentence."""
+        total = len({node.name for node in self.graph.values()})
+        text = f"{total} runs, {total - len(self.tasks)} of them finished"
+        if not self.tasks:
+            return text
+        places = "one run at a time" if self.jobs == 1 else f"up to {self.jobs} runs at once"
+        text += f"; {sum(task.steps for task in self.tasks):,} steps of training, {places}"
+        if self.seconds is None:
+            return text
+        return (
+            f"{text}: about {duration(self.seconds)} on this machine, on which a step takes {self.factor:.2f} times as "
+            "long as where the costs were recorded"
+        )
+
+    def train(self, on_failure: OnFailure) -> None:
+        """Run the tasks."""
+        nodes = {node.name: node for node in self.graph.values()}
+
+        def command(task: Task, cores: int) -> list[str]:
+            nodes[task.name].prepare()
+            options = ["--parent", str(os.getpid()), "--workers", str(cores - 1), "--debug"]
+            return [*RUN_COMMAND, str(task.folder), *options]
+
+        def finished(task: Task, spent: Spent) -> None:
+            nodes[task.name].note(spent)
+
+        Executor(self.tasks, self.jobs, cpus(), command, finished, on_failure).run()
 
 
 def control_table(recipe: Recipe, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> ControlTable:
@@ -97,80 +187,17 @@ def _summary(recipe: Recipe, results: Mapping[str, Any], seeds: Sequence[int]) -
     return summary
 
 
-def _draw(
-    recipe: Recipe, configs: Mapping[str, Config], results: Mapping[str, Mapping[str, Any]], run_dir: Path
-) -> None:
+def _draw(recipe: Recipe, nodes: Mapping[str, Node], run_dir: Path) -> None:
     """Ground truth and detections of the recipe's columns, side by side."""
     columns = {}
     column, decimals = recipe.table_columns[0], min(recipe.decimals, 3)
     for name in recipe.pictures["columns"]:
-        model = build_model(configs[name].model).eval()
-        load_checkpoint(model, run_dir / results[name]["checkpoint"])
-        dataset = build_dataset(configs[name].data["val"], test_mode=True)
-        title = f"{name}: {column.heading} {results[name]['metrics'][column.key]:.{decimals}f}"
+        node = nodes[name]
+        model = build_model(node.config.model).eval()
+        load_checkpoint(model, node.weights)
+        dataset = build_split(node.config.data, "val", test_mode=True)
+        title = f"{name}: {column.heading} {node.result()['metrics'][column.key]:.{decimals}f}"
         columns[title] = (model, dataset)
     chosen = np.linspace(0, len(dataset) - 1, recipe.pictures["samples"]).round().astype(int)
     drawn = {"min_score": recipe.pictures["min_score"]} if "min_score" in recipe.pictures else {}
-    compare(columns, [int(i) for i in chosen], run_dir / "pictures", picture_extent(configs[name]), **drawn)
-
-
-def _train(folder: Path, config: Config, earlier: Collection[str]) -> dict[str, Any]:
-    """Result of the run in `folder`, trained now if it is not there; `earlier` are the checkpoints before it."""
-    note = folder / "done.json"
-    done = _finished(folder, config, earlier)
-    if done is None:
-        seconds = _fit(folder, config)
-        done = _finished(folder, config, earlier)
-        assert done is not None, f"{folder} has no evaluated final checkpoint"
-        note.write_text(json.dumps({"seconds": seconds}) + "\n")
-    path, metadata = done
-    return {
-        "seconds": json.loads(note.read_text())["seconds"] if note.is_file() else None,
-        "iterations": metadata["iteration"],
-        "metrics": metadata["metrics"],
-        "checkpoint": f"{folder.name}/{path.name}",
-    }
-
-
-def _fit(folder: Path, config: Config) -> float | None:
-    """Train, or go on with an interrupted training; returns seconds, None for the latter."""
-    began = time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
-    log_to_folder(folder, console=False)
-    (folder / "configs.yaml").write_text(config.dump())
-    resumable = RunCheckpoints(folder).resumable()
-    settings = {**config, "resume_from": str(resumable[-1])} if resumable else config
-    seed_everything(config.seed)
-    model = build_model(config.model)
-    train, val = build_dataset(config.data.train, config.seed), build_dataset(config.data.val, test_mode=True)
-    try:
-        Trainer(model, train, val, settings, folder, progress=folder.name).fit()
-    except Interrupted as stop:
-        # The trainer names an option of tools/train.py, which recipes do not have.
-        raise Interrupted(f"{folder} is not finished; the same command continues it", stop.number) from stop
-    return None if resumable else time.perf_counter() - began
-
-
-def _finished(folder: Path, config: Config, earlier: Collection[str]) -> tuple[Path, dict[str, Any]] | None:
-    """Final weights and metadata of a finished run of this very config."""
-    settings = folder / "configs.yaml"
-    if settings.is_file():
-        found, wanted = (_portable(parse_yaml(text), earlier) for text in (settings.read_text(), config.dump()))
-        if found != wanted:
-            raise ValueError(f"{folder} holds a run of another config; remove that folder or choose another --run-dir")
-    path = folder / f"epoch_{config.max_epochs}.safetensors"
-    if not path.is_file() or not metadata_path(path).is_file():
-        return None
-    metadata = json.loads(metadata_path(path).read_text())
-    return (path, metadata) if metadata["metrics"] else None
-
-
-def _portable(value: Any, checkpoints: Collection[str]) -> Any:
-    """A config in which checkpoints of the recipe are relative to its run folder, however that one was written."""
-    if isinstance(value, Mapping):
-        return {key: _portable(item, checkpoints) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_portable(item, checkpoints) for item in value]
-    if isinstance(value, str):
-        return next((c for c in checkpoints if value.endswith(f"/{c}")), value)
-    return value
+    compare(columns, [int(i) for i in chosen], run_dir / "pictures", picture_extent(node.config), **drawn)

@@ -35,11 +35,14 @@ class RecipeRun:
         config: a config file.
         overrides: of that config by dotted key; a value `{name}` stands for the checkpoint of the run `name`.
         shared: train once, with the first seed, for all seeds (teachers).
+        cost: CPU seconds per step on one core of the reference machine (`mmdet3d.engine.estimate`), start and
+            evaluation included: `cpu_seconds / iterations` of `results.json`. None if not known.
     """
 
     config: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     shared: bool = False
+    cost: float | None = None
 
     @property
     def references(self) -> dict[str, str]:
@@ -169,6 +172,16 @@ class Recipe:
     @property
     def table_columns(self) -> Sequence[Column]:
         return COLUMNS if self.columns is None else [Column(key, name) for name, key in self.columns.items()]
+
+    def training_samples(self) -> int | None:
+        """Of an epoch on the data that the recipe makes; None if it makes none."""
+        if self.data is None:
+            return None
+        options = dict(self.data)
+        if options.pop("layout", "nuscenes") == "kitti":
+            return len(KittiSettings(**options).splits()["train"])
+        world = WorldSettings(**options)
+        return len(world.split()["synthetic_train"]) * world.keyframes
 
     def make_data(self, root: Path, seed: int, workers: int) -> None:
         """Make the synthetic world of this recipe, or what is missing of it."""

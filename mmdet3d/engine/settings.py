@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mmdet3d.datasets.cache import check_cache
 from mmdet3d.registry import nearest
 
 __all__ = ["PRECISIONS", "Settings", "autocast_dtype", "take"]
@@ -44,7 +45,8 @@ class Settings:
     Args:
         max_epochs: passes over the training set.
         samples_per_gpu: batch size of one process.
-        workers_per_gpu: loader processes of one process; 0 loads in the training process.
+        workers_per_gpu: loader processes that one process asks for; the cores may allow fewer (`machine.share`), which
+            changes no sample. 0 loads in the training process.
         optimizer: `{type, lr, ..., paramwise_cfg}`.
         grad_clip: `{max_norm, norm_type}` or None.
         cumulative_iters: iterations whose gradients make one optimiser step.
@@ -85,6 +87,7 @@ class Settings:
             if cfg.get(key) is None:
                 raise ValueError(f"the config has no {key!r}, which training needs")
         data = cfg.get("data") or {}
+        check_cache(data.get("cache", "none"), data.get("cache_limit", 8))
         grad = take(cfg.get("optimizer_config"), {"grad_clip": None, "cumulative_iters": 1}, "optimizer_config")
         clip, ema = grad["grad_clip"], cfg.get("ema")
         settings = cls(

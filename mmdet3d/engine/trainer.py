@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from mmdet3d import __version__
 from mmdet3d.engine import distributed
@@ -37,6 +36,7 @@ from mmdet3d.engine.schedule import LearningRate, Momentum
 from mmdet3d.engine.settings import Settings, autocast_dtype
 from mmdet3d.interop.checkpoints import load_state
 from mmdet3d.models.detectors.base import Trainable
+from mmdet3d.progress import progress_bar
 from mmdet3d.structures import Batch
 
 __all__ = ["Trainer", "seed_everything"]
@@ -70,7 +70,6 @@ class Trainer:
         cfg: see `settings.Settings`; other keys are ignored.
         run_dir: an existing folder.
         device: default: what `distributed.init` chooses.
-        progress: title of a progress bar with the remaining time; None for log lines alone.
 
     Raises:
         ValueError: a wrong or missing config key, a custom key that no parameter has, or an empty data set.
@@ -84,7 +83,6 @@ class Trainer:
         cfg: Mapping[str, Any],
         run_dir: str | Path,
         device: torch.device | None = None,
-        progress: str | None = None,
     ) -> None:
         self.settings = s = Settings.from_config(cfg)
         self.run_dir = Path(run_dir)
@@ -95,7 +93,9 @@ class Trainer:
         self._val_dataset = val_dataset
         rank, world = distributed.rank(), distributed.world_size()
         self._sampler = train_sampler(train_dataset, s.samples_per_gpu, s.seed, rank, world)
-        self._loader = build_loader(train_dataset, self._sampler, s.workers_per_gpu, s.seed + rank)
+        cores = distributed.share_cores(s.workers_per_gpu)
+        get_logger().info("%s", cores)
+        self._loader = build_loader(train_dataset, self._sampler, cores.workers, s.seed + rank)
         self.epoch_iters = len(self._sampler)
         self.epoch = self.batch = 0
         self._lr = LearningRate(s.lr_config, s.max_epochs, self.epoch_iters)
@@ -111,7 +111,6 @@ class Trainer:
         self._best: dict[str, Any] | None = None
         self._interrupt = Interrupt()
         self.metrics: dict[str, float] = {}
-        self._progress = progress
 
     @property
     def iteration(self) -> int:
@@ -134,18 +133,16 @@ class Trainer:
                     self._evaluate_epoch()
                 if self.epoch >= self.settings.max_epochs:
                     get_logger().info("nothing left to train: %d epochs are done", self.epoch)
-                with self._bar() as self._progress_bar:
+                total, shown = self.settings.max_epochs * self.epoch_iters, distributed.is_main()
+                with progress_bar(
+                    total=total, initial=self.iteration, desc="train", unit="step", disable=not shown
+                ) as self._progress:
                     while self.epoch < self.settings.max_epochs:
                         self._train_epoch()
                         self._finish_epoch()
             finally:
                 self._writer.close()
         return self.metrics
-
-    def _bar(self) -> tqdm:
-        shown = self._progress is not None and distributed.is_main()
-        total = self.settings.max_epochs * self.epoch_iters
-        return tqdm(total=total, initial=self.iteration, desc=self._progress, unit="step", disable=not shown)
 
     # -- before the first step --------------------------------------------------------------------------------------
 
@@ -250,7 +247,7 @@ class Trainer:
             loaded = time.perf_counter()
             values = self._iterate(batch.to(self.device, non_blocking=True))
             now = time.perf_counter()
-            self._progress_bar.update()
+            self._progress.update()
             window.add(values, {"time": now - previous, "data_time": loaded - previous})
             previous = now
             if self.batch % s.log_interval == 0 or self.batch == self.epoch_iters:

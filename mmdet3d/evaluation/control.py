@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from mmdet3d.registry import nearest
 
@@ -58,6 +57,8 @@ class Comparison:
         n = len(self.differences)
         if n < 2:
             return math.inf
+        from scipy import stats  # a second
+
         spread = float(np.std(self.differences, ddof=1))
         return float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * spread / math.sqrt(n)
 

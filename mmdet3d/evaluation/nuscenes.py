@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from mmdet3d.evaluation.files import atomic_write
 from mmdet3d.evaluation.nuscenes_tables import evaluation_split, load_tables, split_tokens
@@ -124,6 +123,8 @@ def _check(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, token: str
 
 def _quaternions(rotation: np.ndarray, yaw: np.ndarray) -> np.ndarray:
     """(N, 4) w, x, y, z of `rotation` (3, 3) after a turn by each of `yaw` (N,) about z."""
+    from scipy.spatial.transform import Rotation  # half a second that most imports of this module need not pay
+
     turn = Rotation.from_rotvec(np.outer(yaw, [0.0, 0.0, 1.0]))
     xyzw = (Rotation.from_matrix(rotation) * turn).as_quat().reshape(-1, 4)
     return xyzw[:, [3, 0, 1, 2]]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmdet3d.interop import labeldistill, monoskd, simdistill
+from mmdet3d.interop import crkd, labeldistill, monoskd, simdistill
 
 __all__ = ["EXCEPTIONS", "TRAINING_ONLY", "file_digest", "load_state", "load_weights", "metadata_path", "read_weights"]
 
@@ -35,7 +35,8 @@ EXCEPTIONS: dict[str, str] = {
 # Parts that only training uses: a detector without them takes what else the file holds.
 TRAINING_ONLY: dict[str, str] = {"depth_branch.": "predicts depth for the mimicking loss of MonoMMKD"}
 
-_STUDENT_PARTS = ("encoders_student.", "fuser_student.", "decoder_student.", "heads_student.")
+# Published programs whose files hold teacher and student side by side; the first that knows a file reads it.
+_DISTILLATIONS = (simdistill, monoskd, crkd)
 
 # What the presence of a key tells a reader about a detector.
 _TRAITS = {
@@ -117,20 +118,25 @@ def _read_torch(path: Path) -> Any:
 
 
 def load_weights(
-    module: nn.Module, path: str | Path, allow_missing: Sequence[str] = (), prefix: str = ""
+    module: nn.Module,
+    path: str | Path,
+    allow_missing: Sequence[str] = (),
+    prefix: str = "",
+    part: str | None = None,
 ) -> dict[str, Any]:
     """Load a weight file completely: every tensor of `module` and of the file is accounted for.
 
-    Published layouts are converted on the way: geometry that the config determines is dropped, a student is taken out
-    of a CRKD, SimDistill or MonoSKD checkpoint (`encoders_student.`, `centernet_rgb.` ...) or out of one of our
-    distillers (`student.` ...), parts that only training uses are left out where `module` has none, and spconv 2.x
+    Published layouts are converted on the way: geometry that the config determines is dropped, one network is taken out
+    of a CRKD, SimDistill or MonoSKD checkpoint (`encoders_student.`, `centernet_rgb.` ...), the student out of one of
+    our distillers (`student.` ...), parts that only training uses are left out where `module` has none, and spconv 2.x
     kernels are brought to (k, k, k, in, out).
 
     Args:
         module: loaded in place.
         path: see `read_weights`.
         allow_missing: prefixes of keys of `module` that the file need not hold; they keep their values.
-        prefix: only the part of the file below this prefix is loaded, the prefix removed.
+        prefix: only what the file holds below this prefix is loaded, the prefix removed.
+        part: `student` or `teacher`, the network meant in a published distillation; None takes the one that fits.
 
     Returns:
         The file's metadata.
@@ -138,23 +144,27 @@ def load_weights(
     Raises:
         FileNotFoundError: no such file.
         ValueError: keys are missing, unexpected or of another shape; the message counts them, shows the first few and
-            says what the file seems to be.
+            says what the file seems to be. Or both networks of a published distillation fit and none is asked for.
     """
     state, meta = read_weights(path)
     if prefix:
         state = _below(state, prefix)
         if not state:
             raise ValueError(f"{path} holds nothing below {prefix!r}")
-    load_state(module, state, allow_missing, source=str(path))
+    load_state(module, state, allow_missing, source=str(path), part=part)
     return meta
 
 
 def load_state(
-    module: nn.Module, state: Mapping[str, Tensor], allow_missing: Sequence[str] = (), source: str = "state"
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    allow_missing: Sequence[str] = (),
+    source: str = "state",
+    part: str | None = None,
 ) -> None:
     """`load_weights` for tensors that are already in memory; `source` names them in messages."""
     own = module.state_dict()
-    state = _spconv_kernels(_layout(dict(state), own), own)
+    state = _spconv_kernels(_layout(dict(state), own, part, source), own)
     state = {k: v for k, v in state.items() if not _derived(k) or (k in own and k.endswith("num_batches_tracked"))}
     needless = tuple(part for part in TRAINING_ONLY if not any(k.startswith(part) for k in own))
     state = {k: v for k, v in state.items() if not k.startswith(needless)}
@@ -183,27 +193,34 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> State:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def _layout(state: State, own: Mapping[str, Tensor]) -> State:
+def _layout(state: State, own: Mapping[str, Tensor], part: str | None, source: str) -> State:
     """Published and distiller layouts brought to the one of `own`."""
-    for system in (simdistill, monoskd):
+    distiller = any(k.startswith("student.") for k in own)
+    for system in _DISTILLATIONS:
         if system.is_published(state):
-            return system.student_state(state, own)
+            student, teacher = system.student_state(state, own), system.teacher_state(state)
+            return student if distiller else _half(student, teacher, own, part, source)
     if labeldistill.is_published(state):
         return labeldistill.model_state(state, own)
-    wants_student = any(k.startswith("student.") for k in own)
-    if any(k.startswith(_STUDENT_PARTS) for k in state):
-        student = {k.replace("_student.", ".", 1): v for k, v in state.items() if k.startswith(_STUDENT_PARTS)}
-        if not wants_student:
-            return student
-        student = {f"student.{k}": v for k, v in student.items()}
-        home = next((k.partition("adapt_modules.")[0] for k in own if ".adapt_modules." in k), None)
-        if home is None:  # relation distillation is off
-            return student
-        adapters = _below(state, "fused_feat_affinity_loss.")
-        return student | {f"{home}{k}": v for k, v in adapters.items()}
-    if not wants_student and any(k.startswith("student.") for k in state):
+    if not distiller and any(k.startswith("student.") for k in state):
         return _below(state, "student.")
     return state
+
+
+def _half(student: State, teacher: State, own: Mapping[str, Tensor], part: str | None, source: str) -> State:
+    """The network of a published distillation that is meant: the one asked for, or the only one that fits."""
+    if part == "teacher":
+        if not teacher:
+            raise ValueError(f"{source} is a published distillation that holds its student alone and no teacher")
+        return teacher
+    wanted = {k for k in own if not _derived(k)}
+    fits = [wanted <= half.keys() for half in (student, teacher)]
+    if part is None and all(fits):
+        raise ValueError(
+            f"{source} holds two networks that fit, the student and the teacher of a published distillation; take one "
+            "out: python tools/convert_checkpoint.py IN OUT.safetensors --config CONFIG --part student (or teacher)"
+        )
+    return teacher if part is None and fits[1] else student
 
 
 def _spconv_kernels(state: State, own: Mapping[str, Tensor]) -> State:

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-__all__ = ["is_published", "student_state"]
+__all__ = ["is_published", "student_state", "teacher_state"]
 
 logger = logging.getLogger(__name__)
 
 _STUDENT = "centernet_rgb."
+_TEACHER = "centernet_depth."
 _ADAPTER = re.compile(r"(losses\.\w+\.)adapters\.(\d+)\.(.+)")
 _FUSION = re.compile(r"(losses\.\w+\.)fusions\.(\d+\..+)")
 _DEEP_FIRST = (32, 16, 8, 4)  # strides, in the order of our adapters
@@ -25,8 +26,6 @@ def is_published(keys: Iterable[str]) -> bool:
 
 def student_state(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
     """The student as a `MonoDetector`, or below `student.` as that of a `Distiller`, whose adapters come along.
-
-    The teacher is left out; `prefix="centernet_depth."` of `load_weights` takes it instead.
 
     Args:
         state: tensors by published name.
@@ -43,6 +42,11 @@ def student_state(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, 
         if source in state:
             converted[key] = state[source]
     return converted
+
+
+def teacher_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The teacher as a `MonoDetector`; empty if the file holds none."""
+    return {k.removeprefix(_TEACHER): v for k, v in state.items() if k.startswith(_TEACHER)}
 
 
 def _source(key: str) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-__all__ = ["is_published", "student_state"]
+__all__ = ["is_published", "student_state", "teacher_state"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +20,8 @@ _DEAD = {
     "the second view transform": r"^encoders_student\.camera\.vtransform2\.",
     "deformable convolutions that are switched off": r"^deform\.|\.vtransform\.(?:deformconv|conv|deconv)\.",
 }
+
+_TEACHER = ("encoders.", "fuser.", "decoder.", "heads.")
 
 _RENAMED = (
     (r"^(encoders|fuser|decoder|heads)_student\.", r"\1."),
@@ -67,6 +69,12 @@ def student_state(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, 
     projections = (k for k in sorted(own) if k.startswith("losses.") and ".projection." in k)
     home = next((k.partition("projection.")[0] for k in projections), None)
     return student if home is None else student | {f"{home}projection.{k}": v for k, v in projection.items()}
+
+
+def teacher_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The teacher as a detector, its view transform with compensation; empty if the file holds none."""
+    unread = re.compile("|".join(_DEAD.values()))
+    return {_renamed(k): v for k, v in state.items() if k.startswith(_TEACHER) and not unread.search(k)}
 
 
 def _renamed(key: str) -> str:

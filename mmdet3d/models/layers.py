@@ -2,13 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ["BasicBlock", "ConvModule", "DropPath", "build_norm2d", "conv_bn_relu", "freeze"]
+__all__ = [
+    "BasicBlock",
+    "ConvModule",
+    "DropPath",
+    "PointwiseConv2d",
+    "batch_norm_together",
+    "build_norm2d",
+    "channels_last",
+    "conv_bn_relu",
+    "convolve_together",
+    "freeze",
+    "pointwise",
+]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """A map (B, C, H, W), on the CPU with its channels next to each other in memory; what follows keeps it so.
+
+    There convolutions, batch norm, pooling and resizing of this layout take a third to a half less time
+    (docs/performance.md). On a GPU it was not measured, and maps stay as they are.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
+def convolve_together(convolutions: Sequence[nn.Conv2d], x: Tensor) -> Tensor:
+    """What convolutions of one kernel say of the same map, concatenated: (B, C, H, W) to (B, sum of C_i, H, W).
+
+    One wide convolution reads `x` once, and its gradient is written once.
+    """
+    first = convolutions[0]
+    weight = torch.cat([c.weight for c in convolutions])
+    bias = None if first.bias is None else torch.cat([c.bias for c in convolutions])
+    if first.kernel_size == (1, 1):
+        return pointwise(x, weight, bias)
+    return F.conv2d(x, weight, bias, first.stride, first.padding)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """1x1 convolution of (B, C, H, W) by (C', C, 1, 1).
+
+    Where channels lie next to each other on the CPU it is one matrix product: PyTorch hands 1x1 convolutions of few
+    samples on one thread to `_slow_conv2d`, whose gradient first fills its result with zeros and loses the layout.
+    """
+    if x.device.type == "cpu" and x.stride(1) == 1:
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight, bias)
+
+
+def batch_norm_together(norms: Sequence[nn.BatchNorm2d], x: Tensor) -> Tensor:
+    """`norms`, all of one mode and with the same settings, applied to their shares of the channels of `x`."""
+    first = norms[0]
+    mean, variance = (torch.cat([getattr(n, name) for n in norms]) for name in ("running_mean", "running_var"))
+    weight, bias = torch.cat([n.weight for n in norms]), torch.cat([n.bias for n in norms])
+    x = F.batch_norm(x, mean, variance, weight, bias, first.training, first.momentum, first.eps)
+    if first.training:
+        sizes = [n.num_features for n in norms]
+        torch._foreach_copy_([n.running_mean for n in norms], mean.split(sizes))
+        torch._foreach_copy_([n.running_var for n in norms], variance.split(sizes))
+        torch._foreach_add_([n.num_batches_tracked for n in norms], 1)
+    return x
 
 
 def build_norm2d(cfg: Mapping[str, Any] | None, channels: int) -> nn.BatchNorm2d:
@@ -31,8 +91,25 @@ def conv_bn_relu(
     in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = False
 ) -> list[nn.Module]:
     """Convolution, BatchNorm2d, ReLU as a list, to be spliced into a Sequential (flat checkpoint indices)."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias)
+    if (kernel, stride, padding) == (1, 1, 0):
+        conv: nn.Conv2d = PointwiseConv2d(in_channels, out_channels, bias=bias)
+    else:
+        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias)
     return [conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """1x1 convolution, see `pointwise`; its stride is a slice.
+
+    The gradient of oneDNN's strided 1x1 convolution on channels-last tensors writes out of bounds for some sizes
+    (PyTorch 2.13, 8 channels on 64 x 64 cells).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 1, stride, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(x[..., :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
 
 
 class BasicBlock(nn.Module):
@@ -65,7 +142,10 @@ class ConvModule(nn.Module):
         norm: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=not norm)
+        if kernel == 1:
+            self.conv: nn.Conv2d = PointwiseConv2d(in_channels, out_channels, bias=not norm)
+        else:
+            self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=not norm)
         self.bn = build_norm2d(norm_cfg, out_channels) if norm else nn.Identity()
         self.activate = nn.ReLU(inplace=True)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")

@@ -1,7 +1,8 @@
 """Compile the kernels of an op into a shared library. Needs a compiler and nothing else: the sources include no torch.
 
 An op folder holds `csrc/cpu.cpp` (C++, OpenMP) and `csrc/cuda.cu`. Both export plain C functions that `native.py` calls
-with pointers. File names carry a digest of sources, flags and processor, so a stale library is never loaded.
+with pointers. C++ is compiled for this processor, or for the one that `MMDET3D_ARCH` names as g++'s `-march` does. File
+names carry it and a digest of sources, flags and processor, so that a stale library is never loaded.
 """
 
 from __future__ import annotations
@@ -57,9 +58,11 @@ def library_name(op: str, target: str, architectures: Sequence[str] = ()) -> str
         if path.suffix in (".h", ".cpp", ".cu"):
             digest.update(path.name.encode() + path.read_bytes())
     digest.update(" ".join(_flags(target, architectures)).encode())
-    if target != "cuda":
+    if target == "cuda":
+        return f"{op}-cuda-{digest.hexdigest()[:16]}.so"
+    if _host_architecture() == "native":
         digest.update(_processor().encode())
-    return f"{op}-{target}-{digest.hexdigest()[:16]}.so"
+    return f"{op}-{target}-{_host_architecture()}-{digest.hexdigest()[:16]}.so"
 
 
 def prebuilt(op: str, target: str, architectures: Sequence[str] = ()) -> Path | None:
@@ -115,8 +118,15 @@ def _flags(target: str, architectures: Sequence[str]) -> list[str]:
     if target == "cuda":
         gencode = [f"-gencode={g}" for a in architectures for g in _gencode(a)]
         return ["-O3", "-std=c++17", "-shared", "-Xcompiler=-fPIC", "--extended-lambda", *gencode]
-    flags = ["-O3", "-std=c++17", "-shared", "-fPIC", "-march=native", "-fopenmp", "-fvisibility=hidden", *extra]
+    # Products and sums are fused where the source says so. A compiler left to itself fuses in one copy of a loop and
+    # not in the next, and the last bit would depend on the copy that a thread runs.
+    arithmetic = [f"-march={_host_architecture()}", "-ffp-contract=off"]
+    flags = ["-O3", "-std=c++17", "-shared", "-fPIC", *arithmetic, "-fopenmp", "-fvisibility=hidden", *extra]
     return [*flags, "-x", "c++"] if target == "emulated" else flags
+
+
+def _host_architecture() -> str:
+    return os.environ.get("MMDET3D_ARCH") or "native"
 
 
 def _gencode(architecture: str) -> list[str]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mmdet3d.ops import build
 
-__all__ = ["DTYPE_CODES", "Kernels", "forced", "setting"]
+__all__ = ["DTYPE_CODES", "Kernels", "forced", "present_architectures", "setting"]
 
 SETTINGS = ("auto", "reference", "native", "emulated")
 # Storage types that kernels distinguish (csrc/scalar.h: by_dtype).
@@ -94,11 +94,13 @@ class Kernels:
         path = _chosen(self.op, device.type, setting())
         if path is None:
             raise RuntimeError(f"{self.op} has no compiled kernels for {device.type} here")
+        kernel = getattr(_load(path), function)
         if device.type == "cuda":
-            place, stream = device.index or 0, torch.cuda.current_stream(device).cuda_stream
+            stream = torch.cuda.current_stream(device).cuda_stream
+            with torch.cuda.device(device):  # the kernel selects the device, and that would outlast the call
+                code = kernel(*map(_pass, arguments), ctypes.c_int(device.index or 0), ctypes.c_void_p(stream))
         else:
-            place, stream = torch.get_num_threads(), 0
-        code = getattr(_load(path), function)(*map(_pass, arguments), ctypes.c_int(place), ctypes.c_void_p(stream))
+            code = kernel(*map(_pass, arguments), ctypes.c_int(torch.get_num_threads()), ctypes.c_void_p(0))
         if code:
             raise RuntimeError(f"{self.op}: {function} failed on {device} with error {code}")
 
@@ -121,10 +123,13 @@ def _pass(value: Any) -> Any:
     return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int64(int(value))
 
 
-@torch.compiler.assume_constant_result
 def _chosen(op: str, device: str, wish: str) -> Path | None:
     """The library that serves the op on this kind of device; None for the twin."""
     return _resolve(op, device, wish)
+
+
+# All that torch.compiler.assume_constant_result does, after it has imported the compiler, which takes seconds.
+_chosen._dynamo_marked_constant = True
 
 
 @functools.cache
@@ -136,7 +141,7 @@ def _resolve(op: str, device: str, wish: str) -> Path | None:
     reason = "" if path else _obstacle(op, target)
     if not path and not reason:
         try:
-            path = build.build(op, target, build.cache_folder(), _present_architectures() if target == "cuda" else ())
+            path = build.build(op, target, build.cache_folder(), present_architectures() if target == "cuda" else ())
         except build.BuildError as error:
             reason = str(error)
     if not path and wish != "auto":
@@ -156,7 +161,7 @@ def _prebuilt(op: str, target: str) -> Path | None:
         return None
     if target != "cuda":
         return build.prebuilt(op, target)
-    choices = (_present_architectures(), tuple(build.ALL_ARCHITECTURES.split(";")))
+    choices = (present_architectures(), tuple(build.ALL_ARCHITECTURES.split(";")))
     return next(filter(None, (build.prebuilt(op, "cuda", c) for c in choices)), None)
 
 
@@ -173,7 +178,8 @@ def _obstacle(op: str, target: str) -> str:
     return ""
 
 
-def _present_architectures() -> tuple[str, ...]:
+def present_architectures() -> tuple[str, ...]:
+    """Compute capabilities to compile for: TORCH_CUDA_ARCH_LIST, else those of the cards here."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";").strip(";")
     if wanted:
         return tuple(wanted.split(";"))

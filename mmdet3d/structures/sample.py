@@ -36,6 +36,8 @@ class Sample:
         history: T earlier frames, newest first, of the same cameras: images and calibration only. Their `camera2lidar`
             maps to the LiDAR frame of this sample, their `image_aug` and `lidar_aug` are this sample's.
         meta: anything small that a user may want to see (paths, timestamp, image size).
+        view: names this very sample, augmentation included, among all that data sets give; None if it is augmented in a
+            way that does not come back.
     """
 
     token: str
@@ -50,6 +52,7 @@ class Sample:
     unlabelled: bool = False
     history: list[Sample] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    view: str | None = None
 
     @property
     def frames(self) -> list[Sample]:
@@ -85,6 +88,7 @@ class Batch:
     unlabelled: int = 0
     history: list[Batch] | None = None
     metas: list[dict[str, Any]] = field(default_factory=list)
+    views: list[str | None] = field(default_factory=list)
 
     @classmethod
     def collate(cls, samples: Sequence[Sample]) -> Batch:
@@ -134,6 +138,7 @@ class Batch:
             unlabelled=len(samples) - len(labelled),
             history=past(),
             metas=[s.meta for s in samples],
+            views=[s.view for s in samples],
         )
 
     def __len__(self) -> int:
@@ -173,6 +178,15 @@ class Batch:
         """The same batch with the named fields removed (`batch.without("points")`), from its history too."""
         history = None if self.history is None else [past.without(*names) for past in self.history]
         return replace(self, **{"history": history, **dict.fromkeys(names)})
+
+    def alone(self, index: int) -> Batch:
+        """Sample `index` as a batch of its own; dense fields share their memory."""
+
+        def pick(value: Any) -> Any:
+            return value[index : index + 1] if isinstance(value, (Tensor, Calibration, list)) else value
+
+        values = {f.name: pick(getattr(self, f.name)) for f in fields(self)}
+        return Batch(**values | {"history": self.history and [past.alone(index) for past in self.history]})
 
     def require(self, name: str, user: str) -> Any:
         """The field `name`, or a ValueError that says who needs it and that the pipeline does not load it."""

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from mmdet3d.distill import LabelEncoderDetector, Teacher
+from mmdet3d.distill import LabelEncoderDetector, LiveTeacher
 from mmdet3d.interop.checkpoints import file_digest
 from mmdet3d.models import build_model
 from mmdet3d.structures import Batch
@@ -67,7 +67,7 @@ def labels_only(batch: Batch) -> Batch:
 
 
 def test_the_detector_is_loaded_and_its_taps_are_exposed(model, files):
-    alone = Teacher.load(files["config"], files["checkpoint"])
+    alone = LiveTeacher.load(files["config"], files["checkpoint"])
     assert model.taps == (*alone.model.taps, "label_encoder", "heads.label")
     batch = make_batch()
     levels = model.eval().extract(batch, {"decoder.backbone", "label_encoder"})
@@ -128,14 +128,14 @@ def test_one_file_holds_encoder_and_detector_and_loads_strictly(model, files, tm
     assert {k.partition(".")[0] for k in state} == {"detector", "label_encoder"}
     save_file(state, tmp_path / "label.safetensors")
     Path(files["checkpoint"]).unlink()
-    teacher = Teacher.load(tmp_path / "configs" / "label.yaml", tmp_path / "label.safetensors")
+    teacher = LiveTeacher.load(tmp_path / "configs" / "label.yaml", tmp_path / "label.safetensors")
     assert all(torch.equal(v, state[k]) for k, v in teacher.model.state_dict().items())
     features = teacher.extract(make_batch(), {"decoder.backbone", "label_encoder", "heads.object"})
     assert not any(v.requires_grad for v in features["label_encoder"])
     del state["label_encoder.ln2.weight"]
     save_file(state, tmp_path / "partial.safetensors")
     with pytest.raises(ValueError, match=r"missing.*label_encoder\.ln2\.weight"):
-        Teacher.load(tmp_path / "configs" / "label.yaml", tmp_path / "partial.safetensors")
+        LiveTeacher.load(tmp_path / "configs" / "label.yaml", tmp_path / "partial.safetensors")
 
 
 def test_a_detector_that_scores_too_low_or_is_not_scored_is_refused(files):

@@ -4,6 +4,8 @@ augmentation by epoch, an unused parameter."""
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,10 @@ class EngineToyModel(Trainable):
 
 @DATASETS.register
 class EngineToyDataset:
-    """Sample `index` has points around a centre; the box is a fixed function of it."""
+    """Sample `index` has points around a centre; the box is a fixed function of it.
+
+    The environment variable ENGINE_TOY_DELAY makes training samples slow, by so many seconds.
+    """
 
     def __init__(
         self,
@@ -74,6 +79,8 @@ class EngineToyDataset:
     def __getitem__(self, index: int) -> Sample:
         if index == self.broken:
             raise ValueError(f"sample {index}: points.bin is cut short; copy it again")
+        if not self.test_mode:
+            time.sleep(float(os.environ.get("ENGINE_TOY_DELAY", 0)))
         fixed = np.random.RandomState([self.seed, index])
         points = fixed.randn(6, 5)
         box = np.tanh(np.tile(points.mean(0), 2)[:9])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmdet3d.engine.data import EvaluationSampler, MixedSampler, TrainSampler, batches, build_loader
+from mmdet3d.structures import Sample
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
@@ -124,6 +126,22 @@ def test_workers_outlive_a_signal_to_the_process_group(number: int) -> None:
     subprocess.run(["sh", "-c", f"kill -{int(number)} {worker.pid}"], check=True)
     assert len(list(source)) == len(sampler) - 1
     assert worker.is_alive()
+
+
+class _AsksForItsEnd(EngineToyDataset):
+    """Notes the signal that its process gets when the parent ends."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample, number = super().__getitem__(index), ctypes.c_int()
+        ctypes.CDLL(None).prctl(2, ctypes.byref(number))  # PR_GET_PDEATHSIG
+        sample.meta["signal"] = number.value
+        return sample
+
+
+@pytest.mark.parametrize(("workers", "number"), [(0, 0), (1, signal.SIGKILL)])
+def test_workers_die_with_a_process_that_is_killed(workers: int, number: int) -> None:
+    batch = next(batches(build_loader(_AsksForItsEnd(6), TrainSampler(6, 3, 0), workers)))
+    assert [meta["signal"] for meta in batch.metas] == [number] * 3
 
 
 def test_a_process_that_exits_with_a_loader_open_ends_its_workers() -> None:

@@ -36,8 +36,13 @@ def test_kitti_world_and_table(tmp_path: Path) -> None:
     recipe = Recipe.load(path)
     recipe.make_data(tmp_path / "world", 0, 1)
     assert (tmp_path / "world" / "training" / "depth_dense" / "000003.png").is_file()
+    assert recipe.training_samples() == len((tmp_path / "world" / "ImageSets" / "train.txt").read_text().split())
     table = str(control_table(recipe, {"a": {0: {"metrics": {"Car/3d/R40/moderate": 12.34}}}}))
     assert "Car 3D" in table and " 12.3 |" in table
+
+
+def test_samples_are_known_before_the_world_is_made() -> None:
+    assert Recipe.load("synthetic/recipes/crkd_demo.yaml").training_samples() == 228  # 38 scenes of 6 key frames
 
 
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:

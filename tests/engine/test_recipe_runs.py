@@ -1,21 +1,23 @@
-"""Recipes that run: interrupted and resumed, run again from elsewhere, with overrides."""
+"""Recipes that run, each training a process: at the same time or not, interrupted, killed, resumed, run again."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import recipe_toy
 import yaml
-from engine_toy import EngineToyDataset, EngineToyModel  # noqa: F401  (configs name them)
 from safetensors.torch import load_file
 
 from mmdet3d.engine import recipe as module
-from mmdet3d.engine.interrupt import Interrupted
-from mmdet3d.engine.recipe import Recipe, run_recipe
-from mmdet3d.engine.trainer import Trainer
+from mmdet3d.engine.recipe import Plan, Recipe, run_recipe
 
 CONFIG = """
 seed: 0
@@ -24,6 +26,7 @@ load_from: null
 model: {type: EngineToyModel}
 data:
   samples_per_gpu: 3
+  workers_per_gpu: 1
   train: {type: EngineToyDataset, augment: true}
   val: {type: EngineToyDataset, size: 5}
 optimizer: {type: AdamW, lr: 1e-2}
@@ -37,85 +40,185 @@ runs:
 table: {teacher: teacher, control: control, distilled: control}
 columns: {map: object/map}
 """
+FINAL = ("teacher-seed0/epoch_2", "control-seed0/epoch_1")
+
+
+def write_recipe(folder: Path) -> None:
+    """Two toy trainings, the second from the weights of the first."""
+    (folder / "toy.yaml").write_text(CONFIG)
+    (folder / "recipe.yaml").write_text(RECIPE)
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    """Two toy trainings, the second from the weights of the first, in the current folder."""
+    """The recipe, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    Path("toy.yaml").write_text(CONFIG)
-    Path("recipe.yaml").write_text(RECIPE)
+    monkeypatch.setattr(module, "RUN_COMMAND", recipe_toy.RUN_COMMAND)
+    write_recipe(tmp_path)
     return Recipe.load("recipe.yaml")
 
 
-def stop_at(iteration: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGTERM within that iteration, once."""
-    iterate = Trainer._iterate
-
-    def step(trainer: Trainer, batch: object) -> object:
-        if trainer.iteration == iteration:
-            monkeypatch.setattr(Trainer, "_iterate", iterate)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return iterate(trainer, batch)
-
-    monkeypatch.setattr(Trainer, "_iterate", step)
+def start_tool(folder: Path, *words: str, delay: float = 0.0) -> subprocess.Popen:
+    """tools/run_recipe.py with slow training samples, its output into a pipe."""
+    command = [sys.executable, recipe_toy.__file__, "tool", "recipe.yaml", "--run-dir", "run", *words]
+    environment = {**os.environ, "ENGINE_TOY_DELAY": str(delay), "DISTILL3D_CPUS": "2"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_an_interrupted_recipe_continues(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop_at(5, monkeypatch)
-    with pytest.raises(
-        Interrupted, match=r"^run/teacher-seed0 is not finished; the same command continues it$"
-    ) as stop:
-        run_recipe(recipe, "run", [0])
-    assert stop.value.number == signal.SIGTERM
-    runs = run_recipe(recipe, "run", [0])["runs"]
-    assert runs["teacher"][0]["iterations"] == 8
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.05)
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Those whose current folder is `folder`: the tool, its runs and their loaders."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "cwd").readlink() == folder:
+                found.append(int(entry.name))
+        except OSError:  # another user's, or gone
+            continue
+    return found
+
+
+def same_weights(folder: Path, other: Path) -> bool:
+    pairs = [(load_file(folder / f"{name}.safetensors"), load_file(other / f"{name}.safetensors")) for name in FINAL]
+    return all(a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe with two seeds, in one go, two runs at once, loaders in the processes that train."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_recipe(folder)
+    tool = start_tool(folder, "--seeds", "0", "1", "--jobs", "2")
+    output, errors = (stream.decode() for stream in tool.communicate())
+    assert tool.returncode == 0, errors
+    (folder / "output.txt").write_text(output + errors)
+    return folder
+
+
+def test_what_a_recipe_leaves_and_says(whole: Path) -> None:
+    runs = json.loads((whole / "run" / "results.json").read_text())["runs"]
+    results = {f"{name}-seed{seed}": result for name, seeds in runs.items() for seed, result in seeds.items()}
+    assert list(results) == ["teacher-seed0", "control-seed0", "control-seed1"]
+    for name, result in results.items():
+        assert result["iterations"] == (8 if name == "teacher-seed0" else 4)
+        assert result["seconds"] > 0.1 and result["cpu_seconds"] > 0.1 and result["config"] == "toy.yaml"
+        assert result["checkpoint"] == f"{name}/epoch_{2 if 'teacher' in name else 1}.safetensors"
+        assert not (whole / "run" / name / "progress.json").exists()
+    text = (whole / "output.txt").read_text()
+    assert "3 runs, 0 of them finished; 16 steps of training, up to 2 runs at once" in text
+    assert "control-seed1: finished in " in text and "\r" not in text and "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGKILL))]
+)
+def test_a_signal_ends_all_processes_and_the_same_command_continues(
+    whole: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """With another number of jobs, and with loaders of their own, yet to the same bits."""
+    write_recipe(tmp_path)
+    tool = start_tool(tmp_path, "--jobs", "1", delay=0.2)
+    wait_for(tmp_path / "run" / "teacher-seed0" / "epoch_1.safetensors", tool)
+    tool.send_signal(number)
+    errors = tool.communicate()[1].decode()
+    if number == signal.SIGKILL:
+        time.sleep(1)
+        assert tool.returncode == -signal.SIGKILL
+    else:
+        assert tool.returncode == 128 + number
+        assert "interrupted: teacher-seed0 and 1 more are not finished; the same command continues" in errors
+        assert list((tmp_path / "run" / "teacher-seed0").glob("epoch_*_iter_*.safetensors"))
+    assert processes_of(tmp_path) == []
+    tool = start_tool(tmp_path, "--jobs", "1")
+    assert tool.wait() == 0, tool.stderr.read().decode()
+    runs = json.loads((tmp_path / "run" / "results.json").read_text())["runs"]
     # The time of the first stretch is not known; that of a run in one go is.
-    assert runs["teacher"][0]["seconds"] is None and runs["control"][0]["seconds"] > 0
-    run_recipe(recipe, "other", [0])
-    for name in ("teacher-seed0/epoch_2", "control-seed0/epoch_1"):
-        resumed, whole = (load_file(f"{folder}/{name}.safetensors") for folder in ("run", "other"))
-        assert all(resumed[key].equal(whole[key]) for key in whole)
+    assert runs["teacher"]["0"]["seconds"] is None and runs["control"]["0"]["seconds"] > 0
+    assert same_weights(tmp_path / "run", whole / "run")
+
+
+def test_a_failed_run_is_named_with_its_cause_and_log(recipe: Recipe) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^run teacher-seed0 failed: sample 7: points.bin is cut short; copy it again \(log: run/teacher-seed0/"
+        r"console.log\); not finished therefore: control-seed0; the same command continues with what is not finished$",
+    ):
+        run_recipe(recipe, "run", [0], {"data.train.broken": 7})
+    assert "Traceback" in Path("run/teacher-seed0/console.log").read_text()
 
 
 def test_finished_runs_are_reused_however_the_folder_is_written(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = run_recipe(recipe, "run", [0, 1])
+    subprocess.run(["cp", "-r", str(whole / "run"), "run"], check=True)
     written = Path("run/results.json").read_text()
-    checkpoints = [result["checkpoint"] for runs in first["runs"].values() for result in runs.values()]
-    assert checkpoints == [
-        f"{n}.safetensors" for n in ("teacher-seed0/epoch_2", "control-seed0/epoch_1", "control-seed1/epoch_1")
-    ]
-    assert str(tmp_path) not in written and json.loads(written)["runs"]["teacher"]["0"]["config"] == "toy.yaml"
-    monkeypatch.setattr(module, "_fit", lambda *_: pytest.fail("trained again"))
-    assert run_recipe(recipe, tmp_path / "run", [0, 1]) == first
+    monkeypatch.setattr(Plan, "train", lambda *_: pytest.fail("trained again"))
+    first = run_recipe(recipe, tmp_path / "run", [0, 1])
+    assert Path("run/results.json").read_text() == written and str(tmp_path) not in written
     # As an earlier version wrote it.
     settings = Path("run/control-seed0/configs.yaml")
     settings.write_text(yaml.safe_dump(yaml.safe_load(settings.read_text())))
     Path("run").rename("moved")
     assert run_recipe(recipe, "moved", [0, 1]) == first
     assert Path("moved/results.json").read_text() == written
+    note = Path("moved/control-seed1/done.json")
+    note.write_text('{"seconds": 3.5}\n')
+    times = run_recipe(recipe, "moved", [0, 1])["runs"]["control"][1]
+    assert (times["seconds"], times["cpu_seconds"]) == (3.5, None)
     with pytest.raises(ValueError, match=r"moved/control-seed0 holds a run of another config; remove that folder"):
         run_recipe(recipe, "moved", [0], {"max_epochs": 2})
 
 
+def plan(recipe: Recipe, **arguments: Any) -> Plan:
+    return Plan.make(recipe, "run", **{"seeds": [0], **arguments})
+
+
 def test_overrides_of_the_user_have_the_last_word(recipe: Recipe) -> None:
-    runs = run_recipe(recipe, "run", [0], {"max_epochs": 2})["runs"]
-    assert runs["control"][0]["iterations"] == 8
+    assert plan(recipe, overrides={"max_epochs": 3}).graph["control", 0].config.max_epochs == 3
     with pytest.raises(
         ValueError, match="--load_from has no effect in this recipe: run control gets the checkpoint of"
     ):
-        run_recipe(recipe, "other", [0], {"load_from": "mine.safetensors"})
+        plan(recipe, overrides={"load_from": "mine.safetensors"})
     # A block that the user replaces is replaced as a whole.
     run = recipe.runs["control"].__class__("toy.yaml", {"optimizer.lr": 1, "x": 2})
     assert run.overrides_with({"optimizer": {"lr": 3}}, {}) == {"optimizer": {"lr": 3}, "x": 2}
 
 
+def test_a_shared_run_is_one_node(recipe: Recipe) -> None:
+    made = plan(recipe, seeds=[4, 5], jobs=2)
+    assert [(task.name, task.needs) for task in made.tasks] == [
+        ("teacher-seed4", ()),
+        ("control-seed4", ("teacher-seed4",)),
+        ("control-seed5", ("teacher-seed4",)),
+    ]
+    assert made.graph["teacher", 5] is made.graph["teacher", 4]
+    assert made.graph["control", 5].config.load_from == "run/teacher-seed4/epoch_2.safetensors"
+    with pytest.raises(ValueError, match="--jobs must be at least 1, got 0"):
+        plan(recipe, jobs=0)
+
+
+def test_the_announced_time_follows_costs_and_the_machine(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan(recipe).seconds is None
+    Path("recipe.yaml").write_text(RECIPE.replace("config: toy.yaml", "config: toy.yaml, cost: 10"))
+    monkeypatch.setenv("DISTILL3D_CPUS", "2")
+    for factor, jobs, seconds in ((1.0, 1, 160), (1.5, 1, 240), (1.0, 2, 120), (1.0, 8, 120)):
+        monkeypatch.setattr(module, "machine_factor", lambda factor=factor: factor)
+        made = plan(Recipe.load("recipe.yaml"), seeds=[0, 1], jobs=jobs)
+        assert made.seconds == seconds
+    assert made.describe().startswith(
+        "3 runs, 0 of them finished; 16 steps of training, up to 8 runs at once: about 0:02:00"
+    )
+
+
 def test_a_run_that_is_not_evaluated_at_its_end_is_found_before_anything_is_trained(recipe: Recipe) -> None:
-    for plan in ({"evaluation.interval": 3}, {"evaluation.start": 3}, {"evaluation.start": 2}):
+    for settings in ({"evaluation.interval": 3}, {"evaluation.start": 3}, {"evaluation.start": 2}):
         with pytest.raises(ValueError, match=r"run \w+ has \d epochs and is not evaluated after the last one"):
-            run_recipe(recipe, "run", [0], plan)
+            run_recipe(recipe, "run", [0], settings)
     with pytest.raises(ValueError, match=r"run teacher has no data\.val"):
         run_recipe(recipe, "run", [0], {"data.val": None})
     assert not Path("run").exists()

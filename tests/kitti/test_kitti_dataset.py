@@ -223,6 +223,19 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(world: Path) -> None
     assert not torch.equal(small_world(world)[0].images, small_world(world)[1].images)
 
 
+def test_fixed_views_come_back_whatever_the_seed(world: Path) -> None:
+    def first(seed: int, epoch: int) -> Sample:
+        dataset = small_world(world, seed=seed, views=2)
+        dataset.set_epoch(epoch)
+        return dataset[0]
+
+    ours, theirs = first(0, 1), first(5, 3)
+    assert torch.equal(ours.images, theirs.images) and ours.view == theirs.view
+    assert ours.view.endswith(f"/{ours.token}.0.1") and not torch.equal(ours.images, first(0, 0).images)
+    assert small_world(world)[0].view is None
+    assert small_world(world, test_mode=True)[0].view.endswith(f"/{ours.token}")
+
+
 def test_workers_see_the_same_samples_and_every_epoch_differs(world: Path) -> None:
     """Jitter does not repeat over workers and epochs."""
 

@@ -18,10 +18,12 @@ from mmdet3d.engine.checkpoint import load_checkpoint, save_weights
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
-def test_doctor_reports_what_is_there(capsys: pytest.CaptureFixture) -> None:
+def test_doctor_reports_what_is_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("DISTILL3D_CPUS", "2")
     assert runpy.run_path(str(TOOLS / "doctor.py"))["main"]([]) == 0
     output = capsys.readouterr().out
     assert f"ok   torch                {torch.__version__}" in output
+    assert re.search(r"ok   cpu +2 cores: 1 process x \(1 thread \+ 1 of 4 loader workers\), DISTILL3D_CPUS=2", output)
     assert re.search(r"ok   bev_pool +cpu: (compiled|PyTorch twin)", output)
     assert "everything that is needed is there" in output
 

@@ -106,10 +106,10 @@ def test_published_distillations_load_as_student_or_distiller(name, tmp_path) ->
     torch.save({"epoch": 140, "model_state": published, "optimizer_state": None}, tmp_path / "d.pth")
 
     model = small_model()
-    load_weights(model, tmp_path / "d.pth")
+    load_weights(model, tmp_path / "d.pth", part="student")
     assert torch.equal(model.heading[0].weight, source.heading[0].weight)
     teacher = small_model(input="depth")
-    load_weights(teacher, tmp_path / "d.pth", prefix="centernet_depth.")
+    load_weights(teacher, tmp_path / "d.pth", part="teacher")
     assert teacher.heading[0].weight.abs().sum() == 0
     load_weights(distiller, tmp_path / "d.pth")
     assert torch.equal(distiller.student.heading[0].weight, source.heading[0].weight)

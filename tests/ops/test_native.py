@@ -122,6 +122,26 @@ def test_a_changed_source_or_flag_is_another_library(monkeypatch, tmp_path):
     assert len(names) == 3
 
 
+def test_a_library_belongs_to_an_architecture(monkeypatch):
+    monkeypatch.delenv("MMDET3D_ARCH", raising=False)
+    own = build.library_name("feature_decorator", "cpu")
+    assert own.startswith("feature_decorator-cpu-native-")
+    monkeypatch.setenv("MMDET3D_ARCH", "x86-64-v3")
+    named = build.library_name("feature_decorator", "cpu")
+    assert named.startswith("feature_decorator-cpu-x86-64-v3-")
+    monkeypatch.setattr(build, "_processor", lambda: "another machine")
+    assert build.library_name("feature_decorator", "cpu") == named, "it runs on every processor of that kind"
+    monkeypatch.delenv("MMDET3D_ARCH")
+    assert build.library_name("feature_decorator", "cpu") != own
+
+
+@needs_compiler
+def test_unknown_architecture(monkeypatch, tmp_path):
+    monkeypatch.setenv("MMDET3D_ARCH", "x86-64-v9")
+    with pytest.raises(build.BuildError, match=r"(?s)cpu.cpp does not compile.*x86-64-v9"):
+        build.build("feature_decorator", "cpu", tmp_path)
+
+
 def test_calls_refuse_what_kernels_cannot_read():
     kernels = native.Kernels("feature_decorator")
     with pytest.raises(ValueError, match="decorate_forward needs contiguous tensors on cpu"):
@@ -161,6 +181,37 @@ def test_card_lists(text, expected):
 @pytest.mark.parametrize("op", build.ops_with_kernels("cuda"))
 def test_cuda_sources_compile(op, tmp_path):
     assert build.build(op, "cuda", tmp_path, ("8.0", "9.0")).is_file()
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(
+    ("architecture", "tuning", "needs"),
+    [
+        ("x86-64-v2", "generic", {"sse4_2"}),
+        ("x86-64-v3", "generic", {"avx2", "fma", "bmi2"}),
+        # Tuned for AMD, g++ keeps some products and sums apart that it fuses elsewhere.
+        ("x86-64-v3", "znver3", {"avx2", "fma", "bmi2"}),
+        ("x86-64-v4", "generic", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
+    ],
+)
+def test_same_bits_with_any_number_of_threads_on_every_processor(architecture, tuning, needs, tmp_path):
+    """The tests that compare numbers of threads once more, with kernels for other processors than this one."""
+    if not needs <= set(build._processor().split()):
+        pytest.skip(f"this processor does not run code for {architecture}")
+    environment = {
+        **os.environ,
+        "MMDET3D_OPS": "native",
+        "MMDET3D_ARCH": architecture,
+        "MMDET3D_CFLAGS": f"-mtune={tuning}",
+        "MMDET3D_CACHE": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "tests/ops", "-m", "not slow", "-p", "no:cacheprovider"]
+    command += ["-k", "threads and not (reference or emulated)", "--ignore", "tests/ops/test_native.py"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    built = {library.name.split("-cpu-")[0] for library in tmp_path.glob(f"*-cpu-{architecture}-*.so")}
+    assert built == set(build.ops_with_kernels("cpu"))
 
 
 @pytest.mark.slow

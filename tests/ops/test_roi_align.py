@@ -176,6 +176,16 @@ def test_compiles_in_one_graph(backend):
     torch.testing.assert_close(compiled(features, boxes), roi_align(features, boxes, 7).sum())
 
 
+@pytest.mark.parametrize("backend", ["native"], indirect=True)
+def test_random_order_of_sums_is_refused_where_order_matters(monkeypatch):
+    """On CUDA the gradient is summed by atomic additions."""
+    asked = []
+    monkeypatch.setattr("mmdet3d.ops.roi_align.check_deterministic", lambda what, tensor: asked.append(what))
+    features, boxes = inputs()
+    roi_align(features, boxes, 7).sum().backward()
+    assert asked == ["roi_align backward"]
+
+
 def test_wrong_arguments():
     features, boxes = inputs()
     with pytest.raises(ValueError, match=r"features must have shape \(N, C, H, W\), got \(3, 9, 12\)"):

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from mmdet3d.datasets.kitti.completion import complete, project_scan
 from mmdet3d.datasets.kitti.files import read_calibration, read_ids, read_points, split_ids, write_depth
 from mmdet3d.datasets.processes import in_processes
 from mmdet3d.evaluation.kitti_objects import read_labels
+from mmdet3d.progress import progress_bar
 
 __all__ = ["check_tree", "make_depth"]
 
@@ -129,7 +129,9 @@ def make_depth(root: str | Path, workers: int = 1, progress: bool = True) -> int
             "data_object_velodyne.zip"
         )
     todo = [i for i in ids if not (root / _DEPTH / f"{i}.png").is_file()]
-    with tqdm(total=len(ids), initial=len(ids) - len(todo), unit="map", disable=not progress) as bar:
+    with progress_bar(
+        total=len(ids), initial=len(ids) - len(todo), desc="depth", unit="map", disable=not progress
+    ) as bar:
         for _ in in_processes(partial(_complete_frame, root), todo, workers):
             bar.update()
     return len(todo)

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdet3d.datasets.base import random_state
+from mmdet3d.datasets.cache import open_cache
 from mmdet3d.datasets.kitti.augment import Augmentation, View, flip_calibration, warp_depth, warp_image
-from mmdet3d.datasets.kitti.files import KittiCalibration, read_calibration, read_depth, read_ids, split_ids
+from mmdet3d.datasets.kitti.files import KittiCalibration, read_calibration, read_depths, read_ids, split_ids
 from mmdet3d.datasets.kitti.results import metrics_by_name, to_objects
 from mmdet3d.datasets.kitti.scene import kitti_scene
 from mmdet3d.datasets.scene import Scene
-from mmdet3d.datasets.transforms.images import read_image
+from mmdet3d.datasets.transforms.images import read_image, read_images
+from mmdet3d.datasets.views import Views
 from mmdet3d.evaluation.kitti import CLASSES, LOOSE, STRICT, evaluate_folder, write_metrics
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects, read_labels, write_results, zip_results
 from mmdet3d.registry import DATASETS, nearest
@@ -57,6 +58,8 @@ class KittiDataset(torch.utils.data.Dataset):
         ids: frames to use instead of all of the split, such as ["000007"].
         test_mode: no augmentation.
         seed: of augmentation.
+        cache, cache_limit: see `open_cache`.
+        views: fixed augmentations of each sample, the same for every seed; None augments anew in every epoch.
 
     Raises:
         FileNotFoundError: `dataset_root` or its images are missing.
@@ -78,6 +81,9 @@ class KittiDataset(torch.utils.data.Dataset):
         ids: Sequence[str] | None = None,
         test_mode: bool = False,
         seed: int = 0,
+        cache: str = "none",
+        cache_limit: float = 8,
+        views: int | None = None,
     ) -> None:
         self.root = Path(dataset_root)
         self.split = split
@@ -90,18 +96,29 @@ class KittiDataset(torch.utils.data.Dataset):
         self.depth_dir = self.root / depth_dir if depth_dir and self.annotated else None
         self.score_decimals = score_decimals
         self.augment = None if test_mode else Augmentation.from_config(augment or {})
-        self.seed = seed
         self.epoch = 0
+        self._read = open_cache(cache, self.root, cache_limit)
         self.tokens = self._find_ids(ids)
         self._label = {name: k for k, name in enumerate(self.classes)}
         self._learnt = {name: (self._label[name], True) for name in self.writelist}
         if class_merging:
             merged = {new: (self._label[old], False) for new, old in _MERGED.items() if old in self._learnt}
             self._learnt = merged | self._learnt
+        content = {
+            "split": [split, self.tokens],
+            "classes": [self.classes, self.writelist, class_merging],
+            "input": [self.image_size, depth_dir, dict(augment or {}), test_mode],
+        }
+        self._views = Views(views, seed, content)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.classes
+
+    @property
+    def views(self) -> int | None:
+        """Fixed augmentations of each sample."""
+        return self._views.count
 
     def set_epoch(self, epoch: int) -> None:
         """`epoch` (0-based) of the samples that are asked for next."""
@@ -120,12 +137,15 @@ class KittiDataset(torch.utils.data.Dataset):
             ValueError: one of them is damaged. Both name the file and what to do.
         """
         token = self.tokens[index]
+        stream = self._views.stream(self.epoch, index)
         try:
-            return self._load(token, random_state(self.seed, self.epoch, index))
+            sample = self._load(token, stream.rng)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(
                 f"{error}; `python tools/create_data.py kitti --root-path {self.root}` checks all files"
             ) from None
+        sample.view = stream.name(token)
+        return sample
 
     def calibration(self, index: int) -> KittiCalibration:
         """Matrices of a frame, as in its file."""
@@ -217,7 +237,7 @@ class KittiDataset(torch.utils.data.Dataset):
 
     def _load(self, token: str, rng: np.random.RandomState) -> Sample:
         path = self._file("image_2", token, "png")
-        image = read_image(path)
+        (image,) = self._read(read_images, [path])
         calibration = read_calibration(self._file("calib", token, "txt"))
         view = self.augment.draw(image.size, rng) if self.augment else View.whole(image.size)
         matrix = view.matrix(image.size, self.image_size)
@@ -259,7 +279,7 @@ class KittiDataset(torch.utils.data.Dataset):
                 f"depth map {path} is missing; `python tools/create_data.py kitti --root-path {self.root} --depth` "
                 "makes it from the LiDAR, and `depth_dir: null` does without"
             )
-        depth = read_depth(path, size[::-1])
+        (depth,) = self._read(read_depths, [path], size[::-1])
         return torch.from_numpy(warp_depth(depth[:, ::-1] if view.flip else depth, matrix, self.image_size))[None]
 
     def _objects(self, objects: Objects, calibration: KittiCalibration) -> ImageObjects:

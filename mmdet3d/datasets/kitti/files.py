@@ -17,6 +17,7 @@ __all__ = [
     "KittiCalibration",
     "read_calibration",
     "read_depth",
+    "read_depths",
     "read_ids",
     "read_points",
     "split_ids",
@@ -238,6 +239,11 @@ def read_depth(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
     if top < 0 or spare < 0:
         raise ValueError(f"{path}: the depth map {depth.shape} is larger than the image {tuple(size)}")
     return np.pad(depth, ((top, 0), (spare // 2, spare - spare // 2)), mode="edge")
+
+
+def read_depths(files: Sequence[Path], size: tuple[int, int]) -> list[np.ndarray]:
+    """See `read_depth`."""
+    return [read_depth(file, size) for file in files]
 
 
 def write_depth(path: str | Path, depth: np.ndarray) -> None:

@@ -23,7 +23,7 @@ def create_nuscenes(
     out_dir: str | Path,
     tag: str = "nuscenes",
     version: str = "v1.0-trainval",
-    workers: int = 4,
+    workers: int = 1,
     max_sweeps: int = 10,
     allow_missing: bool = False,
     database: bool = True,

@@ -19,6 +19,7 @@ from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.transforms.augment import transform_lidar_frame
 from mmdet3d.evaluation.nuscenes import MODALITIES, evaluate_submission, format_detections, write_submission
 from mmdet3d.evaluation.nuscenes_tables import CLASSES
+from mmdet3d.interop.checkpoints import file_digest
 from mmdet3d.registry import DATASETS, nearest
 from mmdet3d.structures import Detections3D, Sample
 
@@ -49,6 +50,8 @@ class NuScenesDataset(FrameDataset):
         eval_set: split for the evaluation; None for the info file's, or the validation split.
         seed: of augmentation.
         frame: of points, boxes and predictions: `lidar`, the scanner's, or `ego`, the vehicle's at the same time.
+        cache, cache_limit: see `open_cache`.
+        views: fixed augmentations of each sample, the same for every seed; None augments anew in every epoch.
 
     Raises:
         FileNotFoundError: no such info file.
@@ -71,6 +74,9 @@ class NuScenesDataset(FrameDataset):
         eval_set: str | None = None,
         seed: int = 0,
         frame: str = "lidar",
+        cache: str = "none",
+        cache_limit: float = 8,
+        views: int | None = None,
     ) -> None:
         classes = tuple(object_classes or CLASSES)
         _check_classes(classes)
@@ -82,7 +88,8 @@ class NuScenesDataset(FrameDataset):
             raise ValueError(f"load_interval: {load_interval} must be at least 1")
         if frame not in ("lidar", "ego"):
             raise ValueError(f"frame: {frame!r} is unknown, use lidar or ego")
-        records, metadata = read_infos(_find_info_file(Path(dataset_root), ann_file))
+        info_file = _find_info_file(Path(dataset_root), ann_file)
+        records, metadata = read_infos(info_file)
         records = sorted(records, key=lambda r: r.timestamp)
         if not records:
             raise ValueError(f"info file {ann_file} in {dataset_root} holds no frame")
@@ -93,7 +100,19 @@ class NuScenesDataset(FrameDataset):
         allowed = not test_mode and metadata.get("missing")
         lacking = incomplete_frames(records, Path(dataset_root), pipeline) if allowed else ()
         super().__init__(
-            records, dataset_root, pipeline, classes, test_mode, filter_empty_gt, seed, load_interval, lacking
+            records,
+            dataset_root,
+            pipeline,
+            classes,
+            test_mode,
+            filter_empty_gt,
+            seed,
+            load_interval,
+            lacking,
+            cache,
+            cache_limit,
+            views,
+            {"info_file": file_digest(info_file), "frame": frame, "use_valid_flag": use_valid_flag},
         )
         self.reference_frame = frame
         self.version = version or metadata.get("version")

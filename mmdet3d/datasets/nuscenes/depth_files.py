@@ -29,7 +29,7 @@ def create_depth(
     root: str | Path,
     version: str = "v1.0-trainval",
     out_dir: str | Path | None = None,
-    workers: int = 4,
+    workers: int = 1,
     allow_missing: bool = False,
 ) -> Path:
     """Write `depth_gt/{image file}.bin` for the key-frame images of the train and val splits.

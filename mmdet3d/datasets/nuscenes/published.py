@@ -8,7 +8,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from mmdet3d.datasets.records import CameraRecord, FrameRecord, SensorRecord
 
@@ -24,6 +23,8 @@ _ELONGATED = ("car", "truck", "bus", "bicycle", "motorcycle")
 
 def pose_matrix(translation: Sequence[float], quaternion: Sequence[float]) -> np.ndarray:
     """(4, 4) float64 of a translation (metres) and a quaternion (w, x, y, z), which is normalised; NaN stays NaN."""
+    from scipy.spatial.transform import Rotation  # half a second that most imports of this module need not pay
+
     matrix = np.eye(4)
     w, x, y, z = (float(v) for v in quaternion)
     finite = np.isfinite([w, x, y, z]).all()

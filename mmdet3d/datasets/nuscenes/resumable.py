@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mmdet3d.datasets.pickles import dump_pickle, load_pickle
 from mmdet3d.datasets.processes import in_processes
+from mmdet3d.progress import progress_bar
 
 __all__ = ["digest", "digest_files", "resumable_map"]
 
@@ -52,7 +51,7 @@ def resumable_map(
     """
     parts.mkdir(parents=True, exist_ok=True)
     todo = [(name, piece) for name, piece in pieces.items() if not (parts / f"{name}.pkl").is_file()]
-    with tqdm(total=len(pieces), initial=len(pieces) - len(todo), desc=description, unit="part") as bar:
+    with progress_bar(total=len(pieces), initial=len(pieces) - len(todo), desc=description, unit="part") as bar:
         for name, result in _results(function, todo, workers):
             dump_pickle(result, parts / f"{name}.pkl")
             bar.update()

@@ -7,13 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mmdet3d.datasets.processes import in_processes
 from mmdet3d.datasets.synthetic.scene import fragment_path, record_scene
 from mmdet3d.datasets.synthetic.settings import Settings
 from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, VERSION, common_tables, scene_name
 from mmdet3d.evaluation.files import atomic_write
+from mmdet3d.progress import progress_bar
 
 __all__ = ["claim", "generate"]
 
@@ -44,7 +43,9 @@ def generate(out_dir: str | Path, settings: Settings | None = None, workers: int
     root, settings = Path(out_dir), settings or Settings()
     claim(root, settings.to_dict())
     missing = [i for i in range(settings.scenes) if not fragment_path(root, i).is_file()]
-    with tqdm(total=settings.scenes, initial=settings.scenes - len(missing), unit="scene", disable=not progress) as bar:
+    with progress_bar(
+        total=settings.scenes, initial=settings.scenes - len(missing), desc="world", unit="scene", disable=not progress
+    ) as bar:
         for _ in in_processes(partial(record_scene, settings, root), missing, workers):
             bar.update()
     _write_tables(root, settings)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from mmdet3d.datasets.kitti.files import KittiCalibration, write_calibration, write_depth, write_points
 from mmdet3d.datasets.kitti.results import image_boxes, project_boxes
@@ -22,6 +21,7 @@ from mmdet3d.datasets.synthetic.settings import Settings
 from mmdet3d.datasets.synthetic.world import Actor, Population, World, build_world
 from mmdet3d.evaluation.files import atomic_write
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, NO_ORIENTATION, Objects, write_labels
+from mmdet3d.progress import progress_bar
 from mmdet3d.structures import Boxes3D
 from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL, boxes_to_kitti
 
@@ -176,7 +176,9 @@ def generate_kitti(
     missing = [
         i for i in range(scenes) if not all(_last(root, settings, i, k).is_file() for k in settings.frames_of(i))
     ]
-    with tqdm(total=scenes, initial=scenes - len(missing), unit="scene", disable=not progress) as bar:
+    with progress_bar(
+        total=scenes, initial=scenes - len(missing), desc="world", unit="scene", disable=not progress
+    ) as bar:
         for _ in in_processes(partial(_record_scene, settings, root), missing, workers):
             bar.update()
     for name, ids in settings.splits().items():

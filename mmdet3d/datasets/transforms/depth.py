@@ -52,6 +52,7 @@ def draw_depth(pixels: Tensor, depth: Tensor, image_aug: Tensor, size: tuple[int
     height, width = size
     u, v = (pixels @ image_aug[:2, :2].T + image_aug[:2, 3]).unbind(dim=1)
     seen = (depth > _MIN_DEPTH) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    seen = seen.nonzero().squeeze(1)
     index = v[seen].long() * width + u[seen].long()
     canvas = depth.new_full((height * width,), torch.inf)
     canvas.scatter_reduce_(0, index, depth[seen], reduce="amin")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,8 +40,12 @@ class PointsRangeFilter(Transform):
 
 
 def _inside(points: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    position = points[:, : len(lower)]
-    return points[((position > lower) & (position < upper)).all(dim=1)]
+    # Column by column in NumPy, and by index instead of by mask, which is much faster.
+    inside = np.ones(len(points), dtype=bool)
+    for column, least, most in zip(points.numpy().T, lower.numpy(), upper.numpy(), strict=False):
+        inside &= column > least
+        inside &= column < most
+    return points[torch.from_numpy(np.flatnonzero(inside))]
 
 
 @TRANSFORMS.register

@@ -10,7 +10,7 @@ import torch
 
 from mmdet3d.datasets.records import Context, FrameRecord, Transform
 from mmdet3d.datasets.transforms.compose import empty_sample
-from mmdet3d.datasets.transforms.images import read_view
+from mmdet3d.datasets.transforms.images import read_views
 from mmdet3d.datasets.transforms.loading import need
 from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Sample
@@ -69,7 +69,7 @@ class LoadHistoryImages(Transform):
     def _load(self, record: FrameRecord, key: Sample, context: Context) -> Sample:
         moved = _seen_from(record, context.record)
         past = empty_sample(moved)
-        past.images = [read_view(context.root, camera) for camera in moved.cameras.values()]
+        past.images = read_views(moved, context)
         for now, then, camera in zip(key.images, past.images, moved.cameras.values(), strict=True):
             if now.size != then.size:
                 raise ValueError(

@@ -11,12 +11,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mmdet3d.datasets.records import CameraRecord, Context, Transform
+from mmdet3d.datasets.records import Context, FrameRecord, Transform
 from mmdet3d.datasets.transforms.loading import need, read_bytes
 from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Sample
 
-__all__ = ["GridMask", "ImageNormalize", "LoadMultiViewImageFromFiles", "read_image", "read_view"]
+__all__ = ["GridMask", "ImageNormalize", "LoadMultiViewImageFromFiles", "read_image", "read_images", "read_views"]
 
 
 def read_image(path: Path) -> Image.Image:
@@ -37,21 +37,28 @@ def read_image(path: Path) -> Image.Image:
         raise ValueError(f"image file {path} cannot be decoded ({error}); fetch it again") from None
 
 
-def read_view(root: Path, camera: CameraRecord) -> Image.Image:
-    """The image of a camera.
+def read_images(files: Sequence[Path]) -> list[Image.Image]:
+    """See `read_image`."""
+    return [read_image(file) for file in files]
+
+
+def read_views(record: FrameRecord, context: Context) -> list[Image.Image]:
+    """The images of a frame's cameras, in their order.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: truncated or no image, or the calibration cannot belong to an image of that size.
     """
-    image = read_image(root / camera.path)
-    u, v = camera.intrinsics[:2, 2]
-    if not (0 <= u <= image.width and 0 <= v <= image.height):
-        raise ValueError(
-            f"image file {camera.path} has {image.width} x {image.height} pixels, but its calibration puts the "
-            f"principal point at ({u:.0f}, {v:.0f}); it belongs to an image of another size"
-        )
-    return image
+    cameras = list(record.cameras.values())
+    images = context.read(read_images, [context.root / camera.path for camera in cameras])
+    for image, camera in zip(images, cameras, strict=True):
+        u, v = camera.intrinsics[:2, 2]
+        if not (0 <= u <= image.width and 0 <= v <= image.height):
+            raise ValueError(
+                f"image file {camera.path} has {image.width} x {image.height} pixels, but its calibration puts the "
+                f"principal point at ({u:.0f}, {v:.0f}); it belongs to an image of another size"
+            )
+    return images
 
 
 @TRANSFORMS.register
@@ -63,7 +70,7 @@ class LoadMultiViewImageFromFiles(Transform):
     """
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
-        sample.images = [read_view(context.root, camera) for camera in context.record.cameras.values()]
+        sample.images = read_views(context.record, context)
         sample.meta["image_sizes"] = [image.size for image in sample.images]
         return sample
 
@@ -96,7 +103,7 @@ class ImageNormalize(Transform):
                 raise ValueError(f"the images of sample {frame.token} differ in size {sorted(sizes)}; add ImageAug3D")
             pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
             pixels = pixels.permute(0, 3, 1, 2)[:, self.channels].float()
-            frame.images = (pixels / 255 - self.mean) / self.std
+            frame.images = pixels.div_(255).sub_(self.mean).div_(self.std)
         return sample
 
 
@@ -135,6 +142,7 @@ class GridMask(Transform):
         self.mode = mode
         self.prob = prob
         self.fixed_prob = fixed_prob
+        self.epoch_setting = None if fixed_prob or not prob else "fixed_prob: true"
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
         images = need(sample, "images", self, "ImageNormalize")

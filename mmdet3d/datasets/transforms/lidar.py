@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,20 +53,26 @@ def keep_beams(points: np.ndarray, beams: int) -> np.ndarray:
     return points[keep]
 
 
+@dataclass(frozen=True)
 class _PointReader:
     """Reading one scan the way the config asks for."""
 
-    def __init__(
-        self, load_dim: int, use_dim: int | Sequence[int], reduce_beams: int, max_distance: float | None
-    ) -> None:
-        if reduce_beams < 32 and reduce_beams not in _BEAMS:
-            raise ValueError(f"reduce_beams: {reduce_beams} is not supported, use 32 (all), 16, 4 or 1")
-        self.columns = list(range(use_dim)) if isinstance(use_dim, int) else list(use_dim)
-        if not self.columns or max(self.columns) >= load_dim:
-            raise ValueError(f"use_dim: {use_dim} asks for columns that a file of load_dim: {load_dim} does not have")
-        self.load_dim = load_dim
-        self.reduce_beams = reduce_beams
-        self.max_distance = max_distance
+    load_dim: int
+    use_dim: int | Sequence[int]
+    reduce_beams: int
+    max_distance: float | None
+
+    def __post_init__(self) -> None:
+        if self.reduce_beams < 32 and self.reduce_beams not in _BEAMS:
+            raise ValueError(f"reduce_beams: {self.reduce_beams} is not supported, use 32 (all), 16, 4 or 1")
+        if not self.columns or max(self.columns) >= self.load_dim:
+            raise ValueError(
+                f"use_dim: {self.use_dim} asks for columns that a file of load_dim: {self.load_dim} does not have"
+            )
+
+    @property
+    def columns(self) -> list[int]:
+        return list(range(self.use_dim)) if isinstance(self.use_dim, int) else list(self.use_dim)
 
     def read(self, path: Path) -> np.ndarray:
         """All columns of the file, in the scanner's frame."""
@@ -80,6 +86,21 @@ class _PointReader:
         if self.load_dim > _TIME:
             points[:, _TIME] = lag
         return points[:, self.columns]
+
+
+def _read_scan(files: Sequence[Path], reader: _PointReader, sensor2lidar: np.ndarray) -> list[np.ndarray]:
+    """The points of one key-frame scan, in the record's LiDAR frame."""
+    (file,) = files
+    return [reader.select(_moved(reader.read(file), sensor2lidar), 0.0)]
+
+
+def _read_sweep(
+    files: Sequence[Path], reader: _PointReader, sensor2lidar: np.ndarray, lag: float, remove_close: bool
+) -> list[np.ndarray]:
+    """The points of one other scan, brought into the key frame."""
+    (file,) = files
+    points = reader.read(file)
+    return [reader.select(_moved(points[_is_kept(points, remove_close)], sensor2lidar), lag)]
 
 
 @TRANSFORMS.register
@@ -104,8 +125,8 @@ class LoadPointsFromFile(Transform):
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
         lidar = context.record.lidar
-        points = _moved(self._reader.read(context.root / lidar.path), lidar.sensor2lidar)
-        sample.points = torch.from_numpy(self._reader.select(points, 0.0))
+        (points,) = context.read(_read_scan, [context.root / lidar.path], self._reader, lidar.sensor2lidar)
+        sample.points = torch.from_numpy(points)
         return sample
 
 
@@ -144,7 +165,8 @@ class LoadPointsFromMultiSweeps(Transform):
         if chosen:
             sweeps = [self._load(sweep, context) for sweep in chosen]
         else:
-            own = key[self._is_kept(_moved(key, np.linalg.inv(context.record.lidar.sensor2lidar)))]
+            own = _moved(key, np.linalg.inv(context.record.lidar.sensor2lidar))
+            own = key[_is_kept(own, self.remove_close)]
             sweeps = [own] * (self.sweeps_num if self.pad_empty_sweeps else 0)
         sample.points = torch.from_numpy(np.concatenate([key, *sweeps]))
         return sample
@@ -156,13 +178,15 @@ class LoadPointsFromMultiSweeps(Transform):
         return [sweeps[i] for i in context.rng.choice(len(sweeps), self.sweeps_num, replace=False)]
 
     def _load(self, sweep: SensorRecord, context: Context) -> np.ndarray:
-        points = self._reader.read(context.root / sweep.path)
-        points = _moved(points[self._is_kept(points)], sweep.sensor2lidar)
-        return self._reader.select(points, (context.record.timestamp - sweep.timestamp) * 1e-6)
+        lag = (context.record.timestamp - sweep.timestamp) * 1e-6
+        files = [context.root / sweep.path]
+        (points,) = context.read(_read_sweep, files, self._reader, sweep.sensor2lidar, lag, self.remove_close)
+        return points
 
-    def _is_kept(self, points: np.ndarray) -> np.ndarray:
-        """(P,) bool, of points in the scanner's own frame."""
-        return (np.abs(points[:, :2]) >= (_CLOSE if self.remove_close else 0)).any(axis=1)
+
+def _is_kept(points: np.ndarray, remove_close: bool) -> np.ndarray:
+    """(P,) bool, of points in the scanner's own frame."""
+    return (np.abs(points[:, :2]) >= (_CLOSE if remove_close else 0)).any(axis=1)
 
 
 def _later_sweeps(context: Context, count: int) -> list[SensorRecord]:

@@ -137,6 +137,8 @@ class ObjectPaste(Transform):
                 f"ObjectPaste.db_sampler takes info_path, sample_groups, rate and prepare, got {', '.join(db_sampler)}"
             ) from None
         self.stop_epoch = stop_epoch
+        if stop_epoch is not None and stop_epoch > 0:
+            self.epoch_setting = "stop_epoch: -1 (never paste) or null (never stop)"
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
         if sample.unlabelled or (self.stop_epoch is not None and context.epoch >= self.stop_epoch):

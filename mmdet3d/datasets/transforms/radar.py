@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmdet3d.datasets.records import Context, SensorRecord, Transform
+from mmdet3d.datasets.records import Context, Transform
 from mmdet3d.datasets.transforms.loading import read_bytes
 from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Sample
@@ -125,25 +125,20 @@ class LoadRadarPointsMultiSweeps(Transform):
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
         sweeps = [
-            self._load(sweep, (channel[0].timestamp - sweep.timestamp) * 1e-6, context.root)
+            (sweep, (channel[0].timestamp - sweep.timestamp) * 1e-6)
             for channel in context.record.radars.values()
             for sweep in channel[: self.sweeps_num]
         ]
-        points = np.concatenate([np.zeros((0, _WIDTH), dtype=np.float32), *sweeps])[:, self.use_dim]
+        files = [context.root / sweep.path for sweep, _ in sweeps]
+        poses, lags = [sweep.sensor2lidar for sweep, _ in sweeps], [lag for _, lag in sweeps]
+        (points,) = context.read(
+            _read_sweeps, files, poses, lags, self.use_dim, self.compensate_velocity, self.filtering
+        )
         points = self._subsample(points, context)
         if self.normalize:
             points[:, 3:6] /= _FULL_SCALE
         sample.radar = torch.from_numpy(points)
         return sample
-
-    def _load(self, sweep: SensorRecord, lag: float, root: Path) -> np.ndarray:
-        path = root / sweep.path
-        raw = read_radar_pcd(path)
-        _check_states(raw, path)
-        if self.filtering == "default":
-            raw = raw[_passes_default_filter(raw)]
-        motion = lag if self.compensate_velocity else 0.0
-        return np.concatenate([_to_lidar(raw, sweep.sensor2lidar, motion), _encode(raw, lag)], axis=1)
 
     def _subsample(self, points: np.ndarray, context: Context) -> np.ndarray:
         if self.max_num is None or len(points) <= self.max_num:
@@ -151,6 +146,26 @@ class LoadRadarPointsMultiSweeps(Transform):
         if context.training:
             return points[np.sort(context.rng.choice(len(points), self.max_num, replace=False))]
         return points[np.arange(self.max_num) * len(points) // self.max_num]
+
+
+def _read_sweeps(
+    files: Sequence[Path],
+    poses: Sequence[np.ndarray],
+    lags: Sequence[float],
+    use_dim: Sequence[int],
+    compensate_velocity: bool,
+    filtering: str,
+) -> list[np.ndarray]:
+    """The points of all sweeps of a frame in its LiDAR frame: (R, len(use_dim)) float32."""
+    sweeps = [np.zeros((0, _WIDTH), dtype=np.float32)]
+    for file, pose, lag in zip(files, poses, lags, strict=True):
+        raw = read_radar_pcd(file)
+        _check_states(raw, file)
+        if filtering == "default":
+            raw = raw[_passes_default_filter(raw)]
+        moved = _to_lidar(raw, pose, lag if compensate_velocity else 0.0)
+        sweeps.append(np.concatenate([moved, _encode(raw, lag)], axis=1))
+    return [np.concatenate(sweeps)[:, list(use_dim)]]
 
 
 def _to_lidar(raw: np.ndarray, sensor2lidar: np.ndarray, motion: float) -> np.ndarray:

@@ -88,8 +88,10 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
     A cell is active where `mask` (B, X, Y) is set and the teacher has any response.
     """
-    active = mask & (teacher != 0).any(1)
-    distance = 0.5 * (student - teacher).square().mean(1)
+    samples, x, y = mask.nonzero(as_tuple=True)
+    ours, theirs = student[samples, :, x, y], teacher[samples, :, x, y]
+    active = (theirs != 0).any(1)
+    distance = 0.5 * (ours - theirs).square().mean(1)
     return (distance * active).sum() / active.sum().clamp(min=1)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mmdet3d.distill.losses.base import DistillLoss, full_precision
@@ -12,6 +15,8 @@ from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
 
 __all__ = ["AffinityLoss", "adapter", "affinity_distance", "resize"]
+
+_ROWS = 128  # of the affinities at a time on the CPU, so that they stay in its cache
 
 
 def adapter(channels: int) -> nn.Sequential:
@@ -65,10 +70,40 @@ def resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def affinity_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean absolute difference of the inner products of all pairs of cells, of maps (B, C, H, W)."""
-    return F.l1_loss(_affinity(student), _affinity(teacher))
+    """Mean absolute difference of the inner products of all pairs of cells, of maps (B, C, H, W).
+
+    The teacher's gets no gradient.
+    """
+    return _AffinityDistance.apply(student.flatten(2), teacher.flatten(2))
 
 
-def _affinity(feature: Tensor) -> Tensor:
-    cells = feature.flatten(2)
-    return cells.transpose(1, 2) @ cells
+class _AffinityDistance(torch.autograd.Function):
+    """The distance and, in the same pass, its gradient: a matrix of all pairs is big, and each value is needed once.
+
+    With D = S'S - T'T of the cells S and T (C, n), the distance is the mean of |D| and its gradient 2 S sign(D) / n^2.
+    D is symmetric, so of each block of rows only what is right of its diagonal is computed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        samples, _, cells = student.shape
+        left, right = torch.cat([student, teacher], 1).transpose(1, 2), torch.cat([student, -teacher], 1)
+        total, gradient = student.new_zeros(()), torch.zeros_like(student)
+        rows = cells if student.is_cuda else _ROWS
+        for start in range(0, cells, rows):
+            stop = min(start + rows, cells)
+            difference = left[:, start:stop] @ right[..., start:]
+            square, beside = difference.split([stop - start, cells - stop], dim=2)
+            total += square.abs().sum() + 2 * beside.abs().sum()
+            difference.sign_()
+            gradient[..., start:stop] += student[..., start:] @ difference.transpose(1, 2)
+            gradient[..., stop:] += student[..., start:stop] @ beside
+        pairs = samples * cells * cells
+        ctx.save_for_backward(gradient.mul_(2 / pairs))
+        return total / pairs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return grad * gradient, None

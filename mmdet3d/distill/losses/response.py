@@ -50,13 +50,15 @@ class ResponseLoss(CenterHeadLoss):
         batch: Batch,
     ) -> dict[str, Tensor]:
         """Both are head outputs: a list over tasks of dicts of (B, C, X, Y), `heatmap` in logits."""
+        classes = [task["heatmap"].shape[1] for task in teacher_value]
+        p, q = (clamped_sigmoid(torch.cat([t["heatmap"] for t in side], 1)) for side in (student_value, teacher_value))
+        focal = quality_focal(p, q, self.beta).split(classes, 1)
         terms = {}
-        for i, (student, teacher, weight) in enumerate(
-            zip(student_value, teacher_value, self.task_weights, strict=True)
+        for i, (student, teacher, loss, seen, weight) in enumerate(
+            zip(student_value, teacher_value, focal, q.split(classes, 1), self.task_weights, strict=True)
         ):
-            p, q = clamped_sigmoid(student["heatmap"]), clamped_sigmoid(teacher["heatmap"])
-            terms[f"heatmap/task{i}"] = weight * quality_focal_loss(p, q, self.beta)
-            terms[f"bbox/task{i}"] = weight * soft_box_loss(_boxes(student), _boxes(teacher), q.sum(1))
+            terms[f"heatmap/task{i}"] = weight * loss.sum() / _count(seen)
+            terms[f"bbox/task{i}"] = weight * soft_box_loss(_boxes(student), _boxes(teacher), seen.sum(1))
         return terms
 
 
@@ -65,7 +67,11 @@ def quality_focal_loss(p: Tensor, q: Tensor, beta: float = 2.0, positive: float 
 
     Source: Generalized Focal Loss, with the teacher's probability as quality.
     """
-    return quality_focal(p, q, beta).sum() / (q > positive).sum().clamp(min=1)
+    return quality_focal(p, q, beta).sum() / _count(q, positive)
+
+
+def _count(q: Tensor, positive: float = 0.3) -> Tensor:
+    return (q > positive).sum().clamp(min=1)
 
 
 def quality_focal(p: Tensor, q: Tensor, beta: float = 2.0) -> Tensor:
@@ -85,9 +91,10 @@ def soft_box_loss(student: Tensor, teacher: Tensor, response: Tensor) -> Tensor:
     """
     short_of = (0.1 - response.max()).clamp(min=0)
     steps = torch.where(response.max() > 0.1, torch.zeros_like(short_of), (short_of / 0.01).floor() + 1)
-    active = response > 0.1 - 0.01 * steps
-    distance = F.smooth_l1_loss(student, teacher, reduction="none").sum(1)
-    return 4 * (distance * response * active).sum() / active.sum().clamp(min=1)
+    sample, x, y = (response > 0.1 - 0.01 * steps).nonzero(as_tuple=True)
+    ours, theirs = student[sample, :, x, y], teacher[sample, :, x, y]
+    distance = F.smooth_l1_loss(ours, theirs, reduction="none").sum(1)
+    return 4 * (distance * response[sample, x, y]).sum() / max(len(sample), 1)
 
 
 def _boxes(task: Mapping[str, Tensor]) -> Tensor:

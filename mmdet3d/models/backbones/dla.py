@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdet3d.models.backbones.pretrained import checkpoint_of, load_weights, read_weights
+from mmdet3d.models.layers import PointwiseConv2d
 from mmdet3d.registry import MODELS
 
 __all__ = ["DLA"]
@@ -36,7 +37,7 @@ class _Root(nn.Module):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.conv = PointwiseConv2d(in_channels, channels, bias=False)
         self.bn = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
 
@@ -68,7 +69,7 @@ class _Tree(nn.Module):
         self.pool = nn.MaxPool2d(stride) if stride > 1 else nn.Identity()
         self.project: nn.Module = nn.Identity()
         if in_channels != channels:
-            self.project = nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+            self.project = nn.Sequential(PointwiseConv2d(in_channels, channels, bias=False), nn.BatchNorm2d(channels))
             if depth > 1:
                 # Part of published weights, but the inner tree projects its input itself.
                 self.project.requires_grad_(False)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmdet3d.models.backbones.pretrained import checkpoint_of, load_weights, read_weights
 from mmdet3d.models.deformable import ModulatedDeformConv
-from mmdet3d.models.layers import build_norm2d, freeze
+from mmdet3d.models.layers import PointwiseConv2d, build_norm2d, freeze
 from mmdet3d.registry import MODELS
 
 __all__ = ["ResNet"]
@@ -28,7 +28,7 @@ def _conv3x3(channels: int, stride: int, deform_groups: int) -> nn.Module:
 def _projection(in_channels: int, out_channels: int, stride: int, norm_cfg: _NormCfg) -> nn.Module | None:
     if stride == 1 and in_channels == out_channels:
         return None
-    conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    conv = PointwiseConv2d(in_channels, out_channels, stride, bias=False)
     return nn.Sequential(conv, build_norm2d(norm_cfg, out_channels))
 
 
@@ -60,11 +60,11 @@ class _Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         first, second = (1, stride) if style == "pytorch" else (stride, 1)
-        self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
+        self.conv1 = PointwiseConv2d(in_channels, width, first, bias=False)
         self.bn1 = build_norm2d(norm_cfg, width)
         self.conv2 = _conv3x3(width, second, deform_groups)
         self.bn2 = build_norm2d(norm_cfg, width)
-        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.conv3 = PointwiseConv2d(width, 4 * width, bias=False)
         self.bn3 = build_norm2d(norm_cfg, 4 * width)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _projection(in_channels, 4 * width, stride, norm_cfg)

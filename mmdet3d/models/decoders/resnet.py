@@ -9,24 +9,10 @@ from operator import mul
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdet3d.models.layers import PointwiseConv2d
 from mmdet3d.registry import MODELS
 
 __all__ = ["BEVResNet", "GeneralizedResNet"]
-
-
-class _Projection(nn.Sequential):
-    """Strided 1x1 convolution and BatchNorm.
-
-    The stride is a slice: the gradient of oneDNN's strided 1x1 convolution on channels-last tensors, which BEV pooling
-    yields, writes out of bounds for some sizes (PyTorch 2.13, 8 channels on 64 x 64 cells).
-    """
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__(nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x[..., :: self.stride, :: self.stride])
 
 
 class _ResidualBlock(nn.Module):
@@ -38,7 +24,9 @@ class _ResidualBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
-            self.downsample = _Projection(in_channels, channels, stride)
+            self.downsample = nn.Sequential(
+                PointwiseConv2d(in_channels, channels, stride, bias=False), nn.BatchNorm2d(channels)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.detectors.grids import check_grids
 from mmdet3d.models.encoders import build_voxelizer, voxelize_batch
+from mmdet3d.models.layers import channels_last
 from mmdet3d.registry import MODELS, nearest
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
@@ -128,7 +129,7 @@ class BEVFusion(Detector):
 
     def _image_backbone(self, batch: Batch) -> list[Tensor]:
         images = batch.require("images", "the camera encoder")
-        return list(self.encoders["camera"]["backbone"](images.flatten(0, 1)))
+        return list(self.encoders["camera"]["backbone"](channels_last(images.flatten(0, 1))))
 
     def _image_neck(self, batch: Batch, levels: list[Tensor]) -> Tensor:
         return self.encoders["camera"]["neck"](levels).unflatten(0, (len(batch), -1))
@@ -142,9 +143,10 @@ class BEVFusion(Detector):
         return encoder["backbone"](*voxelize_batch(encoder["voxelize"], points, self._reduce[name]))
 
     def _fuse(self, batch: Batch, *bevs: Tensor) -> tuple[Tensor, ...]:
+        maps = [channels_last(bev) for bev in bevs]
         if self.fuser is None:
-            return bevs[0], bevs[0]
-        fused, used = self.fuser(list(bevs))
+            return maps[0], maps[0]
+        fused, used = self.fuser(maps)
         return fused, *used
 
     def _decode_backbone(self, batch: Batch, bev: Tensor) -> list[Tensor]:

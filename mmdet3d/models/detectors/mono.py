@@ -25,6 +25,7 @@ from mmdet3d.models.heads.mono.regions import (
 )
 from mmdet3d.models.heads.mono.targets import MonoTargets, encode_objects, heat_maps, visible_depth
 from mmdet3d.models.heads.mono.task_schedule import TaskSchedule
+from mmdet3d.models.layers import channels_last
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, Detections3D
 
@@ -128,10 +129,11 @@ class MonoDetector(Detector):
 
     def _backbone(self, batch: Batch) -> list[Tensor]:
         if self.input == "rgb":
-            return self.backbone(batch.require("images", "MonoDetector")[:, 0])
+            return self.backbone(channels_last(batch.require("images", "MonoDetector")[:, 0]))
         depth = batch.require("depths", "MonoDetector with input: depth")
         crop_scale = _crop_scale(batch, depth)[:, None, None, None]
-        return self.backbone((depth * crop_scale / _DEPTH_UNITS[self.depth_norm]).expand(-1, 3, -1, -1))
+        scaled = depth * crop_scale / _DEPTH_UNITS[self.depth_norm]
+        return self.backbone(channels_last(scaled.expand(-1, 3, -1, -1)))
 
     def _neck(self, batch: Batch, levels: list[Tensor]) -> list[Tensor]:
         return self.feat_up(levels[-4:])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdet3d.models.detectors.bevfusion import BEVFusion
+from mmdet3d.models.layers import channels_last
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
 
@@ -81,4 +82,4 @@ class TemporalCamera(BEVFusion):
         return self.encoders["camera"]["vtransform"](features, key, frame.calibration)[0]
 
     def _fuse(self, batch: Batch, key: Tensor, history: Tensor) -> tuple[Tensor, ...]:
-        return torch.cat([key, history], dim=1), key
+        return channels_last(torch.cat([key, history], dim=1)), key

@@ -29,7 +29,7 @@ class PointLayer(nn.Module):
         self.norm = build_norm1d(norm_cfg, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.linear(x).transpose(1, 2)).transpose(1, 2).relu()
+        return self.norm(self.linear(x).flatten(0, 1)).unflatten(0, x.shape[:2]).relu()
 
 
 class PillarNet(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdet3d.models.layers import convolve_together
 from mmdet3d.registry import MODELS
 
 __all__ = ["GatedFuser"]
@@ -37,10 +38,7 @@ class GatedFuser(nn.Module):
 
     def forward(self, inputs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Two (B, C_i, X, Y) to the fused (B, C, X, Y) and the two inputs after their gates."""
-        first, second = inputs
         both = torch.cat(inputs, dim=1)
-        gated = [
-            first * self.input_conv_sensor_1(both).sigmoid(),
-            second * self.input_conv_sensor_2(both).sigmoid(),
-        ]
-        return F.relu(self.output_fuser_conv_norm(torch.cat(gated, dim=1))), gated
+        gates = convolve_together([self.input_conv_sensor_1, self.input_conv_sensor_2], both).sigmoid()
+        gated = both * gates
+        return F.relu(self.output_fuser_conv_norm(gated)), list(gated.split([x.shape[1] for x in inputs], dim=1))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdet3d.models.heads.box_coder import CODE_SIZE, decode_boxes
+from mmdet3d.models.heads.branches import SeparateHead, run_together
 from mmdet3d.models.heads.config import grid_from, read_block
 from mmdet3d.models.heads.targets import Objects, gather_objects, heatmap_target
 from mmdet3d.models.layers import ConvModule
@@ -41,31 +42,6 @@ _TEST = {
     "post_max_size": 83,
 }
 _SEPARATE = {"init_bias": -2.19, "final_kernel": 3}
-
-
-class SeparateHead(nn.Module):
-    """One small branch of convolutions per predicted quantity.
-
-    Args:
-        channels: of the input and of hidden layers.
-        branches: per name (output channels, number of convolutions).
-        final_kernel: kernel of every convolution.
-        init_bias: first bias of `heatmap`: the logit of an object's prior probability.
-    """
-
-    def __init__(
-        self, channels: int, branches: Mapping[str, tuple[int, int]], final_kernel: int, init_bias: float
-    ) -> None:
-        super().__init__()
-        for name, (out_channels, convolutions) in branches.items():
-            hidden = [ConvModule(channels, channels, final_kernel) for _ in range(convolutions - 1)]
-            final = nn.Conv2d(channels, out_channels, final_kernel, padding=final_kernel // 2)
-            if name == "heatmap":
-                nn.init.constant_(final.bias, init_bias)
-            self.add_module(name, nn.Sequential(*hidden, final))
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {name: branch(x) for name, branch in self.named_children()}
 
 
 @MODELS.register
@@ -139,8 +115,7 @@ class CenterHead(nn.Module):
         """
         if tuple(bev.shape[-2:]) != self.grid.shape:
             raise ValueError(f"the head's grid is {self.grid}, but its input has {bev.shape[-2]}x{bev.shape[-1]} cells")
-        shared = self.shared_conv(bev)
-        return [head(shared) for head in self.task_heads]
+        return run_together(self.task_heads, self.shared_conv(bev))
 
     # -- training ---------------------------------------------------------------------------------------------------
 

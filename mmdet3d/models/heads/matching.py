@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mmdet3d.models.heads.config import read_block
@@ -58,6 +57,8 @@ class HungarianAssigner3D:
         Returns:
             The matched predictions and their objects, both (min(P, M),) int64, and their IoU.
         """
+        from scipy.optimize import linear_sum_assignment  # half a second that most models need not pay
+
         iou = rotated_iou_3d(predicted.tensor[:, :7], boxes.tensor[:, :7])
         extent = boxes.tensor.new_tensor(self.extent)
         distance = torch.cdist(predicted.centers[:, :2] / extent, boxes.centers[:, :2] / extent, p=1)

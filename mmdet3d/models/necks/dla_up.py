@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,12 @@ from mmdet3d.models.layers import conv_bn_relu
 from mmdet3d.registry import MODELS
 
 __all__ = ["DLAUp"]
+
+
+def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
+    """3x3 convolution, BatchNorm and ReLU by the names of published checkpoints."""
+    layers = conv_bn_relu(in_channels, out_channels, 3, padding=1)
+    return nn.Sequential(OrderedDict(zip(("conv", "bn", "relu"), layers, strict=True)))
 
 
 class _Aggregation(nn.Module):
@@ -24,11 +31,11 @@ class _Aggregation(nn.Module):
         super().__init__()
         width = in_channels[0]
         for i, channels in enumerate(in_channels[1:], start=1):
-            self.add_module(f"proj_{i}", nn.Sequential(*conv_bn_relu(channels, width, 3, padding=1)))
+            self.add_module(f"proj_{i}", _projection(channels, width))
             up = nn.ConvTranspose2d(width, width, 4, 2, 1, groups=width, bias=False)
             _fill_bilinear(up.weight)
             self.add_module(f"up_{i}", up)
-            self.add_module(f"node_{i}", nn.Sequential(*conv_bn_relu(2 * width, width, 3, padding=1)))
+            self.add_module(f"node_{i}", _projection(2 * width, width))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """One merged map per input but the first, all of the first one's size."""

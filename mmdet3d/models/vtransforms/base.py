@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.models.layers import conv_bn_relu
+from mmdet3d.models.layers import PointwiseConv2d, conv_bn_relu
 from mmdet3d.models.vtransforms.depth_supervision import depth_loss
 from mmdet3d.ops.bev_pool import PlanCache, PoolPlan, plan_pool
 from mmdet3d.registry import MODELS
@@ -213,7 +213,7 @@ class BaseTransform(nn.Module, ABC):
         return nn.Sequential(
             *conv_bn_relu(in_channels, channels, 3, padding=1, bias=True),
             *conv_bn_relu(channels, channels, 3, padding=1, bias=True),
-            nn.Conv2d(channels, self.depth_bins + self.out_channels, 1),
+            PointwiseConv2d(channels, self.depth_bins + self.out_channels),
         )
 
     def _split(self, logits: Tensor) -> tuple[Tensor, Tensor]:

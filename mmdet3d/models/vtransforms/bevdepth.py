@@ -28,7 +28,7 @@ class AwareBEVDepth(BaseTransform):
         bevdepth_downsample: stride of the features in the image; None takes image_size / feature_size.
         bevdepth_refine: convolve the lifted features over depth and image column before pooling. This forms the lifted
             tensor, which costs memory.
-        mid_channels: width of the depth network; None takes the channels of its input.
+        mid_channels: width of the depth network; None takes that of the image features.
         dcn_groups: see `DepthNet`.
         others: see `BaseTransform`.
 
@@ -76,7 +76,7 @@ class AwareBEVDepth(BaseTransform):
                 "it out"
             )
         channels = in_channels + self.measured_channels
-        self.depthnet = DepthNet(channels, mid_channels or channels, out_channels, self.depth_bins, dcn_groups)
+        self.depthnet = DepthNet(channels, mid_channels or in_channels, out_channels, self.depth_bins, dcn_groups)
         self.refinement = FrustumRefinement(out_channels) if bevdepth_refine else None
 
     def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,7 @@ class DepthMap:
         canvas = points.new_zeros(cameras, height * width, self.channels)
         pixel, depth, inside = self._pixels(points, calibration)
         camera, point = inside.nonzero(as_tuple=True)
-        pixel, depth = pixel[inside], depth[inside]
+        pixel, depth = pixel[camera, point], depth[camera, point]
         if self.dbound is None and not self.point_channels:
             nearest = torch.full_like(canvas.view(-1), torch.inf)
             nearest.scatter_reduce_(0, camera * height * width + pixel, depth, "amin")

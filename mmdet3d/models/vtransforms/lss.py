@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from mmdet3d.models.layers import PointwiseConv2d
 from mmdet3d.models.vtransforms.base import BaseTransform
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
@@ -16,7 +17,7 @@ class LSSTransform(BaseTransform):
     """Depth and context from image features by one 1x1 convolution. Arguments: see `BaseTransform`."""
 
     def _build_lift(self) -> None:
-        self.depthnet = nn.Conv2d(self.in_channels, self.depth_bins + self.out_channels, 1)
+        self.depthnet = PointwiseConv2d(self.in_channels, self.depth_bins + self.out_channels)
 
     def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         return self._split(self.depthnet(features))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdet3d.ops.checks import check_shapes
+from mmdet3d.ops.checks import check_deterministic, check_shapes
 from mmdet3d.ops.native import DTYPE_CODES, Kernels
 from mmdet3d.ops.roi_align import reference
 
@@ -31,7 +31,8 @@ def roi_align(
 
     Pixel centres lie at whole coordinates (`aligned=False`, as the KITTI systems have it; boxes are then at least one
     pixel wide and high) or at half ones (`aligned=True`). A sample within a pixel outside of the map takes the border's
-    value, one farther out is zero. Gradients go to the features, not to the boxes.
+    value, one farther out is zero. Gradients go to the features, not to the boxes; on CUDA they are summed by atomic
+    additions, so their last bits may differ between runs.
 
     Args:
         features: (N, C, H, W).
@@ -48,6 +49,7 @@ def roi_align(
     Raises:
         ValueError: shapes or sizes that make no sense; on the CPU also an image index that names no image (on CUDA,
             where looking would cost a synchronisation, such boxes give NaN).
+        RuntimeError: in the backward on CUDA, if `torch.use_deterministic_algorithms` is on.
     """
     sizes = check_shapes(features=(features, "N C H W"), boxes=(boxes, "K 5"))
     if not sizes["H"] or not sizes["W"]:
@@ -115,6 +117,7 @@ def _(
 def _align_backward(
     grad_out: Tensor, boxes: Tensor, shape: list[int], spatial_scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:
+    check_deterministic("roi_align backward", grad_out)
     grad = grad_out.new_zeros(shape)
     _kernels.call(
         "roi_align_gradient",

@@ -5,6 +5,11 @@
 #include <cstring>
 #include <type_traits>
 #include <vector>
+#if defined(__FMA__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 // Vectors as long as the processor's registers; a block of rows x vectors occupies most of the registers.
 #if defined(__AVX512F__)
@@ -31,6 +36,30 @@ inline Vector<T> load(const T* source) {
 }
 template <typename T>
 inline void store(T* target, Vector<T> value) { memcpy(target, &value, BYTES); }
+
+// a * b + c, rounded once where the processor can. A compiler left to choose does it in blocks of some sizes and not of
+// others, and the last bit of a row would depend on the block that it falls into, hence on the number of threads.
+#if defined(__AVX512F__)
+inline Vector<float> multiply_add(float a, Vector<float> b, Vector<float> c) {
+  return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c);
+}
+inline Vector<double> multiply_add(double a, Vector<double> b, Vector<double> c) {
+  return _mm512_fmadd_pd(_mm512_set1_pd(a), b, c);
+}
+#elif defined(__FMA__)
+inline Vector<float> multiply_add(float a, Vector<float> b, Vector<float> c) {
+  return _mm256_fmadd_ps(_mm256_set1_ps(a), b, c);
+}
+inline Vector<double> multiply_add(double a, Vector<double> b, Vector<double> c) {
+  return _mm256_fmadd_pd(_mm256_set1_pd(a), b, c);
+}
+#elif defined(__aarch64__)
+inline Vector<float> multiply_add(float a, Vector<float> b, Vector<float> c) { return vfmaq_n_f32(c, b, a); }
+inline Vector<double> multiply_add(double a, Vector<double> b, Vector<double> c) { return vfmaq_n_f64(c, b, a); }
+#else
+template <typename T>
+Vector<T> multiply_add(T a, Vector<T> b, Vector<T> c) { return a * b + c; }
+#endif
 
 template <typename T>
 int64_t padded(int64_t channels) { return (channels + LANES<T> - 1) / LANES<T> * LANES<T>; }
@@ -67,7 +96,7 @@ void multiply(const T* const* sources, T* const* targets, int64_t column, const 
     Vector<T> factor[V];
     for (int v = 0; v < V; ++v) factor[v] = load(panel + v * LANES<T>);
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < V; ++v) sum[r][v] += sources[r][i] * factor[v];
+      for (int v = 0; v < V; ++v) sum[r][v] = multiply_add(sources[r][i], factor[v], sum[r][v]);
   }
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) {
@@ -146,7 +175,7 @@ void outer(int64_t pairs, const T* const* sources, const T* const* gradients, in
     Vector<T> gradient[V];
     for (int v = 0; v < V; ++v) gradient[v] = load(gradients[p] + column + v * LANES<T>);
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < V; ++v) sum[r][v] += source[r] * gradient[v];
+      for (int v = 0; v < V; ++v) sum[r][v] = multiply_add(source[r], gradient[v], sum[r][v]);
   }
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) {

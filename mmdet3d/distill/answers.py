@@ -1,0 +1,186 @@
+"""What a teacher answered, on disk.
+
+    FOLDER/TEACHER/metadata.json                what the teacher is
+    FOLDER/TEACHER/DATA/TOKEN.PLACE.VIEW.safetensors    its answers to one sample
+
+TEACHER is the digest of its weights and config, `DATA/TOKEN.PLACE.VIEW` the name of the sample (`Sample.view`). A file
+holds a tensor per tap, as the teacher answers to a batch of this one sample; of a tap that is a list or a dict, one per
+entry, named `TAP/INDEX` or `TAP/KEY`, and so on within these. Numbers are float16, or float32 where that is too narrow;
+integers and booleans are as they are. `sample` holds numbers that tell the sample from others, see `describe`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from mmdet3d.structures import Batch
+
+__all__ = ["Answers", "describe", "join"]
+
+_SAMPLE = "sample"
+
+
+class Answers:
+    """The answers of one teacher.
+
+    Several processes may read and write the same folder: files are whole or absent.
+
+    Args:
+        folder: of this teacher.
+        about: what the teacher is; written to `metadata.json`.
+    """
+
+    def __init__(self, folder: str | Path, about: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self._about = dict(about)
+        self._warned = False
+
+    def read(self, sample: Batch, taps: Collection[str]) -> dict[str, Any]:
+        """The answers to one sample, those of `taps` that are there, on the CPU; none if the file is damaged.
+
+        Raises:
+            ValueError: the answers are to another sample of this name.
+        """
+        path = self._path(sample)
+        try:
+            with safe_open(path, "pt") as file:
+                names = file.keys()
+                self._check(sample, file.get_tensor(_SAMPLE), path)
+                found = {tap: [n for n in names if n.split("/")[0] == tap] for tap in taps}
+                return {tap: _nested(tap, {n: file.get_tensor(n) for n in own}) for tap, own in found.items() if own}
+        except FileNotFoundError:
+            return {}
+        except SafetensorError as error:
+            self._warn(f"{path} is damaged ({error}); the teacher answers anew, as for every such file in this folder")
+            return {}
+
+    def write(self, sample: Batch, answers: Mapping[str, Any]) -> dict[str, Any]:
+        """Store the answers to one sample, by tap, beside those of other taps.
+
+        Returns:
+            The answers as `read` will give them.
+
+        Raises:
+            ValueError: an answer is neither tensor, list nor dict, or a number is not finite.
+        """
+        path = self._path(sample)
+        tensors = {name: _packed(name, t) for tap, value in answers.items() for name, t in _flat(tap, value).items()}
+        content = self._others(path) | tensors | {_SAMPLE: describe(sample)}
+        if not (self.folder / "metadata.json").is_file():
+            _place(json.dumps(self._about, indent=1).encode(), self.folder / "metadata.json")
+        _place(save(content), path)
+        return {tap: _nested(tap, tensors) for tap in answers}
+
+    def _path(self, sample: Batch) -> Path:
+        return self.folder / f"{sample.views[0]}.safetensors"
+
+    def _others(self, path: Path) -> dict[str, Tensor]:
+        try:
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (FileNotFoundError, SafetensorError):
+            return {}
+
+    def _check(self, sample: Batch, stored: Tensor, path: Path) -> None:
+        seen = describe(sample)
+        if seen.shape != stored.shape or not torch.allclose(seen, stored, rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"{path} holds the teacher's answers to another sample than {sample.tokens[0]} as it is loaded now; "
+                f"the sensors' files or their processing changed since: delete the folder {path.parent}"
+            )
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            logging.getLogger("mmdet3d").warning(message)
+        self._warned = True
+
+
+def describe(sample: Batch) -> Tensor:
+    """(K,) float64 on the CPU: what tells the sample, a batch of one, from others and from its other views.
+
+    The matrices of the augmentation, means of images (per camera) and depths, number and means of points, radar
+    detections, boxes and labels, whichever are there, and those of the history. Equal to about 1e-4 wherever the sample
+    is loaded.
+    """
+    calibration = sample.calibration
+    parts = [calibration.lidar_aug, calibration.image_aug]
+    parts += [value.mean((-3, -2, -1)) for value in (sample.images, sample.depths) if value is not None]
+    ragged = [sample.points, sample.radar, sample.boxes and [b.tensor for b in sample.boxes], sample.labels]
+    ragged.append(sample.objects and [objects.boxes2d for objects in sample.objects])
+    for values in ragged:
+        if values is not None:
+            rows = values[0].nan_to_num()
+            parts += [rows.new_tensor([len(rows)]), rows.sum(0, dtype=torch.float64) / max(len(rows), 1)]
+    parts += [describe(past) for past in sample.history or ()]
+    return torch.cat([part.flatten().double() for part in parts]).cpu()
+
+
+def join(answers: Sequence[Any], device: torch.device) -> Any:
+    """The answers to samples side by side on `device`, as if to a batch of them; numbers become float32.
+
+    An entry `image` of a dict says in which sample of the batch each row is.
+    """
+    first = answers[0]
+    if isinstance(first, Mapping):
+        own = {"image": [torch.full_like(a["image"], k) for k, a in enumerate(answers)]} if "image" in first else {}
+        return {key: join(own.get(key) or [a[key] for a in answers], device) for key in first}
+    if isinstance(first, list):
+        return [join(entries, device) for entries in zip(*answers, strict=True)]
+    joined = torch.cat(answers).to(device)
+    return joined.float() if joined.is_floating_point() else joined
+
+
+def _flat(name: str, value: Any) -> dict[str, Tensor]:
+    if isinstance(value, Tensor):
+        return {name: value}
+    if isinstance(value, Mapping):
+        entries = value.items()
+    elif isinstance(value, (list, tuple)):
+        entries = enumerate(value)
+    else:
+        raise ValueError(
+            f"the teacher answers {name} with a {type(value).__name__}, which cannot be stored; distil from other "
+            "taps, or set model.teacher.answers to null"
+        )
+    return {n: t for key, entry in entries for n, t in _flat(f"{name}/{key}", entry).items()}
+
+
+def _nested(name: str, tensors: Mapping[str, Tensor]) -> Any:
+    """Undo of `_flat`."""
+    if name in tensors:
+        return tensors[name]
+    keys = dict.fromkeys(n[len(name) + 1 :].split("/")[0] for n in tensors if n.startswith(f"{name}/"))
+    entries = {key: _nested(f"{name}/{key}", tensors) for key in keys}
+    return [entries[str(k)] for k in range(len(entries))] if all(k.isdecimal() for k in keys) else entries
+
+
+def _place(content: bytes, path: Path) -> None:
+    """The file appears under its name when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _packed(name: str, value: Tensor) -> Tensor:
+    value = value.detach().cpu().clone(memory_format=torch.contiguous_format)  # a view of nothing else, to be stored
+    if not value.is_floating_point():
+        return value
+    if not value.isfinite().all():
+        raise ValueError(f"the teacher answers {name} with numbers that are not finite; check its checkpoint")
+    half = value.half()
+    return half if half.isfinite().all() else value.float()

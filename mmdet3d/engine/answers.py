@@ -1,0 +1,54 @@
+"""Filling the folder of a distillation's stored teacher answers ahead of its trainings."""
+
+from __future__ import annotations
+
+import torch
+from tqdm import tqdm
+
+from mmdet3d.config import Config
+from mmdet3d.datasets import build_dataset
+from mmdet3d.distill import Distiller, StoredTeacher
+from mmdet3d.engine import distributed
+from mmdet3d.engine.data import TrainSampler, batches, build_loader
+from mmdet3d.engine.settings import Settings, autocast_dtype
+from mmdet3d.models import build_model
+
+__all__ = ["store_answers"]
+
+
+def store_answers(cfg: Config) -> StoredTeacher:
+    """Ask the teacher about every view of every training sample; what is stored already is not asked again.
+
+    Every rank must call; they share the samples.
+
+    Args:
+        cfg: of a distillation with `model.teacher.answers`; the teacher's score is not looked at.
+
+    Raises:
+        ValueError: another config, or samples that do not come back; see also `StoredTeacher`.
+        FileNotFoundError: see `Distiller.setup_training`.
+    """
+    settings = Settings.from_config(cfg)
+    device = distributed.init()
+    model = build_model(cfg.model)
+    if not isinstance(model, Distiller) or not model.losses:
+        raise ValueError(
+            f"the config describes a {cfg.model['type']} without distillation losses; only with them is a teacher asked"
+        )
+    model.to(device).setup_training(lambda _: {})
+    if not isinstance(model.instructor, StoredTeacher):
+        raise ValueError("model.teacher.answers names no folder; pass --model.teacher.answers FOLDER")
+    dataset = build_dataset(cfg.data.train, settings.seed)
+    rank, world = distributed.rank(), distributed.world_size()
+    sampler = TrainSampler(len(dataset), settings.samples_per_gpu, settings.seed, rank, world)
+    loader = build_loader(dataset, sampler, settings.workers_per_gpu, settings.seed)
+    dtype = autocast_dtype(settings.precision, device)
+    views = min(dataset.views or 1, settings.max_epochs)
+    with tqdm(total=views * len(sampler), desc="answers", unit="batch", disable=not distributed.is_main()) as bar:
+        for view in range(views):
+            sampler.set_epoch(view)
+            for batch in batches(loader):
+                with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+                    model.taught(batch.to(device))
+                bar.update()
+    return model.instructor

@@ -1,0 +1,167 @@
+"""A recipe over seeds as a graph of trainings, and what is there of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmdet3d.config import Config, load_config, parse_yaml
+from mmdet3d.datasets import build_dataset
+from mmdet3d.engine.checkpoint import RunCheckpoints
+from mmdet3d.engine.executor import Spent, Task
+from mmdet3d.engine.recipe_file import Recipe
+from mmdet3d.interop.checkpoints import metadata_path
+
+__all__ = ["Node", "build_graph"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """The training of one run of a recipe with one seed.
+
+    Args:
+        run, seed: of the recipe.
+        source: the config file; `config` is that, resolved.
+        folder: `<run>-seed<seed>` in the recipe's folder.
+        needs: names of the nodes whose checkpoints it starts from.
+        cost: CPU seconds per step on the reference machine, if known.
+    """
+
+    run: str
+    seed: int
+    source: str
+    config: Config
+    folder: Path
+    needs: tuple[str, ...]
+    cost: float | None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def weights(self) -> Path:
+        """The final checkpoint."""
+        return self.folder / f"epoch_{self.config.max_epochs}.safetensors"
+
+    @property
+    def checkpoint(self) -> str:
+        """The final checkpoint, relative to the recipe's folder."""
+        return f"{self.name}/{self.weights.name}"
+
+    def task(self, samples: int | None, factor: float | None) -> Task:
+        """The node for the executor.
+
+        Args:
+            samples: in an epoch; None to ask the data set.
+            factor: how much longer this machine takes than the reference machine; None if not measured.
+        """
+        if samples is None:
+            samples = len(build_dataset(self.config.data.train, self.config.seed))
+        steps = self.config.max_epochs * -(-samples // self.config.data.samples_per_gpu)
+        seconds = None if factor is None or self.cost is None else self.cost * factor
+        return Task(self.name, self.run, self.folder, self.needs, steps, self.config.max_epochs, seconds)
+
+    # -- what is there ----------------------------------------------------------------------------------------------
+
+    def check_folder(self, checkpoints: Collection[str]) -> None:
+        """Raises ValueError if the folder holds a run of another config; `checkpoints` are those of the recipe."""
+        settings = self.folder / "configs.yaml"
+        if settings.is_file():
+            texts = settings.read_text(), self.config.dump()
+            found, wanted = (_portable(parse_yaml(text), checkpoints) for text in texts)
+            if found != wanted:
+                raise ValueError(
+                    f"{self.folder} holds a run of another config; remove that folder or choose another --run-dir"
+                )
+
+    def prepare(self) -> None:
+        """Make the folder, with the config that the process reads."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._note.unlink(missing_ok=True)
+        if RunCheckpoints(self.folder).resumable():
+            self._note.write_text(json.dumps({"seconds": None, "cpu_seconds": None}) + "\n")
+        (self.folder / "configs.yaml").write_text(self.config.dump())
+
+    def note(self, spent: Spent) -> None:
+        """Keep what the training took, if that was one stretch.
+
+        Raises:
+            ValueError: the training has not ended with an evaluated checkpoint.
+        """
+        if self._metadata() is None:
+            raise ValueError(f"{self.folder} has no evaluated final checkpoint; remove that folder to train it anew")
+        if not self._note.is_file():
+            self._note.write_text(json.dumps(vars(spent)) + "\n")
+
+    def result(self) -> dict[str, Any] | None:
+        """The entry of `results.json`; None if the training is not finished."""
+        metadata = self._metadata()
+        if metadata is None:
+            return None
+        spent = json.loads(self._note.read_text()) if self._note.is_file() else {}
+        return {
+            "config": self.source,
+            "seconds": spent.get("seconds"),
+            "cpu_seconds": spent.get("cpu_seconds"),
+            "iterations": metadata["iteration"],
+            "metrics": metadata["metrics"],
+            "checkpoint": self.checkpoint,
+        }
+
+    @property
+    def _note(self) -> Path:
+        return self.folder / "done.json"
+
+    def _metadata(self) -> dict[str, Any] | None:
+        """Of the final weights, once they were evaluated."""
+        side = metadata_path(self.weights)
+        if not self.weights.is_file() or not side.is_file():
+            return None
+        metadata = json.loads(side.read_text())
+        return metadata if metadata["metrics"] else None
+
+
+def build_graph(
+    recipe: Recipe, run_dir: Path, seeds: Sequence[int], overrides: Mapping[str, Any]
+) -> dict[tuple[str, int], Node]:
+    """Every run with every seed, each after those it needs; a shared run is one node, that of the first seed.
+
+    Args:
+        overrides: of the user, for every config.
+
+    Returns:
+        Per run and seed; a shared run has the same node for every seed.
+
+    Raises:
+        ValueError: a folder holds a run of another config.
+    """
+    graph: dict[tuple[str, int], Node] = {}
+    for seed in seeds:
+        for name, run in recipe.runs.items():
+            if run.shared and seed != seeds[0]:
+                graph[name, seed] = graph[name, seeds[0]]
+                continue
+            earlier = {other: graph[other, seed] for other in run.references.values()}
+            checkpoints = {other: str(node.weights) for other, node in earlier.items()}
+            config = load_config(run.config, {**run.overrides_with(overrides, checkpoints), "seed": seed})
+            needs = tuple(dict.fromkeys(node.name for node in earlier.values()))
+            graph[name, seed] = Node(name, seed, run.config, config, run_dir / f"{name}-seed{seed}", needs, run.cost)
+    checkpoints = {node.checkpoint for node in graph.values()}
+    for node in graph.values():
+        node.check_folder(checkpoints)
+    return graph
+
+
+def _portable(value: Any, checkpoints: Collection[str]) -> Any:
+    """A config in which checkpoints of the recipe are relative to its run folder, however that one was written."""
+    if isinstance(value, Mapping):
+        return {key: _portable(item, checkpoints) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_portable(item, checkpoints) for item in value]
+    if isinstance(value, str):
+        return next((c for c in checkpoints if value.endswith(f"/{c}")), value)
+    return value

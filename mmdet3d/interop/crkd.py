@@ -1,0 +1,41 @@
+"""State dicts of the published CRKD program: a distillation holds the student beside its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+__all__ = ["is_published", "student_state", "teacher_state"]
+
+_PARTS = ("encoders", "fuser", "decoder", "heads")
+_STUDENT = tuple(f"{part}_student." for part in _PARTS)
+_TEACHER = tuple(f"{part}." for part in _PARTS)
+_ADAPTERS = "fused_feat_affinity_loss."
+
+
+def is_published(keys: Iterable[str]) -> bool:
+    """Whether these are the keys of a published distillation."""
+    return any(key.startswith(_STUDENT) for key in keys)
+
+
+def student_state(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+    """The student as a detector, or below `student.` as that of a `Distiller`, whose adapters come along.
+
+    Args:
+        state: tensors by published name.
+        own: keys of the model that is to be loaded.
+    """
+    student = {k.replace("_student.", ".", 1): v for k, v in state.items() if k.startswith(_STUDENT)}
+    if not any(k.startswith("student.") for k in own):
+        return student
+    student = {f"student.{k}": v for k, v in student.items()}
+    home = next((k.partition("adapt_modules.")[0] for k in own if ".adapt_modules." in k), None)
+    if home is None:  # relation distillation is off
+        return student
+    return student | {home + k.removeprefix(_ADAPTERS): v for k, v in state.items() if k.startswith(_ADAPTERS)}
+
+
+def teacher_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The teacher as a detector; empty if the file holds none."""
+    return {k: v for k, v in state.items() if k.startswith(_TEACHER)}

@@ -1,0 +1,32 @@
+"""Store what the teacher of a distillation answers, so that its trainings need not ask.
+
+python tools/teacher_answers.py CONFIG --model.teacher.answers FOLDER --views 4 [--a.b.c VALUE ...]
+torchrun --nproc-per-node 8 tools/teacher_answers.py CONFIG ...
+
+Trainings of CONFIG with the same --model.teacher.answers and --views read the folder, whatever their seed and losses;
+what is missing in it they add themselves. The command can be interrupted and repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from mmdet3d.config import load_config
+from mmdet3d.engine.answers import store_answers
+from mmdet3d.engine.command import add_override_options, read_overrides, run
+
+
+def main(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("config", help="YAML file of a distillation; also looked for below configs/")
+    add_override_options(parser)
+    args, rest = parser.parse_known_args(words)
+    overrides = read_overrides(rest, args.overrides_file)
+    teacher = store_answers(load_config(args.config, {"model.teacher.min_score": None, **overrides}))
+    print(teacher.answers.folder)
+
+
+if __name__ == "__main__":
+    run(main)
