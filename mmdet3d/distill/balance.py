@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Balance", "BalanceSettings"]
+__all__ = ["Balance", "BalanceSettings", "Measurement"]
 
 GATES = ("none", "cosine")
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,15 @@ class BalanceSettings:
 
 @dataclass
 class _Pull:
-    """Running averages of one loss at its tap: lengths of both gradients, and the cosine between them."""
+    """Running averages of one loss at its tap: lengths of both gradients, and the cosine between them.
+
+    `largest` is the largest ratio of their lengths, with the factor, since the last report.
+    """
 
     detection: float = math.nan
     loss: float = math.nan
     cosine: float = math.nan
-    largest: float = 0.0
+    largest: float | None = None
 
 
 @dataclass
@@ -70,35 +74,21 @@ class Balance:
     steps: int = 0
     pulls: dict[str, _Pull] = field(default_factory=dict)
 
-    @property
-    def due(self) -> bool:
-        """Whether the present step is to be measured."""
-        return self.steps % self.settings.every == 0
+    def measurement(self, detection: Iterable[Tensor]) -> Measurement | None:
+        """One of a step of training, given the student's own losses; None if none is due."""
+        self.steps += 1
+        if (self.steps - 1) % self.settings.every:
+            return None
+        return Measurement(self, torch.stack([term.float().mean() for term in detection]).sum())
 
-    def measure(self, name: str, loss: Tensor, detection: Tensor, at: Tensor) -> None:
-        """Compare the gradients of a loss, unweighted, and of detection's losses at the value `at` of a tap.
-
-        Raises:
-            ValueError: the loss does not depend on the tap.
-        """
-        theirs, ours = (torch.autograd.grad(x, at, retain_graph=True, allow_unused=True)[0] for x in (loss, detection))
-        if theirs is None or ours is None:
-            raise ValueError(
-                f"model.losses.{name}: {'it' if theirs is None else 'detection'} does not depend on the tap where "
-                "gradients are compared; name another in model.balance.at"
-            )
-        products = torch.stack([(ours * ours).sum(), (theirs * theirs).sum(), (ours * theirs).sum()]).double()
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(products)
-        own, other, inner = products.tolist()
-        if not math.isfinite(own + other):
-            return  # the trainer names what is not finite
+    def add(self, name: str, own: float, other: float, inner: float) -> None:
+        """Take the squared lengths of detection's and a loss's gradient, and their inner product, into the averages."""
         pull = self.pulls.setdefault(name, _Pull())
         pull.detection = self._mean(pull.detection, math.sqrt(own))
         pull.loss = self._mean(pull.loss, math.sqrt(other))
         if own and other:
             pull.cosine = self._mean(pull.cosine, inner / math.sqrt(own * other))
-        pull.largest = max(pull.largest, self.factor(name) * math.sqrt(other) / max(math.sqrt(own), 1e-30))
+            pull.largest = max(pull.largest or 0.0, self.factor(name) * math.sqrt(other / own))
 
     def factor(self, name: str) -> float:
         """What the loss is multiplied with."""
@@ -107,7 +97,7 @@ class Balance:
             return 1.0
         if self.settings.gate == "cosine" and pull.cosine < 0:
             return 0.0
-        return min(self.settings.target * pull.detection / max(pull.loss, 1e-30), self.settings.maximum)
+        return min(self.settings.target * pull.detection / max(pull.loss, _TINY), self.settings.maximum)
 
     def stats(self) -> dict[str, float]:
         """For the log: `factor/NAME` and `cosine/NAME`."""
@@ -122,9 +112,9 @@ class Balance:
         """By loss, what is wrong with it since the last call."""
         found = {}
         for name, pull in self.pulls.items():
-            if pull.largest < 1e-3:
+            if pull.largest is not None and pull.largest < 1e-3 and self.factor(name):
                 found[name] = "its gradient never exceeded a thousandth of detection's: it teaches nothing"
-            pull.largest = 0.0
+            pull.largest = None
         return found
 
     def state(self) -> dict[str, Any]:
@@ -136,3 +126,42 @@ class Balance:
 
     def _mean(self, before: float, now: float) -> float:
         return now if math.isnan(before) else self.settings.memory * before + (1 - self.settings.memory) * now
+
+
+class Measurement:
+    """The gradients of one step.
+
+    Args:
+        balance: gets the results.
+        detection: the sum of the student's own losses.
+    """
+
+    def __init__(self, balance: Balance, detection: Tensor) -> None:
+        self._balance, self._detection = balance, detection
+        self._own: dict[str, Tensor] = {}
+
+    def take(self, name: str, loss: Tensor, tap: str, value: Tensor) -> None:
+        """Compare the gradients of a loss, unweighted, and of detection at the value of a tap.
+
+        Raises:
+            ValueError: one of them does not depend on the tap.
+        """
+        if tap not in self._own:
+            self._own[tap] = self._gradient(self._detection, value, "detection", name, tap)
+        ours, theirs = self._own[tap], self._gradient(loss, value, "the loss", name, tap)
+        products = torch.stack([(ours * ours).sum(), (theirs * theirs).sum(), (ours * theirs).sum()]).double()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(products)
+        own, other, inner = products.tolist()
+        if math.isfinite(own + other):  # otherwise the trainer names what is not finite
+            self._balance.add(name, own, other, inner)
+
+    @staticmethod
+    def _gradient(loss: Tensor, value: Tensor, what: str, name: str, tap: str) -> Tensor:
+        (found,) = torch.autograd.grad(loss, value, retain_graph=True, allow_unused=True)
+        if found is None:
+            raise ValueError(
+                f"model.losses.{name}: {what} does not depend on {tap}, where gradients are compared; name another tap "
+                "in model.balance.at"
+            )
+        return found.float()

@@ -281,6 +281,7 @@ class Trainer:
         start = self.batch - self.batch % s.cumulative_iters
         group = min(s.cumulative_iters, self.epoch_iters - start)
         steps = self.batch == start + group - 1
+        self.model.start_step(self.iteration / (s.max_epochs * self.epoch_iters))
         self._lr.apply(self.optimizer, self.epoch, self.iteration)
         self._momentum.apply(self.optimizer, self.epoch, self.iteration)
         waits = not steps and isinstance(self._step_module, DistributedDataParallel)

@@ -150,11 +150,25 @@ class Batch:
         return self.first(len(self) - self.unlabelled) if self.unlabelled else self
 
     def first(self, count: int) -> Batch:
-        """The first `count` samples, which must all have labels."""
-        assert count <= len(self) - self.unlabelled, "samples without labels come last"
-        sliced = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("history", "unlabelled")}
-        history = None if self.history is None else [past.first(count) for past in self.history]
-        return Batch(**{name: None if v is None else v[:count] for name, v in sliced.items()}, history=history)
+        """The first `count` samples."""
+        return self._part(slice(0, count))
+
+    def alone(self, index: int) -> Batch:
+        """Sample `index` as a batch of its own; dense fields share their memory."""
+        return self._part(slice(index, index + 1))
+
+    def _part(self, chosen: slice) -> Batch:
+        labelled = len(range(len(self) - self.unlabelled)[chosen])
+
+        def pick(name: str, value: Any) -> Any:
+            if name in ("boxes", "labels", "objects") and not labelled:
+                return None
+            return value[chosen] if isinstance(value, (Tensor, Calibration, list)) else value
+
+        values = {f.name: pick(f.name, getattr(self, f.name)) for f in fields(self)}
+        values["unlabelled"] = len(range(len(self))[chosen]) - labelled if self.unlabelled else 0
+        values["history"] = self.history and [past._part(chosen) for past in self.history]
+        return Batch(**values)
 
     @property
     def device(self) -> torch.device:
@@ -178,15 +192,6 @@ class Batch:
         """The same batch with the named fields removed (`batch.without("points")`), from its history too."""
         history = None if self.history is None else [past.without(*names) for past in self.history]
         return replace(self, **{"history": history, **dict.fromkeys(names)})
-
-    def alone(self, index: int) -> Batch:
-        """Sample `index` as a batch of its own; dense fields share their memory."""
-
-        def pick(value: Any) -> Any:
-            return value[index : index + 1] if isinstance(value, (Tensor, Calibration, list)) else value
-
-        values = {f.name: pick(getattr(self, f.name)) for f in fields(self)}
-        return Batch(**values | {"history": self.history and [past.alone(index) for past in self.history]})
 
     def require(self, name: str, user: str) -> Any:
         """The field `name`, or a ValueError that says who needs it and that the pipeline does not load it."""

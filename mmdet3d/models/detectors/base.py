@@ -39,6 +39,9 @@ class Trainable(nn.Module, ABC):
     def start_epoch(self, epoch: int) -> None:
         """Called by the engine before the first step of every 0-based epoch, not where it resumes within one."""
 
+    def start_step(self, progress: float) -> None:
+        """Called by the engine before every iteration with the share of all iterations that are done, in [0, 1)."""
+
     def training_state(self) -> dict[str, Any]:
         """Plain values that resuming needs beside the weights. In distributed training every rank calls it."""
         return {}
