@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ops, train_step
+from benchmarks.peers import compare
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "performance.md"
@@ -40,6 +41,9 @@ def main() -> None:
             file = RESULTS / f"{'ops' if name == 'targets' else name}_{device}.json"
             if file.is_file():
                 parts[f"{name}_{device}"] = render(json.loads(file.read_text()))
+    peer = RESULTS / "peer_mmdet3d.json"
+    if peer.is_file():
+        parts["peer_mmdet3d"] = _peer(json.loads(peer.read_text()))
     _update(DOCUMENT, parts)
     tables = _control_tables(RECIPES)
     _update(CONTROL_TABLES, {name: table["text"] for name, table in (tables | _control_tables(PARTS)).items()})
@@ -75,6 +79,10 @@ def _ops(report: Mapping[str, Any]) -> str:
 
 def _train_step(report: Mapping[str, Any]) -> str:
     return f"{_facts(report)}.\n\n{train_step.table(report)}"
+
+
+def _peer(report: Mapping[str, Any]) -> str:
+    return f"{_facts(report)}.\n\n{compare.table(report)}"
 
 
 def _heads(tables: Mapping[str, Mapping[str, Any]]) -> str:

@@ -98,19 +98,21 @@ def random_image_sample(image_size: Sequence[int] = (384, 1280), objects: int = 
     )
 
 
-def real_sample(config: str, root: Path, runs: int) -> tuple[Sample, list[float]]:
+def real_sample(config: str, root: Path, runs: int, split: str = "train") -> tuple[Sample, list[float]]:
     """The first training sample of a nuScenes mini folder through a config's own pipeline, and the seconds it took.
 
     Args:
         config: whose data block is used.
         root: folder with v1.0-mini and samples.
         runs: how often it is loaded.
+        split: whose pipeline: `train` augments, `val` does not.
     """
     with tempfile.TemporaryDirectory() as out:
         infos = create_nuscenes(root, Path(out), "bench", "v1.0-mini", workers=1, allow_missing=True, database=False)
         cfg = load_config(config, {"dataset_root": f"{root}/"})
-        block = cfg.data.train
-        dataset = build_dataset(Config({**block.get("dataset", block), "ann_file": str(infos["train"])}))
+        block = cfg.data[split]
+        block = Config({**block.get("dataset", block), "ann_file": str(infos["train"])})
+        dataset = build_dataset(block, test_mode=split == "val")
         seconds = []
         for _ in range(runs + 1):
             start = time.perf_counter()

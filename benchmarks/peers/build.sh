@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# An environment of its own for mmdetection3d 1.4, which has our import name: benchmarks/peers/build.sh FOLDER
+# mmcv's operators are compiled (14 minutes of CPU time; JOBS=4 uses more cores). Python 3.11, no GPU.
+set -euo pipefail
+
+folder=${1:?usage: build.sh FOLDER}
+"${PYTHON:-python3.11}" -m venv "$folder"
+# Only the environment's own tools: a CUDA compiler on the path would be asked about a GPU.
+export PATH=$(cd "$folder" && pwd)/bin:/usr/bin:/bin
+
+# setuptools 82 took pkg_resources away, which mmcv's setup.py imports. One opencv version, the last for numpy 1.
+pip install torch==2.13.0 'numpy<2' 'setuptools<82' wheel ninja psutil packaging
+MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=${JOBS:-2} pip install --no-build-isolation --no-deps --no-binary mmcv mmcv==2.1.0
+pip install 'numpy<2' torch==2.13.0 mmengine==0.10.7 spconv==2.3.8 numba opencv-python-headless==4.11.0.86 \
+    opencv-python==4.11.0.86 pycocotools shapely==2.0.7 scipy terminaltables tqdm six scikit-image matplotlib
+# Their metadata asks for open3d and dataset kits, which CenterPoint does not import.
+pip install --no-deps mmdet==3.3.0 mmdet3d==1.4.0
+# The Qt build wants libGL; the headless one, unpacked last, does not.
+pip install --force-reinstall --no-deps opencv-python-headless==4.11.0.86
+
+python -c "import mmcv.ops, spconv.pytorch, mmdet3d.models; print('mmdet3d', mmdet3d.__version__)"
