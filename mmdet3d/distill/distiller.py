@@ -187,7 +187,7 @@ class Distiller(Trainable):
         if wanted.min_score is not None:
             check_score(teacher, wanted.checkpoint, wanted.metric, wanted.min_score, evaluate)
         for loss in self.losses.values():
-            loss.bind(teacher.model, self.student)
+            loss.bind(teacher.loaded() if loss.uses_teacher else teacher.model, self.student)
         self._teacher = teacher
 
     def start_epoch(self, epoch: int) -> None:

@@ -23,9 +23,11 @@ class DistillLoss(nn.Module, ABC):
 
     Attributes:
         needs_labels: whether the loss reads ground truth; if so it sees the labelled samples of a batch alone.
+        uses_teacher: whether the loss runs layers of the teacher, whose weights are then loaded before it is bound.
     """
 
     needs_labels: bool = True
+    uses_teacher: bool = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -34,6 +34,7 @@ class CrossHeadLoss(CenterHeadLoss):
     """
 
     needs_labels = False
+    uses_teacher = True
 
     def __init__(
         self,

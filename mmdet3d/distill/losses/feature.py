@@ -36,6 +36,10 @@ class FeatureLoss(DistillLoss):
             nn.Identity() if projection is None else nn.Sequential(*conv_bn_relu(*projection, 3, padding=1))
         )
 
+    @property
+    def needs_labels(self) -> bool:
+        return self.object_mask
+
     def bind(self, teacher: Detector, student: Detector) -> None:
         self.grid = student.grid
         if self.object_mask:
