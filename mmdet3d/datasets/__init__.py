@@ -8,10 +8,18 @@ from typing import Any
 from mmdet3d.datasets.base import FrameDataset
 from mmdet3d.datasets.kitti.dataset import KittiDataset
 from mmdet3d.datasets.nuscenes import NuScenesDataset
-from mmdet3d.datasets.sampling import CBGSDataset
+from mmdet3d.datasets.sampling import CBGSDataset, MixedDataset
 from mmdet3d.registry import DATASETS
 
-__all__ = ["CBGSDataset", "FrameDataset", "KittiDataset", "NuScenesDataset", "build_dataset", "build_split"]
+__all__ = [
+    "CBGSDataset",
+    "FrameDataset",
+    "KittiDataset",
+    "MixedDataset",
+    "NuScenesDataset",
+    "build_dataset",
+    "build_split",
+]
 
 
 def build_dataset(cfg: Mapping[str, Any], seed: int = 0, **fixed: Any) -> FrameDataset | CBGSDataset | KittiDataset:
@@ -33,8 +41,11 @@ def build_dataset(cfg: Mapping[str, Any], seed: int = 0, **fixed: Any) -> FrameD
 
 def build_split(
     data: Mapping[str, Any], split: str, seed: int = 0, **fixed: Any
-) -> FrameDataset | CBGSDataset | KittiDataset:
+) -> FrameDataset | CBGSDataset | KittiDataset | MixedDataset:
     """The data set of a split of a config's `data`, with the cache that `data.cache` and `data.cache_limit` ask for.
+
+    The training set has the frames without labels of `data.unlabelled` beside it, `{share, ...}`: the share of a batch,
+    and keys in which they differ from `data.train` (`ann_file`, `part`, ...).
 
     Args:
         data: of a config.
@@ -47,4 +58,13 @@ def build_split(
     # A data set of another project need not know what a cache is as long as none is asked for.
     wanted = data.get("cache", "none") != "none"
     cache = {key: data[key] for key in ("cache", "cache_limit") if wanted and key in data}
-    return build_dataset(data[split], seed, **cache, **fixed)
+    dataset = build_dataset(data[split], seed, **cache, **fixed)
+    extra = data.get("unlabelled") if split == "train" else None
+    if extra is None:
+        return dataset
+    if "share" not in extra:
+        raise ValueError(f"data.unlabelled needs `share`, of each batch, got {sorted(extra)}")
+    block = data[split]["dataset"] if isinstance(data[split].get("dataset"), Mapping) else data[split]
+    changes = {key: value for key, value in extra.items() if key != "share"}
+    others = build_dataset({**block, **changes, "labelled": False}, seed, **cache, **fixed)
+    return MixedDataset(dataset, others, extra["share"])

@@ -214,3 +214,8 @@ def with_annotations(record: FrameRecord, mask: np.ndarray) -> FrameRecord:
     fields = ("boxes", "names", "num_lidar_pts", "num_radar_pts")
     values = {f: getattr(record, f) for f in fields}
     return dataclasses.replace(record, **{f: v[mask] for f, v in values.items() if v is not None})
+
+
+def unannotated(record: FrameRecord) -> FrameRecord:
+    """The record as if nobody had labelled the frame."""
+    return dataclasses.replace(record, boxes=None, names=None, num_lidar_pts=None, num_radar_pts=None)

@@ -1,4 +1,4 @@
-"""Class-balanced grouping and sampling (CBGS, Zhu et al. 2019)."""
+"""Which frames are seen how often: class-balanced sampling (CBGS, Zhu et al. 2019), frames without labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmdet3d.datasets.base import FrameDataset
 from mmdet3d.registry import DATASETS
 from mmdet3d.structures import Sample
 
-__all__ = ["CBGSDataset", "balanced_indices"]
+__all__ = ["CBGSDataset", "MixedDataset", "balanced_indices"]
 
 
 def balanced_indices(
@@ -84,3 +84,36 @@ class CBGSDataset(torch.utils.data.Dataset):
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[k] for k in range(len(self)))
+
+
+class MixedDataset(torch.utils.data.Dataset):
+    """Frames with labels, then frames without, for batches of both.
+
+    Args:
+        labelled, unlabelled: the two data sets.
+        share: of each batch that is unlabelled, above 0 and below 1.
+
+    Raises:
+        ValueError: another share.
+    """
+
+    def __init__(self, labelled: Any, unlabelled: Any, share: float) -> None:
+        if not 0 < share < 1:
+            raise ValueError(f"data.unlabelled.share must lie between 0 and 1, got {share}")
+        self.labelled, self.unlabelled, self.share = labelled, unlabelled, share
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.labelled.class_names
+
+    def set_epoch(self, epoch: int) -> None:
+        """See `FrameDataset.set_epoch`."""
+        self.labelled.set_epoch(epoch)
+        self.unlabelled.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.labelled) + len(self.unlabelled)
+
+    def __getitem__(self, index: int) -> Sample:
+        own = index - len(self.labelled)
+        return self.labelled[index] if own < 0 else self.unlabelled[own]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from mmdet3d.distill.balance import Balance, BalanceSettings
 from mmdet3d.distill.blocks import check_file, read_block
 from mmdet3d.distill.losses import DistillLoss
+from mmdet3d.distill.schedule import LossSchedule
 from mmdet3d.distill.teacher import Evaluate, LiveTeacher, StoredTeacher, Teacher, build_detector, check_score
 from mmdet3d.interop.checkpoints import load_weights
 from mmdet3d.models.detectors.base import Detector, Trainable
@@ -17,6 +21,8 @@ from mmdet3d.registry import MODELS, nearest
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
 __all__ = ["Distiller"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,12 @@ class _StudentSpec:
 
 @dataclass(frozen=True)
 class _Term:
-    """Where a distillation loss reads, and how much it counts."""
+    """Where a distillation loss reads, how much it counts and when."""
 
     student: str | Sequence[str]
     teacher: str | Sequence[str]
     weight: float
+    schedule: LossSchedule
 
 
 @MODELS.register
@@ -60,9 +67,10 @@ class Distiller(Trainable):
         student: `config` of the student; `overrides` of that config by dotted key; `checkpoint` to start from;
             `new_modules`, prefixes of keys that this checkpoint need not hold; `init_from_teacher`, names of modules
             that start with the weights of the teacher's modules of these names.
-        losses: by name, each `type`, `student` tap, `teacher` tap (or lists of taps), `weight` (default 1) and the
-            arguments of its class. A loss that is null is off. Without any loss this is the control of an experiment:
-            the same student and schedule, no distillation, and no teacher is needed.
+        losses: by name, each `type`, `student` tap, `teacher` tap (or lists of taps), `weight` (default 1), `schedule`
+            (see `LossSchedule`) and the arguments of its class. A loss that is null is off. Without any loss this is
+            the control of an experiment: the same student and schedule, no distillation, and no teacher is needed.
+        balance: see `BalanceSettings`; weights are then shares of detection's gradient. None takes them as they are.
 
     Raises:
         ValueError: unknown keys, types, or taps of the student.
@@ -74,11 +82,15 @@ class Distiller(Trainable):
         teacher: Mapping[str, Any] | None,
         student: Mapping[str, Any],
         losses: Mapping[str, Mapping[str, Any] | None],
+        balance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._teacher: Teacher | None = None
         self._student_spec = read_block(_StudentSpec, student, "model.student")
         self.student = build_detector(self._student_spec.config, self._student_spec.overrides)
+        self._balance = None if balance is None else Balance(read_block(BalanceSettings, balance, "model.balance"))
+        self._progress = 0.0
+        self._reported: set[tuple[str, str]] = set()
         self._terms: dict[str, _Term] = {}
         self.losses = nn.ModuleDict()
         for name, cfg in losses.items():
@@ -175,37 +187,75 @@ class Distiller(Trainable):
         if wanted.min_score is not None:
             check_score(teacher, wanted.checkpoint, wanted.metric, wanted.min_score, evaluate)
         for loss in self.losses.values():
-            loss.bind(teacher.model, self.student)
+            loss.bind(teacher.loaded() if loss.uses_teacher else teacher.model, self.student)
         self._teacher = teacher
 
     def start_epoch(self, epoch: int) -> None:
         self.student.start_epoch(epoch)
-        for loss in self.losses.values():
+        faults = self._balance.faults() if self._balance else {}
+        for name, loss in self.losses.items():
             loss.start_epoch(epoch)
+            for fault in (*loss.faults(), *([faults[name]] if name in faults else [])):
+                if (name, fault) not in self._reported:
+                    self._reported.add((name, fault))
+                    logger.warning("model.losses.%s: %s", name, fault)
+
+    def start_step(self, progress: float) -> None:
+        self._progress = progress
+        self.student.start_step(progress)
 
     def training_state(self) -> dict[str, Any]:
-        """The student's."""
-        return self.student.training_state()
+        """The student's, and the balance of the losses."""
+        return self.student.training_state() | ({"balance": self._balance.state()} if self._balance else {})
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         self.student.load_training_state(state)
+        if self._balance and "balance" in state:
+            self._balance.load_state(state["balance"])
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The student's own terms, and `loss/kd/<name>` or `loss/kd/<name>/<part>` per distillation loss.
 
-        What a loss only reports becomes `stats/kd/<name>/<part>`.
+        What a loss only reports becomes `stats/kd/<name>/<part>`. Losses that need labels see the samples that have
+        some; if all need them, the teacher is asked about those alone.
         """
-        taught = self.taught(batch) if self._terms else {}
+        asked = batch.labelled if all(loss.needs_labels for loss in self.losses.values()) else batch
+        taught = self.taught(asked) if self._terms else {}
         features = self.student.extract(batch, {*self.student.loss_taps, *self._taps("student")})
-        entries = self.student.losses(features, batch)
+        entries = self.student.supervised(features, batch)
+        measured = self._balance.measurement(entries.values()) if self._balance and self.training else None
         for name, term in self._terms.items():
-            value = self.losses[name](_pick(features, term.student), _pick(taught, term.teacher), batch)
-            entries |= _entries(name, value, term.weight)
+            factor = term.weight * term.schedule.factor(self._progress)
+            if not factor:
+                continue
+            loss = self.losses[name]
+            seen, answers, samples = features, taught, batch
+            if loss.needs_labels and batch.unlabelled:
+                seen, samples = self.student.of_labelled(features, batch), batch.labelled
+                answers = self.student.of_labelled(taught, batch) if asked is batch else taught
+            value = loss(_pick(seen, term.student), _pick(answers, term.teacher), samples)
+            if measured:
+                tap = self._compared_at(term, features)
+                measured.take(name, _total(value), tap, features[tap])
+            if self._balance:
+                factor *= self._balance.factor(name)
+            entries |= _entries(name, value, factor)
+        if self._balance:
+            entries |= {f"stats/kd/{key}": torch.tensor(value) for key, value in self._balance.stats().items()}
         return entries
 
     def taught(self, batch: Batch) -> dict[str, Any]:
         """What the teacher says to a batch: the values of the taps that the losses read."""
         return self.instructor.extract(batch, self._taps("teacher"))
+
+    def _compared_at(self, term: _Term, features: Mapping[str, Any]) -> str:
+        """The tap where gradients of a loss and of detection are compared: the one that it reads, if a single map."""
+        tap = term.student if isinstance(term.student, str) else ""
+        tap = tap if isinstance(features.get(tap), Tensor) else self._balance.settings.at
+        if not isinstance(features.get(tap), Tensor):
+            maps = ", ".join(k for k, v in features.items() if isinstance(v, Tensor))
+            raise ValueError(f"model.balance.at: {tap!r} is no map of the student that is computed here (maps: {maps})")
+        return tap
 
     def predict(self, batch: Batch) -> list[Detections3D]:
         """The student's detections."""
@@ -234,7 +284,8 @@ def _build_loss(name: str, cfg: Mapping[str, Any]) -> tuple[_Term, DistillLoss]:
         if key not in cfg:
             raise ValueError(f"model.losses.{name} needs `{key}`, got {sorted(cfg)}")
     arguments = dict(cfg)
-    term = _Term(arguments.pop("student"), arguments.pop("teacher"), float(arguments.pop("weight", 1.0)))
+    schedule = LossSchedule.from_config(arguments.pop("schedule", None), f"model.losses.{name}.schedule")
+    term = _Term(arguments.pop("student"), arguments.pop("teacher"), float(arguments.pop("weight", 1.0)), schedule)
     loss = MODELS.build(arguments)
     if not isinstance(loss, DistillLoss):
         raise ValueError(f"model.losses.{name}: {cfg['type']} is no distillation loss")
@@ -251,6 +302,13 @@ def _entries(name: str, value: Tensor | Mapping[str, Tensor], weight: float) -> 
         key = f"stats/kd/{name}/{part.removeprefix('stats/')}" if reported else f"loss/kd/{name}/{part}"
         entries[key] = scalar if reported else weight * scalar
     return entries
+
+
+def _total(value: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """The sum of what a loss returned, without what it only reports."""
+    if not isinstance(value, Mapping):
+        return value
+    return torch.stack([scalar for part, scalar in value.items() if not part.startswith("stats/")]).sum()
 
 
 def _same_grid(teacher: BEVGrid | None, student: BEVGrid | None) -> bool:

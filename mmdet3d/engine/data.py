@@ -16,12 +16,22 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mmdet3d.datasets.sampling import MixedDataset
 from mmdet3d.engine.interrupt import die_with_parent
 from mmdet3d.structures import Batch, Detections3D, Sample
 
-__all__ = ["DetectionDataset", "EvaluationSampler", "TrainSampler", "batches", "build_loader"]
+__all__ = [
+    "DetectionDataset",
+    "EvaluationSampler",
+    "MixedSampler",
+    "TrainSampler",
+    "batches",
+    "build_loader",
+    "train_sampler",
+]
 
 
 class DetectionDataset(Protocol):
@@ -80,6 +90,80 @@ class TrainSampler:
             yield [(self._epoch, index) for index in batch]
 
 
+class MixedSampler:
+    """Batches of (epoch, index) with a fixed share of frames without labels, see `MixedDataset`.
+
+    An epoch has as many batches as without those frames, so that trainings with and without them take equally many
+    steps; the labelled frames are then seen less often. Both groups are shuffled without end, pass after pass, each
+    drawn from (seed, group, pass): what a batch holds depends on its place in the training alone.
+
+    Args:
+        labelled, unlabelled: how many frames there are.
+        share: of unlabelled frames in a batch.
+        batch_size: of one rank.
+
+    Raises:
+        ValueError: `share` of the batch is no whole number of samples, or leaves no labelled one.
+    """
+
+    def __init__(
+        self,
+        labelled: int,
+        unlabelled: int,
+        share: float,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        count = round(share * batch_size)
+        if not 0 < count < batch_size or abs(count - share * batch_size) > 1e-6:
+            raise ValueError(
+                f"data.unlabelled.share {share} of data.samples_per_gpu {batch_size} must be a whole number of samples "
+                "that leaves a labelled one; with 2 samples take 0.5, for 0.8 take 5 samples"
+            )
+        # Per group: number of frames, how many of a batch, index of the first.
+        self._groups = [(labelled, batch_size - count, 0), (unlabelled, count, labelled)]
+        self._batches = -(-labelled // (batch_size * world_size))
+        self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._epoch = self._start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The next iteration yields `epoch`, from its batch `start` on."""
+        self._epoch, self._start = epoch, start
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        shares = [self._share(group, *self._groups[group]) for group in range(2)]
+        for batch in torch.cat(shares, dim=1)[self._start :].tolist():
+            yield [(self._epoch, index) for index in batch]
+
+    def _share(self, group: int, size: int, count: int, first: int) -> Tensor:
+        """(batches, count): indices of one group in this rank's batches of the epoch."""
+        whole = self._batches * count * self._world_size
+        begin = self._epoch * whole
+        passes = range(begin // size, -(-(begin + whole) // size))
+        order = torch.cat([self._permutation(group, number, size) for number in passes])
+        order = order[begin - passes.start * size :][:whole]
+        return first + order.view(self._batches, self._world_size, count)[:, self._rank]
+
+    def _permutation(self, group: int, number: int, size: int) -> Tensor:
+        generator = torch.Generator().manual_seed((self._seed << 24) + (number << 1) + group)
+        return torch.randperm(size, generator=generator)
+
+
+def train_sampler(
+    dataset: Any, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+) -> TrainSampler | MixedSampler:
+    """The sampler that suits a training set."""
+    if not isinstance(dataset, MixedDataset):
+        return TrainSampler(len(dataset), batch_size, seed, rank, world_size)
+    sizes = len(dataset.labelled), len(dataset.unlabelled)
+    return MixedSampler(*sizes, dataset.share, batch_size, seed, rank, world_size)
+
+
 class EvaluationSampler:
     """Rank r's batches of indices r, r + W, r + 2 W, ...: every sample exactly once over all ranks, in order."""
 
@@ -95,7 +179,9 @@ class EvaluationSampler:
             yield [(0, index) for index in self.indices[first : first + self._batch_size]]
 
 
-def build_loader(dataset: Any, sampler: TrainSampler | EvaluationSampler, workers: int, seed: int = 0) -> DataLoader:
+def build_loader(
+    dataset: Any, sampler: TrainSampler | MixedSampler | EvaluationSampler, workers: int, seed: int = 0
+) -> DataLoader:
     """A loader over `sampler`; its workers, if any, stay alive between epochs. Read it with `batches`."""
     return DataLoader(
         _ByEpoch(dataset),

@@ -25,7 +25,7 @@ from mmdet3d.engine.checkpoint import (
     read_training_state,
     set_random_state,
 )
-from mmdet3d.engine.data import DetectionDataset, TrainSampler, batches, build_loader
+from mmdet3d.engine.data import DetectionDataset, batches, build_loader, train_sampler
 from mmdet3d.engine.divergence import Divergence
 from mmdet3d.engine.ema import EMA
 from mmdet3d.engine.evaluate import evaluate, metrics_table
@@ -92,7 +92,7 @@ class Trainer:
         self.model = model.to(device)
         self._val_dataset = val_dataset
         rank, world = distributed.rank(), distributed.world_size()
-        self._sampler = TrainSampler(len(train_dataset), s.samples_per_gpu, s.seed, rank, world)
+        self._sampler = train_sampler(train_dataset, s.samples_per_gpu, s.seed, rank, world)
         cores = distributed.share_cores(s.workers_per_gpu)
         get_logger().info("%s", cores)
         self._loader = build_loader(train_dataset, self._sampler, cores.workers, s.seed + rank)
@@ -281,6 +281,7 @@ class Trainer:
         start = self.batch - self.batch % s.cumulative_iters
         group = min(s.cumulative_iters, self.epoch_iters - start)
         steps = self.batch == start + group - 1
+        self.model.start_step(self.iteration / (s.max_epochs * self.epoch_iters))
         self._lr.apply(self.optimizer, self.epoch, self.iteration)
         self._momentum.apply(self.optimizer, self.epoch, self.iteration)
         waits = not steps and isinstance(self._step_module, DistributedDataParallel)

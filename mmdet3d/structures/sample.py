@@ -32,6 +32,7 @@ class Sample:
         labels: (M,) int64, index into the class list.
         depths: (N, H, W) float, metres, 0 where no LiDAR point falls.
         objects: ground truth of the image, for detectors that look through one camera.
+        unlabelled: nobody annotated this frame, which is not the same as a frame without objects.
         history: T earlier frames, newest first, of the same cameras: images and calibration only. Their `camera2lidar`
             maps to the LiDAR frame of this sample, their `image_aug` and `lidar_aug` are this sample's.
         meta: anything small that a user may want to see (paths, timestamp, image size).
@@ -48,6 +49,7 @@ class Sample:
     labels: Tensor | None = None
     depths: Tensor | None = None
     objects: ImageObjects | None = None
+    unlabelled: bool = False
     history: list[Sample] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     view: str | None = None
@@ -65,7 +67,14 @@ class Sample:
 
 @dataclass
 class Batch:
-    """Samples side by side: dense fields are stacked, ragged ones are lists of B, `history` is a list of T batches."""
+    """Samples side by side: dense fields are stacked, ragged ones are lists of B, `history` is a list of T batches.
+
+    Samples without labels come last, and the ground truth (`boxes`, `labels`, `objects`) is a list of the others alone,
+    so that no loss can take "not annotated" for "no object".
+
+    Args:
+        unlabelled: how many samples have no labels.
+    """
 
     tokens: list[str]
     calibration: Calibration
@@ -76,6 +85,7 @@ class Batch:
     labels: list[Tensor] | None = None
     depths: Tensor | None = None
     objects: list[ImageObjects] | None = None
+    unlabelled: int = 0
     history: list[Batch] | None = None
     metas: list[dict[str, Any]] = field(default_factory=list)
     views: list[str | None] = field(default_factory=list)
@@ -83,6 +93,7 @@ class Batch:
     @classmethod
     def collate(cls, samples: Sequence[Sample]) -> Batch:
         """Raises ValueError if a field is present in some samples only, or if cameras or histories differ in number."""
+        samples = sorted(samples, key=lambda s: s.unlabelled)  # stable: the order is otherwise that of the sampler
         cameras = {s.token: len(s.calibration.intrinsics) for s in samples}
         if len(set(cameras.values())) > 1:
             counts = ", ".join(f"{token} has {n}" for token, n in cameras.items())
@@ -91,13 +102,13 @@ class Batch:
                 "set data.samples_per_gpu to 1"
             )
 
-        def column(name: str) -> list | None:
+        def column(name: str, samples: Sequence[Sample] = samples) -> list | None:
             values = [getattr(s, name) for s in samples]
             present = [v is not None for v in values]
             if any(present) and not all(present):
                 missing = samples[present.index(False)].token
                 raise ValueError(f"cannot batch: sample {missing} has no {name}, others do")
-            return values if all(present) else None
+            return values if values and all(present) else None
 
         def stacked(name: str) -> Tensor | None:
             values = column(name)
@@ -113,16 +124,18 @@ class Batch:
                 )
             return [cls.collate(frames) for frames in zip(*values, strict=True)]
 
+        labelled = [s for s in samples if not s.unlabelled]
         return cls(
             tokens=[s.token for s in samples],
             calibration=Calibration.stack([s.calibration for s in samples]),
             images=stacked("images"),
             points=column("points"),
             radar=column("radar"),
-            boxes=column("boxes"),
-            labels=column("labels"),
+            boxes=column("boxes", labelled),
+            labels=column("labels", labelled),
             depths=stacked("depths"),
-            objects=column("objects"),
+            objects=column("objects", labelled),
+            unlabelled=len(samples) - len(labelled),
             history=past(),
             metas=[s.meta for s in samples],
             views=[s.view for s in samples],
@@ -130,6 +143,32 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def labelled(self) -> Batch:
+        """The samples with labels."""
+        return self.first(len(self) - self.unlabelled) if self.unlabelled else self
+
+    def first(self, count: int) -> Batch:
+        """The first `count` samples."""
+        return self._part(slice(0, count))
+
+    def alone(self, index: int) -> Batch:
+        """Sample `index` as a batch of its own; dense fields share their memory."""
+        return self._part(slice(index, index + 1))
+
+    def _part(self, chosen: slice) -> Batch:
+        labelled = len(range(len(self) - self.unlabelled)[chosen])
+
+        def pick(name: str, value: Any) -> Any:
+            if name in ("boxes", "labels", "objects") and not labelled:
+                return None
+            return value[chosen] if isinstance(value, (Tensor, Calibration, list)) else value
+
+        values = {f.name: pick(f.name, getattr(self, f.name)) for f in fields(self)}
+        values["unlabelled"] = len(range(len(self))[chosen]) - labelled if self.unlabelled else 0
+        values["history"] = self.history and [past._part(chosen) for past in self.history]
+        return Batch(**values)
 
     @property
     def device(self) -> torch.device:
@@ -153,15 +192,6 @@ class Batch:
         """The same batch with the named fields removed (`batch.without("points")`), from its history too."""
         history = None if self.history is None else [past.without(*names) for past in self.history]
         return replace(self, **{"history": history, **dict.fromkeys(names)})
-
-    def alone(self, index: int) -> Batch:
-        """Sample `index` as a batch of its own; dense fields share their memory."""
-
-        def pick(value: Any) -> Any:
-            return value[index : index + 1] if isinstance(value, (Tensor, Calibration, list)) else value
-
-        values = {f.name: pick(getattr(self, f.name)) for f in fields(self)}
-        return Batch(**values | {"history": self.history and [past.alone(index) for past in self.history]})
 
     def require(self, name: str, user: str) -> Any:
         """The field `name`, or a ValueError that says who needs it and that the pipeline does not load it."""

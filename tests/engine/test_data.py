@@ -13,7 +13,7 @@ from engine_toy import EngineToyDataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdet3d.engine.data import EvaluationSampler, TrainSampler, batches, build_loader
+from mmdet3d.engine.data import EvaluationSampler, MixedSampler, TrainSampler, batches, build_loader
 from mmdet3d.structures import Sample
 
 
@@ -45,6 +45,42 @@ def test_order_changes_with_epoch_and_seed_and_continues() -> None:
     assert first != [[i for _, i in b] for b in second]
     sampler.set_epoch(1, start=3)
     assert list(sampler) == second[3:]
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.sampled_from([(2, 0.5), (5, 0.8), (4, 0.25)]), st.integers(1, 3))
+def test_mixed_batches(labelled: int, unlabelled: int, sizes: tuple[int, float], world: int) -> None:
+    """Each batch has its share; over epochs every frame of a group is seen equally often, but for the current pass."""
+    batch, share = sizes
+    ranks = [MixedSampler(labelled, unlabelled, share, batch, 7, r, world) for r in range(world)]
+    assert len(ranks[0]) == len(TrainSampler(labelled, batch, 7, 0, world))
+    seen: list[int] = []
+    for epoch in range(3):
+        for sampler in ranks:
+            sampler.set_epoch(epoch)
+        for group in zip(*ranks, strict=True):
+            for part in group:
+                assert [i >= labelled for _, i in part] == [False] * round(batch * (1 - share)) + [True] * round(
+                    batch * share
+                )
+                assert all(e == epoch for e, _ in part)
+                seen += [i for _, i in part]
+    for first, last in ((0, labelled), (labelled, labelled + unlabelled)):
+        counts = [seen.count(i) for i in range(first, last)]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_mixed_batches_continue_and_differ_between_passes() -> None:
+    sampler = MixedSampler(12, 6, 0.5, 2, 0)
+    first = list(sampler)
+    assert [b[1][1] for b in first[:6]] != [b[1][1] for b in first[6:]]
+    sampler.set_epoch(0, start=4)
+    assert list(sampler) == first[4:]
+
+
+@pytest.mark.parametrize("share", [0.8, 0.1, 0.95])
+def test_a_share_that_is_no_whole_number_of_samples(share: float) -> None:
+    with pytest.raises(ValueError, match=f"share {share} of data.samples_per_gpu 2 must be a whole number"):
+        MixedSampler(10, 10, share, 2, 0)
 
 
 @given(st.integers(0, 30), st.integers(1, 4), st.integers(1, 5))

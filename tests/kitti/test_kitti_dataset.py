@@ -408,3 +408,12 @@ def test_configs_build(name: str, world: Path) -> None:
         assert len(dataset) == size
         assert bool(dataset.augment) == augmented
         assert (dataset[0].depths is None) != augmented
+
+
+def test_frames_without_their_labels(world: Path) -> None:
+    whole = small_world(world)
+    some, rest = (small_world(world, part=part) for part in ([0, 0.4], [0.4, 1]))
+    assert sorted([*some.tokens, *rest.tokens]) == sorted(whole.tokens) and 0 < len(some) < len(whole)
+    sample = small_world(world, labelled=False)[0]
+    assert sample.unlabelled and sample.objects is None and sample.depths is not None
+    assert not whole[0].unlabelled

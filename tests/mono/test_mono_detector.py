@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from mono_inputs import CLASSES, STREET, make_batch, small_model
@@ -191,3 +193,13 @@ def test_training_needs_objects_and_depth():
         model.loss(make_batch().without("objects"))
     with pytest.raises(ValueError, match="the depth loss needs `depths`"):
         model.loss(make_batch().without("depths"))
+
+
+def test_losses_of_a_mixed_batch_are_those_of_its_labelled_images():
+    model = small_model().eval()
+    batch = make_batch([STREET, STREET[:1], STREET[1:]])
+    mixed = dataclasses.replace(batch, objects=batch.objects[:-1], unlabelled=1)
+    alone, together = model.loss(mixed.labelled), model.loss(mixed)
+    assert alone.keys() == together.keys()
+    for name, value in alone.items():
+        assert torch.allclose(value, together[name], rtol=1e-4), name

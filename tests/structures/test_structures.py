@@ -138,6 +138,22 @@ def test_collate_names_the_sample_that_lacks_a_field() -> None:
         Batch.collate(samples)
 
 
+def test_samples_without_labels_come_last_and_have_no_ground_truth() -> None:
+    frames = [("a", None), ("b", Boxes3D.empty()), ("c", None), ("d", Boxes3D.empty())]
+    samples = [
+        Sample(t, make_calibration(), images=torch.full((2, 3, 4, 5), float(ord(t))), boxes=b, unlabelled=b is None)
+        for t, b in frames
+    ]
+    batch = Batch.collate(samples)
+    assert batch.tokens == ["b", "d", "a", "c"] and batch.unlabelled == 2
+    assert len(batch.boxes) == 2 and batch.images[:, 0, 0, 0, 0].tolist() == [98, 100, 97, 99]
+    assert batch.labelled.tokens == ["b", "d"] and batch.labelled.unlabelled == 0
+    assert batch.labelled.images.shape[0] == batch.labelled.calibration.lidar_aug.shape[0] == 2
+    assert batch.to("cpu").unlabelled == 2
+    whole = Batch.collate(samples[1::2])
+    assert whole.labelled is whole
+
+
 def test_require_names_the_user() -> None:
     batch = Batch.collate([Sample("a", make_calibration())])
     with pytest.raises(ValueError, match="DepthLSSTransform needs `points`"):

@@ -56,6 +56,9 @@ class KittiDataset(torch.utils.data.Dataset):
         eval_classes: which classes `evaluate` reports, of Car, Pedestrian, Cyclist.
         score_decimals: of scores in result files.
         ids: frames to use instead of all of the split, such as ["000007"].
+        part: lower and upper end, in [0, 1], of the share of the frames that is taken, in a random order that is always
+            the same.
+        labelled: false takes the annotations away, for frames that only a teacher comments on.
         test_mode: no augmentation.
         seed: of augmentation.
         cache, cache_limit: see `open_cache`.
@@ -79,6 +82,8 @@ class KittiDataset(torch.utils.data.Dataset):
         eval_classes: Sequence[str] = ("Car",),
         score_decimals: int = 4,
         ids: Sequence[str] | None = None,
+        part: Sequence[float] = (0.0, 1.0),
+        labelled: bool = True,
         test_mode: bool = False,
         seed: int = 0,
         cache: str = "none",
@@ -88,6 +93,7 @@ class KittiDataset(torch.utils.data.Dataset):
         self.root = Path(dataset_root)
         self.split = split
         self.annotated = split != "test"
+        self.labelled = labelled and self.annotated
         self.folder = self.root / ("training" if self.annotated else "testing")
         self.classes = _checked_names(classes, [t for t in TYPES if t != DONT_CARE], "classes")
         self.writelist = _checked_names(self.classes if writelist is None else writelist, self.classes, "writelist")
@@ -98,7 +104,7 @@ class KittiDataset(torch.utils.data.Dataset):
         self.augment = None if test_mode else Augmentation.from_config(augment or {})
         self.epoch = 0
         self._read = open_cache(cache, self.root, cache_limit)
-        self.tokens = self._find_ids(ids)
+        self.tokens = _part_of(self._find_ids(ids), part)
         self._label = {name: k for k, name in enumerate(self.classes)}
         self._learnt = {name: (self._label[name], True) for name in self.writelist}
         if class_merging:
@@ -107,7 +113,7 @@ class KittiDataset(torch.utils.data.Dataset):
         content = {
             "split": [split, self.tokens],
             "classes": [self.classes, self.writelist, class_merging],
-            "input": [self.image_size, depth_dir, dict(augment or {}), test_mode],
+            "input": [self.image_size, depth_dir, dict(augment or {}), test_mode, self.labelled],
         }
         self._views = Views(views, seed, content)
 
@@ -246,6 +252,7 @@ class KittiDataset(torch.utils.data.Dataset):
             calibration=_matrices(flip_calibration(calibration, image.width) if view.flip else calibration, matrix),
             images=self._pixels(image, view, matrix, rng),
             depths=self._depth(token, image.size, view, matrix),
+            unlabelled=not self.labelled,
             meta={
                 "image_id": int(token),
                 "image_size": image.size,
@@ -255,7 +262,7 @@ class KittiDataset(torch.utils.data.Dataset):
                 "cameras": ["image_2"],
             },
         )
-        if self.annotated:
+        if self.labelled:
             objects = self._objects(read_labels(self._file("label_2", token, "txt")), calibration)
             sample.objects = objects.flip(image.width) if view.flip else objects
         return sample
@@ -341,6 +348,17 @@ def _matrices(calibration: KittiCalibration, image_aug: np.ndarray) -> Calibrati
         lidar_aug=eye,
         **{name: torch.from_numpy(matrix).float()[None] for name, matrix in stacks.items()},
     )
+
+
+def _part_of(tokens: list[str], part: Sequence[float]) -> list[str]:
+    first, last = part
+    if not 0 <= first < last <= 1:
+        raise ValueError(f"part: {list(part)} must be two rising numbers in [0, 1]")
+    order = np.random.RandomState(0).permutation(len(tokens))
+    chosen = order[round(first * len(tokens)) : round(last * len(tokens))]
+    if not len(chosen):
+        raise ValueError(f"part: {list(part)} of {len(tokens)} frames is none; take a larger share")
+    return [tokens[i] for i in sorted(chosen)]
 
 
 def _checked_names(names: Sequence[str], known: Sequence[str], key: str) -> tuple[str, ...]:

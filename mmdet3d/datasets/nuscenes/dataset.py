@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmdet3d.datasets.base import FrameDataset, with_annotations
+from mmdet3d.datasets.base import FrameDataset, unannotated, with_annotations
 from mmdet3d.datasets.nuscenes.complete import incomplete_frames
 from mmdet3d.datasets.nuscenes.ego_frame import in_ego_frame
 from mmdet3d.datasets.nuscenes.infos import read_infos
@@ -42,6 +42,9 @@ class NuScenesDataset(FrameDataset):
         pipeline: transform configs.
         object_classes: label -> class name; None for the ten detection classes.
         load_interval: take every n-th frame.
+        part: lower and upper end, in [0, 1], of the share of all scenes whose frames are taken; scenes are in a random
+            order that is always the same, so that [0, 0.25] and [0.25, 1] have no scene in common.
+        labelled: false takes the annotations away, for frames that only a teacher comments on.
         use_valid_flag: annotations count if LiDAR or radar points lie in the box; otherwise LiDAR points alone count.
         filter_empty_gt: replace samples without boxes while training.
         test_mode: validation or test set: every sample is returned, annotations are optional.
@@ -56,7 +59,7 @@ class NuScenesDataset(FrameDataset):
     Raises:
         FileNotFoundError: no such info file.
         ValueError: an unreadable info file, an unknown class, modality or frame, or, of an info file that was made with
-            `--allow-missing`, no frame whose files are all there.
+            `--allow-missing`, no frame whose files are all there; or a part without scenes.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class NuScenesDataset(FrameDataset):
         eval_set: str | None = None,
         seed: int = 0,
         frame: str = "lidar",
+        part: Sequence[float] = (0.0, 1.0),
+        labelled: bool = True,
         cache: str = "none",
         cache_limit: float = 8,
         views: int | None = None,
@@ -93,7 +98,8 @@ class NuScenesDataset(FrameDataset):
         records = sorted(records, key=lambda r: r.timestamp)
         if not records:
             raise ValueError(f"info file {ann_file} in {dataset_root} holds no frame")
-        records = [with_annotations(r, _counting(r, use_valid_flag)) for r in records]
+        records = _of_scenes(records, part)
+        records = [with_annotations(r, _counting(r, use_valid_flag)) if labelled else unannotated(r) for r in records]
         if frame == "ego":
             records = [in_ego_frame(r) for r in records]
         # Every file of the others was there when they were written; looking again costs time on a network drive.
@@ -112,7 +118,13 @@ class NuScenesDataset(FrameDataset):
             cache,
             cache_limit,
             views,
-            {"info_file": file_digest(info_file), "frame": frame, "use_valid_flag": use_valid_flag},
+            {
+                "info_file": file_digest(info_file),
+                "frame": frame,
+                "use_valid_flag": use_valid_flag,
+                "part": list(part),
+                "labelled": labelled,
+            },
         )
         self.reference_frame = frame
         self.version = version or metadata.get("version")
@@ -170,6 +182,21 @@ def _find_info_file(root: Path, ann_file: str) -> Path:
         f"to one of them, or create it: python tools/create_data.py nuscenes --root-path {root} --out-dir {root} "
         f"--extra-tag {ann_file.split('_infos_')[0]} --version v1.0-trainval"
     )
+
+
+def _of_scenes(records: list[FrameRecord], part: Sequence[float]) -> list[FrameRecord]:
+    """The frames of a share of the scenes."""
+    first, last = part
+    if not 0 <= first < last <= 1:
+        raise ValueError(f"part: {list(part)} must be two rising numbers in [0, 1]")
+    if (first, last) == (0, 1):
+        return records
+    scenes = list(dict.fromkeys(r.scene_token for r in records))
+    order = np.random.RandomState(0).permutation(len(scenes))
+    chosen = {scenes[i] for i in order[round(first * len(scenes)) : round(last * len(scenes))]}
+    if not chosen:
+        raise ValueError(f"part: {list(part)} of {len(scenes)} scenes is none; take a larger share")
+    return [r for r in records if r.scene_token in chosen]
 
 
 def _check_classes(classes: Sequence[str]) -> None:

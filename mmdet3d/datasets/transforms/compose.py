@@ -47,7 +47,7 @@ def empty_sample(record: FrameRecord) -> Sample:
         "image_paths": [camera.path for camera in record.cameras.values()],
         "cameras": list(record.cameras),
     }
-    return Sample(token=record.token, calibration=_calibration(record), meta=meta)
+    return Sample(token=record.token, calibration=_calibration(record), unlabelled=record.boxes is None, meta=meta)
 
 
 def _calibration(record: FrameRecord) -> Calibration:

@@ -57,6 +57,8 @@ class ObjectRangeFilter(Transform):
         self.bev_range = (x0, y0, x1, y1)
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
+        if sample.unlabelled:
+            return sample
         boxes = need(sample, "boxes", self, "LoadAnnotations3D")
         keep = boxes.in_range(self.bev_range)
         tensor = boxes.tensor[keep]
@@ -77,6 +79,8 @@ class ObjectNameFilter(Transform):
         self.classes = tuple(classes)
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
+        if sample.unlabelled:
+            return sample
         boxes = need(sample, "boxes", self, "LoadAnnotations3D")
         if self.classes != tuple(context.classes):
             raise ValueError(

@@ -39,7 +39,7 @@ def need(sample: Sample, field: str, user: Transform, loader: str) -> Any:
 
 @TRANSFORMS.register
 class LoadAnnotations3D(Transform):
-    """Boxes and labels of the frame; frames without annotation (test split) pass unchanged.
+    """Boxes and labels of the frame; frames without labels pass unchanged, here and in the filters.
 
     Labels index the data set's class list. Unknown velocities become 0. While training, boxes of other classes stay
     with label -1 until `ObjectNameFilter`, so that no object is pasted onto them; otherwise they are dropped here.

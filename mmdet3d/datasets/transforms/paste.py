@@ -141,8 +141,8 @@ class ObjectPaste(Transform):
             self.epoch_setting = "stop_epoch: -1 (never paste) or null (never stop)"
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
-        if self.stop_epoch is not None and context.epoch >= self.stop_epoch:
-            return sample
+        if sample.unlabelled or (self.stop_epoch is not None and context.epoch >= self.stop_epoch):
+            return sample  # among objects that nobody annotated there is no free place to be known
         if not np.array_equal(context.record.lidar.sensor2lidar, np.eye(4)):
             raise ValueError(
                 "the objects of a database lie in the scanner's frame, those of this data set do not; set "

@@ -13,14 +13,36 @@ from torch import Tensor, nn
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.structures import Batch
 
-__all__ = ["DistillLoss", "full_precision"]
+__all__ = ["DistillLoss", "Shared", "full_precision", "require_same_shape"]
 
 
 class DistillLoss(nn.Module, ABC):
     """Compares what the student computed with what the teacher computed on the same batch.
 
     The taps and the weight are the distiller's business; a loss sees values only.
+
+    Attributes:
+        needs_labels: whether the loss reads ground truth; if so it sees the labelled samples of a batch alone.
+        uses_teacher: whether the loss runs layers of the teacher, whose weights are then loaded before it is bound.
     """
+
+    needs_labels: bool = True
+    uses_teacher: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._always: dict[str, Tensor] = {}
+
+    def observe(self, fault: str, present: Tensor) -> None:
+        """Note whether `fault`, a sentence, holds in this step; one that holds in every step of an epoch is said."""
+        before = self._always.get(fault)
+        self._always[fault] = present if before is None else before & present
+
+    def faults(self) -> list[str]:
+        """What held in every step since the last call."""
+        found = [fault for fault, always in self._always.items() if always]
+        self._always.clear()
+        return found
 
     def bind(self, teacher: Detector, student: Detector) -> None:
         """Called once, before training, when both models exist. Raises ValueError if they do not suit this loss."""
@@ -37,6 +59,25 @@ class DistillLoss(nn.Module, ABC):
             teacher_value: the teacher's, without gradient.
             batch: where ground truth and calibration are.
         """
+
+
+class Shared:
+    """A module that a loss uses and does not own: neither trained, saved nor copied with it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: dict) -> Shared:
+        return self
+
+
+def require_same_shape(loss: DistillLoss, student: Tensor, teacher: Tensor) -> None:
+    """Raises ValueError if the maps of the two sides, after the loss's projection, have different shapes."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{type(loss).__name__} compares maps of shapes {tuple(student.shape)} and {tuple(teacher.shape)}; "
+            "give `projection: [student's channels, teacher's channels]` if only the channels differ"
+        )
 
 
 def full_precision(function: Callable[..., Any]) -> Callable[..., Any]:

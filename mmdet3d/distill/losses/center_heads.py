@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from mmdet3d.distill.losses.base import DistillLoss
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import CenterHead
-from mmdet3d.models.heads.targets import Objects, gather_objects
+from mmdet3d.models.heads.targets import Objects, gather_objects, heatmap_target
 from mmdet3d.structures import Batch
 
 __all__ = ["CenterHeadLoss", "center_head"]
@@ -49,6 +51,14 @@ class CenterHeadLoss(DistillLoss):
         """The ground truth on the student's raster."""
         boxes, labels = (batch.require(name, type(self).__name__) for name in ("boxes", "labels"))
         return gather_objects(boxes, labels, sum(map(len, self._tasks)), self._grid)
+
+    def _heat(self, batch: Batch) -> Tensor:
+        """The heatmap target of the student's head, (B, classes, X, Y)."""
+        cfg = self._train_cfg
+        return heatmap_target(
+            self._objects(batch), len(batch), sum(map(len, self._tasks)), self._grid,
+            cfg["gaussian_overlap"], cfg["min_radius"],
+        )  # fmt: skip
 
     def _classes(self) -> list[slice]:
         """Labels of each task."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdet3d.distill.losses.base import DistillLoss, full_precision
+from mmdet3d.distill.losses.base import DistillLoss, full_precision, require_same_shape
 from mmdet3d.distill.masks import enlarge, footprint_mask, object_heat
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.layers import conv_bn_relu
@@ -36,6 +36,10 @@ class FeatureLoss(DistillLoss):
             nn.Identity() if projection is None else nn.Sequential(*conv_bn_relu(*projection, 3, padding=1))
         )
 
+    @property
+    def needs_labels(self) -> bool:
+        return self.object_mask
+
     def bind(self, teacher: Detector, student: Detector) -> None:
         self.grid = student.grid
         if self.object_mask:
@@ -50,11 +54,7 @@ class FeatureLoss(DistillLoss):
             ValueError: maps of different shapes, or no ground truth for the mask.
         """
         student = self.projection(student_value)
-        if student.shape != teacher_value.shape:
-            raise ValueError(
-                f"FeatureLoss compares maps of shapes {tuple(student.shape)} and {tuple(teacher_value.shape)}; "
-                "give `projection: [student's channels, teacher's channels]` if only the channels differ"
-            )
+        require_same_shape(self, student, teacher_value)
         if not self.object_mask:
             return F.mse_loss(student, teacher_value)
         boxes = batch.require("boxes", "FeatureLoss with an object mask")

@@ -21,6 +21,8 @@ __all__ = ["RadarActivationLoss", "mean_response"]
 class RadarActivationLoss(DistillLoss):
     """L1 distance of the radar encoder's activation map to the teacher's mean class response (CRKD, cross-stage)."""
 
+    needs_labels = False
+
     def bind(self, teacher: Detector, student: Detector) -> None:
         center_head(teacher, "teacher", "RadarActivationLoss")
 

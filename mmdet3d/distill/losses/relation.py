@@ -49,6 +49,8 @@ class AffinityLoss(DistillLoss):
         adapt: give the student one learned adapter per scale.
     """
 
+    needs_labels = False
+
     def __init__(self, sizes: Sequence[int] = (32, 16, 8, 4), channels: int = 256, adapt: bool = True) -> None:
         super().__init__()
         self.sizes = tuple(sizes)

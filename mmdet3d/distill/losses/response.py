@@ -29,6 +29,8 @@ class ResponseLoss(CenterHeadLoss):
         beta: focusing power of the quality focal loss.
     """
 
+    needs_labels = False
+
     def __init__(self, task_weights: Sequence[float] = (2, 2, 2, 1, 2, 1), beta: float = 2.0) -> None:
         super().__init__()
         self.task_weights = tuple(task_weights)

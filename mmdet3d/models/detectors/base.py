@@ -39,6 +39,9 @@ class Trainable(nn.Module, ABC):
     def start_epoch(self, epoch: int) -> None:
         """Called by the engine before the first step of every 0-based epoch, not where it resumes within one."""
 
+    def start_step(self, progress: float) -> None:
+        """Called by the engine before every iteration with the share of all iterations that are done, in [0, 1)."""
+
     def training_state(self) -> dict[str, Any]:
         """Plain values that resuming needs beside the weights. In distributed training every rank calls it."""
         return {}
@@ -119,7 +122,25 @@ class Detector(Trainable):
         return done
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        return self.losses(self.extract(batch, self.loss_taps), batch)
+        return self.supervised(self.extract(batch, self.loss_taps), batch)
+
+    def supervised(self, features: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
+        """`losses` over the samples with labels."""
+        return self.losses(self.of_labelled(features, batch), batch.labelled)
+
+    def of_labelled(self, features: Mapping[str, Any], batch: Batch) -> Mapping[str, Any]:
+        """The features of the samples with labels, which come first in the batch.
+
+        Raises:
+            ValueError: there is no such sample.
+        """
+        if not batch.unlabelled:
+            return features
+        if batch.unlabelled == len(batch):
+            raise ValueError(
+                f"no sample of the batch {', '.join(batch.tokens)} has labels; lower data.unlabelled.share"
+            )
+        return _first(features, len(batch) - batch.unlabelled, len(batch))
 
     def predict(self, batch: Batch) -> list[Detections3D]:
         return self.predictions(self.extract(batch, self.predict_taps), batch)
@@ -148,3 +169,12 @@ class Detector(Trainable):
                 f"{type(self).__name__} has no tap {name!r}{nearest(name, self._stages)} "
                 f"(taps: {', '.join(self._stages)})"
             )
+
+
+def _first(value: Any, count: int, size: int) -> Any:
+    """Features of the first `count` of `size` samples; a tensor may hold several rows per sample (cameras)."""
+    if isinstance(value, Tensor):
+        return value[: value.shape[0] // size * count]
+    if isinstance(value, Mapping):
+        return {k: _first(v, count, size) for k, v in value.items()}
+    return [_first(v, count, size) for v in value] if isinstance(value, (list, tuple)) else value

@@ -179,6 +179,11 @@ class MonoDetector(Detector):
 
     # -- the protocol -----------------------------------------------------------------------------------------------
 
+    def of_labelled(self, features: Mapping[str, Any], batch: Batch) -> Mapping[str, Any]:
+        # Objects and their regions belong to samples with labels alone; maps have an entry for every sample.
+        maps = super().of_labelled({k: v for k, v in features.items() if k not in ("targets", "heads.roi")}, batch)
+        return {**features, **maps}
+
     def losses(self, features: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         """`loss/object/` and the names of `heads.mono.losses.TASKS`.
 

@@ -1,0 +1,167 @@
+"""Weights of distillation losses in units of detection's gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["Balance", "BalanceSettings", "Measurement"]
+
+GATES = ("none", "cosine")
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class BalanceSettings:
+    """The block `model.balance`.
+
+    Args:
+        target: length of a loss's gradient over that of detection's, for a loss of weight 1.
+        every: steps between two measurements; each costs one backward pass per loss down to its tap.
+        gate: `cosine` switches a loss off while its gradient points, on average, away from detection's.
+        at: tap where gradients are compared, for losses that read no single map.
+        memory: of the running averages, per measurement.
+        maximum: of a factor; without it a loss that has been learnt would be blown up to noise.
+
+    Raises:
+        ValueError: a number out of its range, or another gate.
+    """
+
+    target: float = 0.3
+    every: int = 20
+    gate: str = "none"
+    at: str = "decoder"
+    memory: float = 0.9
+    maximum: float = 100.0
+
+    def __post_init__(self) -> None:
+        if self.gate not in GATES:
+            raise ValueError(f"model.balance.gate must be one of {', '.join(GATES)}, got {self.gate!r}")
+        if self.target <= 0 or self.every < 1 or not 0 <= self.memory < 1:
+            raise ValueError(
+                "model.balance needs a target above 0, every of at least 1 and a memory in [0, 1), got "
+                f"{self.target}, {self.every} and {self.memory}"
+            )
+
+
+@dataclass
+class _Pull:
+    """Running averages of one loss at its tap: lengths of both gradients, and the cosine between them.
+
+    `largest` is the largest ratio of their lengths, with the factor, since the last report.
+    """
+
+    detection: float = math.nan
+    loss: float = math.nan
+    cosine: float = math.nan
+    largest: float | None = None
+
+
+@dataclass
+class Balance:
+    """Keeps each loss's gradient at `target` times detection's, both measured at the tap that the loss reads.
+
+    `factor` is 1 until a loss was measured. All processes use the same factors.
+    """
+
+    settings: BalanceSettings
+    steps: int = 0
+    pulls: dict[str, _Pull] = field(default_factory=dict)
+
+    def measurement(self, detection: Iterable[Tensor]) -> Measurement | None:
+        """One of a step of training, given the student's own losses; None if none is due."""
+        self.steps += 1
+        if (self.steps - 1) % self.settings.every:
+            return None
+        return Measurement(self, torch.stack([term.float().mean() for term in detection]).sum())
+
+    def add(self, name: str, own: float, other: float, inner: float) -> None:
+        """Take the squared lengths of detection's and a loss's gradient, and their inner product, into the averages."""
+        pull = self.pulls.setdefault(name, _Pull())
+        pull.detection = self._mean(pull.detection, math.sqrt(own))
+        pull.loss = self._mean(pull.loss, math.sqrt(other))
+        if own and other:
+            pull.cosine = self._mean(pull.cosine, inner / math.sqrt(own * other))
+            pull.largest = max(pull.largest or 0.0, self.factor(name) * math.sqrt(other / own))
+
+    def factor(self, name: str) -> float:
+        """What the loss is multiplied with."""
+        pull = self.pulls.get(name)
+        if pull is None:
+            return 1.0
+        if self.settings.gate == "cosine" and pull.cosine < 0:
+            return 0.0
+        return min(self.settings.target * pull.detection / max(pull.loss, _TINY), self.settings.maximum)
+
+    def stats(self) -> dict[str, float]:
+        """For the log: `factor/NAME` and `cosine/NAME`."""
+        found = {}
+        for name, pull in self.pulls.items():
+            found[f"factor/{name}"] = self.factor(name)
+            if not math.isnan(pull.cosine):
+                found[f"cosine/{name}"] = pull.cosine
+        return found
+
+    def faults(self) -> dict[str, str]:
+        """By loss, what is wrong with it since the last call."""
+        found = {}
+        for name, pull in self.pulls.items():
+            if pull.largest is not None and pull.largest < 1e-3 and self.factor(name):
+                found[name] = "its gradient never exceeded a thousandth of detection's: it teaches nothing"
+            pull.largest = None
+        return found
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "pulls": {name: vars(pull).copy() for name, pull in self.pulls.items()}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.steps = state["steps"]
+        self.pulls = {name: _Pull(**pull) for name, pull in state["pulls"].items()}
+
+    def _mean(self, before: float, now: float) -> float:
+        return now if math.isnan(before) else self.settings.memory * before + (1 - self.settings.memory) * now
+
+
+class Measurement:
+    """The gradients of one step.
+
+    Args:
+        balance: gets the results.
+        detection: the sum of the student's own losses.
+    """
+
+    def __init__(self, balance: Balance, detection: Tensor) -> None:
+        self._balance, self._detection = balance, detection
+        self._own: dict[str, Tensor] = {}
+
+    def take(self, name: str, loss: Tensor, tap: str, value: Tensor) -> None:
+        """Compare the gradients of a loss, unweighted, and of detection at the value of a tap.
+
+        Raises:
+            ValueError: one of them does not depend on the tap.
+        """
+        if tap not in self._own:
+            self._own[tap] = self._gradient(self._detection, value, "detection", name, tap)
+        ours, theirs = self._own[tap], self._gradient(loss, value, "the loss", name, tap)
+        products = torch.stack([(ours * ours).sum(), (theirs * theirs).sum(), (ours * theirs).sum()]).double()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(products)
+        own, other, inner = products.tolist()
+        if math.isfinite(own + other):  # otherwise the trainer names what is not finite
+            self._balance.add(name, own, other, inner)
+
+    @staticmethod
+    def _gradient(loss: Tensor, value: Tensor, what: str, name: str, tap: str) -> Tensor:
+        (found,) = torch.autograd.grad(loss, value, retain_graph=True, allow_unused=True)
+        if found is None:
+            raise ValueError(
+                f"model.losses.{name}: {what} does not depend on {tap}, where gradients are compared; name another tap "
+                "in model.balance.at"
+            )
+        return found.float()
