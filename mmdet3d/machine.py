@@ -9,17 +9,20 @@ wait for work sleep (`mmdet3d/__init__.py`); docs/performance.md says what it ga
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["VARIABLE", "Share", "cpus", "share", "single_threaded"]
+__all__ = ["VARIABLE", "Share", "cpus", "die_with_parent", "share", "single_threaded"]
 
 VARIABLE = "DISTILL3D_CPUS"
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def cpus() -> int:
@@ -91,6 +94,13 @@ def single_threaded(cores: int = 1) -> dict[str, str]:
     """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
     return {VARIABLE: str(cores), **dict.fromkeys(names, "1")}
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when `parent`, the process that started it, ends in whatever way."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os._exit(1)
 
 
 def _thread_limit() -> float:

@@ -45,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
 def _nuscenes(args: argparse.Namespace) -> None:
     from mmdet3d.evaluation.nuscenes import evaluate_submission, format_metrics
 
-    out = args.out or args.results.parent
-    tokens = json.loads(args.tokens.read_text()) if args.tokens else None
+    out = _free_place(args, args.results.parent, "metrics_summary.json").parent
+    tokens = _read_tokens(args.tokens) if args.tokens else None
     metrics = evaluate_submission(args.results, args.dataroot, args.version, args.split, out, tokens)
     print(format_metrics(metrics))
     print(f"\nmetrics written to {out / 'metrics_summary.json'}")
@@ -56,12 +56,30 @@ def _kitti(args: argparse.Namespace) -> None:
     from mmdet3d.datasets.kitti.files import read_ids, split_ids
     from mmdet3d.evaluation.kitti import evaluate_folder, format_metrics, write_metrics
 
+    path = _free_place(args, args.detections.parent, "metrics.json")
     ids = read_ids(args.ids) if args.ids else split_ids("val")
     metrics = evaluate_folder(args.detections, args.labels, ids)
-    path = (args.out or args.detections.parent) / "metrics.json"
     write_metrics(metrics, path)
     print(format_metrics(metrics))
     print(f"\n{len(ids)} frames scored, metrics written to {path}")
+
+
+def _free_place(args: argparse.Namespace, default: Path, name: str) -> Path:
+    """Where metrics go; what an earlier evaluation left beside the results is replaced only if --out says so."""
+    path = (args.out or default) / name
+    if args.out is None and path.exists():
+        raise ValueError(f"{path} exists; give --out FOLDER for the new metrics, or --out {default} to replace it")
+    return path
+
+
+def _read_tokens(path: Path) -> list[str]:
+    try:
+        tokens = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--tokens {path} is no JSON ({error}); it must hold a list of sample tokens") from None
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise ValueError(f"--tokens {path} must hold a list of sample tokens")
+    return tokens
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-from mmdet3d.machine import single_threaded
+from mmdet3d.machine import die_with_parent, single_threaded
 
 __all__ = ["in_processes"]
 
@@ -20,6 +20,8 @@ def in_processes(
     work: Callable[[Any], Any], items: Sequence[Any], workers: int, start_method: str = "spawn"
 ) -> Iterator[Any]:
     """Results of `work` for every item, from up to `workers` new processes that compute in one thread each.
+
+    They end with this process, whatever ends it.
 
     Results come as they are ready. With one worker, or one item, this process does the work.
 
@@ -39,7 +41,8 @@ def in_processes(
             yield work(item)
         return
     context = multiprocessing.get_context(start_method)
-    processes = ProcessPoolExecutor(min(workers, len(items)), context, _compute_in_one_thread)
+    others = set(multiprocessing.active_children())
+    processes = ProcessPoolExecutor(min(workers, len(items)), context, _begin, (os.getpid(),))
     with _environment(single_threaded()), processes as pool:
         try:
             # No list of the futures is kept, so that each result can be freed once it was used.
@@ -47,9 +50,12 @@ def in_processes(
                 yield future.result()
         except BrokenProcessPool as error:
             raise ValueError("a worker process was killed, probably for lack of memory; use fewer --workers") from error
-        finally:
-            # After an error nothing may go on in the background: the caller may start anew at once.
-            pool.shutdown(wait=True, cancel_futures=True)
+        except BaseException:
+            # Nothing may go on in the background, nor be waited for: the caller may start anew at once.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.kill()
+            raise
 
 
 @contextmanager
@@ -67,7 +73,9 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _compute_in_one_thread() -> None:
-    """The environment comes too late for the torch that a forked process finds loaded."""
+def _begin(parent: int) -> None:
+    """One thread, and an end when `parent` ends, by a signal too."""
+    die_with_parent(parent)
+    # The environment comes too late for the torch that a forked process finds loaded.
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from mmdet3d.interop.checkpoints import file_digest, load_state, metadata_path, read_weights
@@ -108,7 +108,8 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
     if path.suffix == ".pth":
         _write(path, lambda file: torch.save({"meta": dict(metadata), "state_dict": tensors}, file))
         return
-    _write(path, lambda file: save_file(tensors, file))
+    # `save_file` would make a file that nobody else may read, whatever the umask is.
+    _write(path, lambda file: file.write_bytes(save(tensors)))
     _write_metadata(path, {**metadata, "sha256": file_digest(path)})
 
 

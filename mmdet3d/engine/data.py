@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmdet3d.datasets.sampling import MixedDataset
-from mmdet3d.engine.interrupt import die_with_parent
+from mmdet3d.machine import die_with_parent
 from mmdet3d.structures import Batch, Detections3D, Sample
 
 __all__ = [

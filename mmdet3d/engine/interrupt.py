@@ -1,16 +1,12 @@
-"""Ctrl-C and SIGTERM as requests that a loop answers at its next safe point; children that die with their parent."""
+"""Ctrl-C and SIGTERM as requests that a loop answers at its next safe point."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
 from types import FrameType
 from typing import Any
 
-__all__ = ["Interrupt", "Interrupted", "die_with_parent"]
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+__all__ = ["Interrupt", "Interrupted"]
 
 
 class Interrupted(Exception):
@@ -45,10 +41,3 @@ class Interrupt:
         if self.number:
             raise KeyboardInterrupt
         self.number = number
-
-
-def die_with_parent(parent: int) -> None:
-    """Let the kernel kill this process when `parent`, the process that started it, ends in whatever way."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before
-        os._exit(1)

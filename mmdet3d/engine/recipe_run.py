@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmdet3d.engine.interrupt import die_with_parent
+from mmdet3d.machine import die_with_parent
 
 
 def main(words: list[str]) -> None:

@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -102,15 +101,13 @@ def build(op: str, target: str, folder: Path, architectures: Sequence[str] = ())
 
 def _compile(tool: str, op: str, target: str, library: Path, architectures: Sequence[str]) -> None:
     source = OPS / op / "csrc" / SOURCES[target]
-    handle, scratch = tempfile.mkstemp(suffix=".so", dir=library.parent)
-    os.close(handle)
-    command = [tool, *_flags(target, architectures), f"-I{OPS / 'csrc'}", str(source), "-o", scratch]
+    scratch = library.with_name(f".{library.stem}.{os.getpid()}.so")
+    command = [tool, *_flags(target, architectures), f"-I{OPS / 'csrc'}", str(source), "-o", str(scratch)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        os.unlink(scratch)
+        scratch.unlink(missing_ok=True)
         raise BuildError(f"{source} does not compile:\n{' '.join(command)}\n{done.stderr.strip()[-4000:]}")
-    os.chmod(scratch, 0o755)
-    os.replace(scratch, library)
+    scratch.replace(library)
 
 
 def _flags(target: str, architectures: Sequence[str]) -> list[str]:

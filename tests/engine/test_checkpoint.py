@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 from collections.abc import Iterator
@@ -29,6 +30,16 @@ def test_safetensors_and_mmcv_layout(tmp_path: Path) -> None:
         assert torch.equal(target.head.weight, source.head.weight)
         assert report.metadata["epoch"] == 3
         assert report.loaded == len(source.state_dict())
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        save_weights({"a": torch.ones(2)}, tmp_path / "w.safetensors", {})
+        save_weights({"a": torch.ones(2)}, tmp_path / "w.pth", {})
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"0o644"}
 
 
 def test_prefix_and_allowed_gaps(tmp_path: Path) -> None:

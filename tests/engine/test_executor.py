@@ -175,7 +175,7 @@ def test_a_second_signal_ends_at_once() -> None:
 def test_a_child_dies_with_its_parent() -> None:
     """However the parent ends; the pipe closes with the last of them."""
     child = (
-        "import os, sys, time; from mmdet3d.engine.interrupt import die_with_parent; die_with_parent(os.getppid());"
+        "import os, sys, time; from mmdet3d.machine import die_with_parent; die_with_parent(os.getppid());"
         "print('ready', flush=True); time.sleep(600)"
     )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
@@ -186,7 +186,7 @@ def test_a_child_dies_with_its_parent() -> None:
 
 
 def test_a_child_ends_if_its_parent_ended_before() -> None:
-    program = "from mmdet3d.engine.interrupt import die_with_parent; die_with_parent(1); print('alive')"
+    program = "from mmdet3d.machine import die_with_parent; die_with_parent(1); print('alive')"
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False)
     assert (done.returncode, done.stdout) == (1, b"")
 

@@ -305,6 +305,20 @@ def test_command_line(published: Path, root: Path, tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err == f"error: results file {tmp_path / 'none.json'} does not exist\n"
 
 
+def test_command_line_replaces_no_metrics_unasked(published: Path, root: Path, tmp_path: Path, capsys) -> None:
+    main = runpy.run_path(str(REPOSITORY / "tools" / "evaluate.py"))["main"]
+    results = tmp_path / "results_nusc.json"
+    results.write_bytes(published.read_bytes())
+    (tmp_path / "metrics_summary.json").write_text("of the submission")
+    where = ["nuscenes", str(results), "--dataroot", str(root), "--version", "v1.0-mini", "--split", "mini_val"]
+    assert main(where) == 2
+    assert f"give --out FOLDER for the new metrics, or --out {tmp_path} to replace it" in capsys.readouterr().err
+    assert (tmp_path / "metrics_summary.json").read_text() == "of the submission"
+    (tmp_path / "tokens.txt").write_text("no JSON")
+    assert main([*where, "--out", str(tmp_path), "--tokens", str(tmp_path / "tokens.txt")]) == 2
+    assert f"--tokens {tmp_path / 'tokens.txt'} is no JSON" in capsys.readouterr().err
+
+
 def test_atomic_write(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.txt"
     with atomic_write(path) as file:

@@ -140,6 +140,20 @@ def test_a_killed_worker_is_an_error_and_what_was_done_is_kept(tmp_path: Path) -
     assert resumable_map(lambda k: k, {f"p{k}": k for k in range(6)}, tmp_path / "parts", 2, "test") == list(range(6))
 
 
+def test_an_error_says_what_is_kept(tmp_path: Path) -> None:
+    def fails(k: int) -> int:
+        if k == 2:
+            raise ValueError("file 2 is damaged")
+        return k
+
+    parts = tmp_path / "parts"
+    with pytest.raises(ValueError, match=rf"file 2 is damaged \(2 of 3 parts are kept in {parts}"):
+        resumable_map(fails, {f"p{k}": k for k in range(3)}, parts, 1, "test")
+    with pytest.raises(ValueError, match=r"file 2 is damaged$"):
+        resumable_map(fails, {"p2": 2}, tmp_path / "none", 1, "test")
+    assert not (tmp_path / "none").exists()
+
+
 # -- database -------------------------------------------------------------------------------------------------------
 
 

@@ -47,14 +47,21 @@ def resumable_map(
         description: of the progress bar.
 
     Raises:
-        ValueError: a process was killed; and whatever `function` raises.
+        ValueError: a process was killed; and whatever `function` raises, with a word on the parts that are kept.
     """
     parts.mkdir(parents=True, exist_ok=True)
     todo = [(name, piece) for name, piece in pieces.items() if not (parts / f"{name}.pkl").is_file()]
     with progress_bar(total=len(pieces), initial=len(pieces) - len(todo), desc=description, unit="part") as bar:
-        for name, result in _results(function, todo, workers):
-            dump_pickle(result, parts / f"{name}.pkl")
-            bar.update()
+        try:
+            for name, result in _results(function, todo, workers):
+                dump_pickle(result, parts / f"{name}.pkl")
+                bar.update()
+        except (ValueError, FileNotFoundError) as error:
+            if kept := sum(1 for _ in parts.glob("*.pkl")):
+                note = f"{kept} of {len(pieces)} parts are kept in {parts}, and the same command goes on from there"
+                raise type(error)(f"{error} ({note})") from error
+            parts.rmdir()
+            raise
     results = [load_pickle(parts / f"{name}.pkl") for name in pieces]
     shutil.rmtree(parts)
     return results
