@@ -130,7 +130,8 @@ class Detector(Trainable):
     def compile_dense_stages(self) -> None:
         """Run the dense stages through `torch.compile` while the detector is in training mode.
 
-        Parameters and buffers keep their names. Evaluation stays as it is: it would be compiled once more.
+        Parameters and buffers keep their names. Evaluation stays as it is: it would be compiled once more. A copy made
+        afterwards would run the modules of this detector, so copy first.
         """
         for stage in {id(s): s for s in self._stages.values() if s.dense}.values():
             compiled = replace(stage, run=self._compiled_in_training(stage.run))
