@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ops, train_step
+from benchmarks import everyday, ops, train_step
 from benchmarks.peers import compare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ TARGETS = [
 def main() -> None:
     """Replace what stands between the markers of the documents; a missing results file leaves its part as it is."""
     parts = {}
-    for name, render in {"ops": _ops, "targets": _targets, "train_step": _train_step}.items():
+    for name, render in {"ops": _ops, "targets": _targets, "train_step": _train_step, "everyday": _everyday}.items():
         for device in ("cpu", "cuda"):
             file = RESULTS / f"{'ops' if name == 'targets' else name}_{device}.json"
             if file.is_file():
@@ -83,6 +83,10 @@ def _train_step(report: Mapping[str, Any]) -> str:
 
 def _peer(report: Mapping[str, Any]) -> str:
     return f"{_facts(report)}.\n\n{compare.table(report)}"
+
+
+def _everyday(report: Mapping[str, Any]) -> str:
+    return f"{_facts(report)}.\n\n{everyday.table(report)}"
 
 
 def _heads(tables: Mapping[str, Mapping[str, Any]]) -> str:

@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 
-from benchmarks import growth, loading, ops, report, train_step
+from benchmarks import everyday, growth, loading, ops, report, train_step
 from benchmarks.cases import feature_decorator
 from benchmarks.framework import Budget, Case, forward_backward, peak_memory, run_case, twin
 from mmdet3d.config import load_config
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
 from mmdet3d.evaluation.control import COLUMNS, ControlTable
+from mmdet3d.machine import single_threaded
 from mmdet3d.models import build_model
 from mmdet3d.ops import native
 
@@ -114,6 +115,40 @@ def test_loading_is_measured_with_and_without_the_cache(tmp_path):
     (row,) = report["rows"]
     assert row["none"] > 0 and row["disk"] > 0
     assert list((root / ".cache").iterdir())
+
+
+def test_everyday_report_compares_revisions():
+    row = {"cpu_ms": {"loading": 20.0, "forward": 40.0, "backward": 59.0}, "peak_bytes": 5e8}
+    slower = {"cpu_ms": {"loading": 40.0, "forward": 40.0, "backward": 59.0}, "peak_bytes": 6e8}
+    found = {
+        "before": "abc",
+        "rounds": 3,
+        "steps": 6,
+        "parts": {"student": {"before": everyday._medians([row, slower, slower]), "now": everyday._medians([row])}},
+        "wall": {"busy": {"before": {"wall_s": 7.0, "cpu_s": 60.0}, "now": {"wall_s": 0.5, "cpu_s": 9.0}}},
+        "recipe": {"before": {"wall_s": 1200.0, "cpu_s": 2000.0}, "now": {"wall_s": 600.0, "cpu_s": 900.0}},
+    }
+    text = everyday.table(found)
+    assert "| student | before | 40 | 40 | 0 | 59 | 0 | 139 | 600 |" in text
+    assert "| student | now | 20 | 40 | 0 | 59 | 0 | 119 | 500 |" in text
+    assert "| busy | 7.00 | 0.50 |" in text
+    assert "before 1200 s, 2000 CPU s; now 600 s, 900 CPU s" in text
+
+
+@pytest.mark.slow
+def test_everyday_measures_a_tree(tmp_path):
+    """The child process in the present tree, both ways; what it says of an earlier revision is the same code."""
+    root = generate_kitti(
+        tmp_path / "world",
+        KittiSettings(frames=4, test_frames=0, image_size=(320, 96), val_fraction=0.5),
+        progress=False,
+    )
+    overrides = {"dataset_root": f"{root}/", "data.samples_per_gpu": 1}
+    config = "kitti/synthetic/rgb_baseline.yaml"
+    parts = everyday._child(everyday.ROOT, "parts", config, overrides, 2, single_threaded())
+    assert {"loading", "forward", "backward", "optimiser"} <= set(parts["cpu_ms"]) and parts["peak_bytes"] > 0
+    wall = everyday._child(everyday.ROOT, "wall", config, overrides, 2, single_threaded())
+    assert wall["wall_s"] > 0 and wall["cpu_s"] > 0
 
 
 def test_growth_report_and_picture(monkeypatch, tmp_path):

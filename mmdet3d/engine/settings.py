@@ -59,6 +59,7 @@ class Settings:
         log_interval: iterations per log line.
         find_unused_parameters: as DistributedDataParallel; false saves a graph walk per step where every parameter
             takes part in every loss.
+        compile: dense stages through `torch.compile`, see `compilation`.
     """
 
     max_epochs: int
@@ -79,6 +80,7 @@ class Settings:
     load_from: str | None
     resume_from: str | None
     find_unused_parameters: bool
+    compile: bool
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> Settings:
@@ -111,7 +113,10 @@ class Settings:
             load_from=cfg.get("load_from"),
             resume_from=cfg.get("resume_from"),
             find_unused_parameters=bool(cfg.get("find_unused_parameters", True)),
+            compile=cfg.get("compile") or False,
         )
+        if not isinstance(settings.compile, bool):
+            raise ValueError(f"config key compile must be true or false, got {settings.compile!r}")
         if settings.precision not in PRECISIONS:
             raise ValueError(f"config key precision: {settings.precision!r} is none of {', '.join(PRECISIONS)}")
         return settings

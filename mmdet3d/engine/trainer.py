@@ -25,6 +25,7 @@ from mmdet3d.engine.checkpoint import (
     read_training_state,
     set_random_state,
 )
+from mmdet3d.engine.compilation import compile_dense_stages
 from mmdet3d.engine.data import DetectionDataset, batches, build_loader, train_sampler
 from mmdet3d.engine.divergence import Divergence
 from mmdet3d.engine.ema import EMA
@@ -72,7 +73,8 @@ class Trainer:
         device: default: what `distributed.init` chooses.
 
     Raises:
-        ValueError: a wrong or missing config key, a custom key that no parameter has, or an empty data set.
+        ValueError: a wrong or missing config key, a custom key that no parameter has, an empty data set, or no compiler
+            where `compile` needs one.
     """
 
     def __init__(
@@ -90,6 +92,8 @@ class Trainer:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = device
         self.model = model.to(device)
+        if s.compile:
+            compile_dense_stages(self.model, device)
         self._val_dataset = val_dataset
         rank, world = distributed.rank(), distributed.world_size()
         self._sampler = train_sampler(train_dataset, s.samples_per_gpu, s.seed, rank, world)

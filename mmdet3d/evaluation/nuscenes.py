@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -64,7 +65,8 @@ def format_detections(
     names = [classes[k] for k in labels]
 
     ego = boxes[:, :3] @ lidar2ego[:3, :3].T + lidar2ego[:3, 3]
-    limit = np.array([_class_range()[n] for n in names])
+    ranges = _class_range()
+    limit = np.array([ranges[n] for n in names])
     kept = np.flatnonzero(np.hypot(ego[:, 0], ego[:, 1]) <= limit)
     kept = kept[np.argsort(-scores[kept], kind="stable")][:MAX_BOXES]
 
@@ -102,7 +104,11 @@ def write_submission(results: Mapping[str, Sequence[Mapping[str, Any]]], path: s
     """
     meta = {name: bool(modality.get(name, False)) for name in MODALITIES}
     with atomic_write(path) as file:
-        json.dump({"meta": meta, "results": results}, file)
+        # Sample by sample: `json.dump` would encode each number in Python, `dumps` would hold the whole file in memory.
+        file.write(f'{{"meta": {json.dumps(meta)}, "results": {{')
+        for index, (token, entries) in enumerate(results.items()):
+            file.write(f"{', ' if index else ''}{json.dumps(token)}: {json.dumps(entries)}")
+        file.write("}}")
     return Path(path)
 
 
@@ -130,6 +136,7 @@ def _quaternions(rotation: np.ndarray, yaw: np.ndarray) -> np.ndarray:
     return xyzw[:, [3, 0, 1, 2]]
 
 
+@functools.cache
 def _class_range() -> Mapping[str, float]:
     from nuscenes.eval.common.config import config_factory
 

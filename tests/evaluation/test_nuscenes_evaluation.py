@@ -15,6 +15,7 @@ import torch
 from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.evaluation.files import atomic_write
 from mmdet3d.evaluation.nuscenes import (
+    MODALITIES,
     attribute,
     evaluate_submission,
     format_detections,
@@ -226,6 +227,13 @@ def test_number_of_results_must_match(val: NuScenesDataset, tmp_path: Path) -> N
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("results", [{}, {"a": []}, {"a": [{"size": [1.0, 0.1, 1e-20], "name": '\u00e9"'}], "b": []}])
+def test_a_submission_is_plain_json(results: dict, tmp_path: Path) -> None:
+    meta = dict.fromkeys(MODALITIES, False) | {"use_radar": True}
+    path = write_submission(results, tmp_path / "results.json", use_radar=True)
+    assert path.read_text() == json.dumps({"meta": meta, "results": results})
 
 
 def test_missing_samples_are_counted_and_named(root: Path, tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmdet3d.registry import nearest
@@ -58,11 +59,13 @@ class Stage:
         inputs: names of the outputs it consumes.
         outputs: names it produces; these are the taps.
         run: called as `run(batch, *inputs)`; returns one value per output (the bare value if there is one output).
+        dense: it computes on maps whose shapes do not depend on the data, which is what `torch.compile` is good at.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     run: Callable[..., Any]
+    dense: bool = False
 
 
 class Detector(Trainable):
@@ -84,9 +87,15 @@ class Detector(Trainable):
         super().__init__()
         self._stages: dict[str, Stage] = {}
 
-    def add_stage(self, outputs: str | tuple[str, ...], run: Callable[..., Any], inputs: tuple[str, ...] = ()) -> None:
-        """Declare a stage; its inputs must be outputs of stages declared before it."""
-        stage = Stage(inputs, (outputs,) if isinstance(outputs, str) else outputs, run)
+    def add_stage(
+        self,
+        outputs: str | tuple[str, ...],
+        run: Callable[..., Any],
+        inputs: tuple[str, ...] = (),
+        dense: bool = False,
+    ) -> None:
+        """Declare a stage, see `Stage`; its inputs must be outputs of stages declared before it."""
+        stage = Stage(inputs, (outputs,) if isinstance(outputs, str) else outputs, run, dense)
         for name in inputs:
             self._check_tap(name)
         for name in stage.outputs:
@@ -120,6 +129,20 @@ class Detector(Trainable):
                 value = stage.run(batch, *(done[i] for i in stage.inputs))
                 done.update(zip(stage.outputs, value if len(stage.outputs) > 1 else (value,), strict=True))
         return done
+
+    def compile_dense_stages(self) -> None:
+        """Run the dense stages through `torch.compile` while the detector is in training mode.
+
+        Parameters and buffers keep their names. Evaluation stays as it is: it would be compiled once more. A copy made
+        afterwards would run the modules of this detector, so copy first.
+        """
+        for stage in {id(s): s for s in self._stages.values() if s.dense}.values():
+            compiled = replace(stage, run=self._compiled_in_training(stage.run))
+            self._stages.update(dict.fromkeys(stage.outputs, compiled))
+
+    def _compiled_in_training(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        compiled = torch.compile(plain)
+        return lambda *values: (compiled if self.training else plain)(*values)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         return self.supervised(self.extract(batch, self.loss_taps), batch)

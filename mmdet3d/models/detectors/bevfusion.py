@@ -102,10 +102,10 @@ class BEVFusion(Detector):
     def _declare_stages(self) -> None:
         self._declare_encoders()
         outputs = ("fuser", *(f"fuser.{name}" for name in self.sensors))
-        self.add_stage(outputs, self._fuse, tuple(f"encoders.{name}" for name in self.fused))
-        self.add_stage("decoder.backbone", self._decode_backbone, ("fuser",))
-        self.add_stage("decoder", self._decode_neck, ("decoder.backbone",))
-        self.add_stage("heads.object", self._head, ("decoder",))
+        self.add_stage(outputs, self._fuse, tuple(f"encoders.{name}" for name in self.fused), dense=True)
+        self.add_stage("decoder.backbone", self._decode_backbone, ("fuser",), dense=True)
+        self.add_stage("decoder", self._decode_neck, ("decoder.backbone",), dense=True)
+        self.add_stage("heads.object", self._head, ("decoder",), dense=True)
 
     def _declare_encoders(self) -> None:
         for name in self.sensors:
@@ -116,8 +116,8 @@ class BEVFusion(Detector):
 
     def _declare_camera(self) -> None:
         camera = "encoders.camera"
-        self.add_stage(f"{camera}.backbone", self._image_backbone)
-        self.add_stage(f"{camera}.neck", self._image_neck, (f"{camera}.backbone",))
+        self.add_stage(f"{camera}.backbone", self._image_backbone, dense=True)
+        self.add_stage(f"{camera}.neck", self._image_neck, (f"{camera}.backbone",), dense=True)
         self.add_stage((camera, f"{camera}.depth"), self._view_transform, (f"{camera}.neck",))
         if self.encoders["camera"]["vtransform"].supervises_depth:
             self.loss_taps = (*self.loss_taps, f"{camera}.depth")

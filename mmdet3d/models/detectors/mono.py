@@ -98,9 +98,9 @@ class MonoDetector(Detector):
         layers |= region_layers(channels + EXTRA_CHANNELS + len(classes), head_channels)
         for name, layer in layers.items():
             self.add_module(name, layer)
-        self.add_stage("backbone", self._backbone)
-        self.add_stage("neck", self._neck, ("backbone",))
-        self.add_stage("heads.dense", self._dense, ("neck",))
+        self.add_stage("backbone", self._backbone, dense=True)
+        self.add_stage("neck", self._neck, ("backbone",), dense=True)
+        self.add_stage("heads.dense", self._dense, ("neck",), dense=True)
         self.add_stage("targets", self._targets, ("neck",))
         self.add_stage("heads.roi", self._object_regions, ("neck", "heads.dense", "targets"))
         self.add_stage("heads.candidates", self._candidate_regions, ("neck", "heads.dense"))
