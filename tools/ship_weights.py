@@ -1,4 +1,4 @@
-"""Put the models of a finished recipe into the repository: float16 weights, each with a card.
+"""Put the models of the finished recipe into the repository: float16 weights, each with a card.
 
 python tools/ship_weights.py synthetic/recipes/crkd_demo.yaml --run-dir runs/demo --world 0 --seed 0
 """
@@ -10,10 +10,13 @@ import json
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmdet3d.config import load_config
 from mmdet3d.engine.command import run
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -69,11 +72,11 @@ def ship(
     from mmdet3d.engine.evaluate import predict
     from mmdet3d.engine.pictures import open_model
     from mmdet3d.engine.shipped import SHIPPED, first_scores, load_shipped, make_first_scene
+    from mmdet3d.evaluation.control import COLUMNS
     from mmdet3d.interop.checkpoints import read_weights
 
     config, target = result["config"], SHIPPED / f"{name}.safetensors"
-    state = read_weights(run_dir / result["checkpoint"])[0]
-    state = {key: v.half() if v.is_floating_point() else v for key, v in state.items()}
+    state = {key: halved(v) for key, v in read_weights(run_dir / result["checkpoint"])[0].items()}
     SHIPPED.mkdir(parents=True, exist_ok=True)
     save_weights(state, target, {"config": config})
     model, dataset = open_model(load_config(config, {"dataset_root": f"{data}/"}), target)
@@ -88,11 +91,17 @@ def ship(
         **origin,
         "iterations": result["iterations"],
         "precision": "float16",
-        "metrics": {key: round(value, 4) for key, value in metrics.items() if key in result["metrics"]},
+        "metrics": {column.key: round(metrics[column.key], 4) for column in COLUMNS},
         "first_scores": [round(s, 4) for s in first_scores(*load_shipped(name, scratch / "scene"))],
     }
     save_weights(state, target, card)
     return card
+
+
+def halved(tensor: Tensor) -> Tensor:
+    """In float16, unless that cannot hold it: the variance in some normalisation layers is beyond 65504."""
+    half = tensor.half() if tensor.is_floating_point() else tensor
+    return half if half.isfinite().all() else tensor
 
 
 if __name__ == "__main__":
