@@ -67,7 +67,7 @@ def test_it_ends_with_a_table_and_where_everything_lies(done: tuple[Path, list[s
     assert lines[-2:] == [f"results: {run}/results.json", f"pictures: {run}/pictures"]
     assert len(list((run / "pictures").glob("*.png"))) == 2
     results = json.loads((run / "results.json").read_text())
-    assert {"teacher", "control", "distilled"} == set(results["table"]["roles"])
+    assert {"teacher", "control", "distilled"} <= set(results["table"]["roles"])
     control, distilled = (results["runs"][name]["0"] for name in ("control", "distilled"))
     assert control["iterations"] == distilled["iterations"]
     assert all(runs["0"]["cpu_seconds"] > 1 for runs in results["runs"].values())
