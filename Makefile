@@ -1,4 +1,4 @@
-# make demo    boxes on the screen within a minute after the set-up, then a training and its table, in about eight on two CPU cores
+# make demo    boxes on the screen within a minute after the set-up, then a training and its table; it says how long that takes
 # make test    the fast tests;  make test-slow  the rest (real-size models, the demo, launchers)
 # make setup   only the environment in .venv
 # make gpu-check   where a GPU is: everything that needs one, for at most BUDGET seconds; again goes on (docs/performance.md)
