@@ -1,4 +1,4 @@
-# make demo    boxes on the screen and a result table, from nothing, in about ten minutes on two CPU cores
+# make demo    boxes on the screen within a minute after the set-up, then a training and its table; it says how long that takes
 # make test    the fast tests;  make test-slow  the rest (real-size models, the demo, launchers)
 # make setup   only the environment in .venv
 # make gpu-check   where a GPU is: everything that needs one, for at most BUDGET seconds; again goes on (docs/performance.md)
@@ -32,7 +32,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	@touch $@
 
 demo: setup
-	$(BIN)/python tools/run_recipe.py configs/synthetic/recipes/crkd_demo.yaml --run-dir runs/demo --world $(SEED) --seeds $(SEED)
+	$(BIN)/python tools/demo.py --run-dir runs/demo --seed $(SEED)
 
 test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"

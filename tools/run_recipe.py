@@ -61,6 +61,8 @@ def main(words: list[str]) -> None:
         recipe.make_data(root, args.world, args.workers)
     summary = run_recipe(recipe, run_dir, args.seeds, overrides, root, args.jobs, args.on_failure)
     print(f"\n{summary.get('text', '')}\n\nresults: {run_dir / 'results.json'}")
+    if recipe.pictures:
+        print(f"pictures: {run_dir / 'pictures'}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--split", choices=["val", "train", "test"], default="val", help="of the config's data")
     parser.add_argument("--out-dir", default="runs/pictures", help="where the pictures go (default: runs/pictures)")
     parser.add_argument("--bbox-score", type=float, default=0.1, help="lowest score of a detection (default: 0.1)")
+    parser.add_argument("--scores", action="store_true", help="write the scores beside the detections")
     parser.add_argument("--bbox-classes", type=int, nargs="+", metavar="ID", help="only these classes (labels)")
     parser.add_argument("--limit", type=int, help="stop after so many samples")
     add_override_options(parser)
@@ -64,6 +65,7 @@ def main(words: list[str]) -> None:
             min_score=args.bbox_score,
             only=args.bbox_classes or (),
             extent=picture_extent(cfg),
+            scores=args.scores,
         )
         time = sample.meta.get("timestamp")
         picture.save(out_dir / f"{'' if time is None else f'{time}-'}{sample.token}.png")

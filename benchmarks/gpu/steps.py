@@ -20,7 +20,7 @@ MODELS = {
     "CRKD": (
         f"{NUSCENES}/feature_response_distill/"
         "feat_fused_da_lr_mean_c2c_scale_mask_relation_resp_kd_dynamic_class_loss_80_256_resnet.yaml",
-        "synthetic/crkd/demo.yaml",
+        "synthetic/crkd/small.yaml",
         ("teacher", "student", "distiller"),
     ),
     "SimDistill": (

@@ -102,6 +102,11 @@ class Distiller(Trainable):
         self._check_taps(self.student, "student")
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """The student's."""
+        return self.student.inputs
+
+    @property
     def grid(self) -> BEVGrid | None:
         """The student's BEV raster, if it has one."""
         return self.student.grid

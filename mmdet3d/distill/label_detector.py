@@ -86,6 +86,11 @@ class LabelEncoderDetector(Detector):
         self.add_stage("heads.label", self._answer, ("label_encoder",))
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """The detector's."""
+        return self.detector.inputs
+
+    @property
     def heads(self) -> nn.ModuleDict:
         """The detector's."""
         return self.detector.heads

@@ -12,7 +12,7 @@ from torch import nn
 __all__ = ["REFERENCE_SECONDS", "longest_paths", "machine_factor", "makespan"]
 
 # Of `_probe` on one core of the machine that the `cost` entries of the recipes were measured on.
-REFERENCE_SECONDS = 0.095
+REFERENCE_SECONDS = 0.081
 
 
 def machine_factor(rounds: int = 9) -> float:

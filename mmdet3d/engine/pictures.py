@@ -10,23 +10,33 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mmdet3d.datasets import FrameDataset, KittiDataset
+from mmdet3d.config import Config
+from mmdet3d.datasets import FrameDataset, KittiDataset, build_split
+from mmdet3d.datasets.scene import Scene
+from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.settings import autocast_dtype
+from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar
 from mmdet3d.structures import Batch, Detections3D, Sample
-from mmdet3d.visualization import Layer, draw_frame, side_by_side
+from mmdet3d.visualization import Layer, Panel, draw_frame, draw_panels, verdict_layers
 
-__all__ = ["compare", "detect", "draw_sample", "picture_extent"]
+__all__ = ["compare", "detect", "draw_sample", "open_model", "picture_extent"]
 
-# Ground truth beside detections; no class has this colour.
-_TRUTH = (0, 190, 80)
 _EXTENT = 54.0  # metres, where a config names no range
+_SENSORS = {"lidar": "LiDAR", "camera": "cameras", "radar": "radar"}
 
 
 def picture_extent(cfg: Mapping[str, Any]) -> float:
     """Half width of the bird's-eye view, metres: the farthest that the config's point cloud range reaches."""
     return float(max(map(abs, cfg.get("point_cloud_range") or [_EXTENT])))
+
+
+def open_model(cfg: Config, weights: str | Path) -> tuple[Trainable, FrameDataset | KittiDataset]:
+    """A trained model in eval mode, and the validation set as it reads it."""
+    model = build_model(cfg.model).eval()
+    load_checkpoint(model, weights)
+    return model, build_split(cfg.data, "val", test_mode=True)
 
 
 @torch.no_grad()
@@ -45,29 +55,30 @@ def draw_sample(
     min_score: float = 0.1,
     only: Collection[int] = (),
     extent: float = _EXTENT,
-    tall: bool = False,
+    scores: bool = False,
 ) -> Image.Image:
-    """Ground truth, detections or both of one sample, in its cameras and from above.
+    """Ground truth, detections or, told apart, what of both agrees, in the cameras of one sample and from above.
 
     Images are the raw ones: boxes are brought back from the augmented frame.
 
     Args:
         only: labels to draw; all if empty.
         extent: half width of the bird's-eye view, metres.
-        tall: bird's-eye view below the cameras instead of beside them.
+        scores: write them beside the detections.
 
     Raises:
         ValueError: `truth` of a sample that has no annotation.
     """
     scene = dataset.scene(sample)
-    layers = []
-    if truth:
-        if scene.boxes is None:
-            raise ValueError(f"sample {sample.token} has no annotation to draw; draw detections only")
-        layers.append(Layer("ground truth", scene.boxes, scene.labels, None if detections is None else _TRUTH))
-    if detections is not None:
-        found = replace(detections, boxes=detections.boxes.transform(scene.from_detections))
-        layers.append(Layer.from_detections(f"detections >= {min_score:g}", found, min_score))
+    if truth and scene.boxes is None:
+        raise ValueError(f"sample {sample.token} has no annotation to draw; draw detections only")
+    if detections is None:
+        layers = [Layer("ground truth", scene.boxes, scene.labels)]
+    elif truth:
+        layers = verdict_layers(scene.boxes, scene.labels, _in_scene(detections, scene, min_score), scores)
+    else:
+        found = _in_scene(detections, scene, min_score)
+        layers = [Layer.from_detections(f"detections >= {min_score:g}", found, with_scores=scores)]
     if only:
         layers = [layer.select(only) for layer in layers]
     return draw_frame(
@@ -80,7 +91,6 @@ def draw_sample(
         radar=scene.radar,
         extent=extent,
         behind=scene.behind,
-        tall=tall,
     )
 
 
@@ -90,23 +100,47 @@ def compare(
     out_dir: Path,
     extent: float,
     min_score: float = 0.2,
+    scores: bool = False,
 ) -> list[Path]:
-    """One picture per sample: a column per model, each with the ground truth and its own detections.
+    """One picture per sample: a column per model with its sensors, and what it hits, invents and misses.
 
     Args:
         columns: by title a model, in eval mode, on the CPU or on one device, and the data set as that model reads it.
         indices: samples, the same of every data set.
         extent: half width of the bird's-eye view, metres.
-        min_score: of the detections that are drawn.
+        min_score: of the detections that count.
+        scores: write them beside the detections.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = []
     for index in progress_bar(indices, desc="draw", unit="picture"):
-        pictures = {}
+        panels = []
         for title, (model, dataset) in columns.items():
             sample = dataset[index]
             found = detect(model, sample, next(model.parameters()).device)
-            pictures[title] = draw_sample(sample, dataset, found, min_score=min_score, extent=extent, tall=True)
+            scene = dataset.scene(sample)
+            layers = verdict_layers(scene.boxes, scene.labels, _in_scene(found, scene, min_score), scores)
+            panels.append(_panel(title, model.inputs, layers, scene))
         paths.append(out_dir / f"{index:04d}-{sample.token}.png")
-        side_by_side(pictures).save(paths[-1])
+        draw_panels(panels, dataset.classes, extent, scene.behind).save(paths[-1])
     return paths
+
+
+def _in_scene(detections: Detections3D, scene: Scene, min_score: float) -> Detections3D:
+    """Those with a score of at least `min_score`, in the frame of the scene."""
+    kept = detections[detections.scores >= min_score].to("cpu")
+    return replace(kept, boxes=kept.boxes.transform(scene.from_detections))
+
+
+def _panel(title: str, inputs: Collection[str], layers: Sequence[Layer], scene: Scene) -> Panel:
+    counts = ", ".join(f"{len(layer.boxes)} {layer.title}" for layer in reversed(layers[1:]))
+    return Panel(
+        title,
+        f"{' + '.join(name for sensor, name in _SENSORS.items() if sensor in inputs)}: {counts}",
+        layers,
+        scene.calibration,
+        scene.images if "camera" in inputs else (),
+        scene.names,
+        scene.points if "lidar" in inputs else None,
+        scene.radar if "radar" in inputs else None,
+    )

@@ -13,17 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmdet3d.datasets import build_split
-from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.estimate import machine_factor, makespan
 from mmdet3d.engine.executor import Executor, OnFailure, Spent, Task
-from mmdet3d.engine.pictures import compare, picture_extent
+from mmdet3d.engine.pictures import compare, open_model, picture_extent
 from mmdet3d.engine.recipe_file import Recipe, RecipeRun
 from mmdet3d.engine.recipe_graph import Node, build_graph
 from mmdet3d.engine.run_display import duration
 from mmdet3d.evaluation.control import ControlTable
 from mmdet3d.machine import cpus
-from mmdet3d.models import build_model
 
 __all__ = ["Plan", "Recipe", "RecipeRun", "control_table", "default_jobs", "run_recipe"]
 
@@ -92,12 +89,14 @@ class Plan:
         jobs: trainings at once.
         factor: how much longer this machine takes than the reference machine; None if that tells nothing about
             `tasks`.
+        data_seconds: that making the data takes on the reference machine's one core; 0 where they are there.
     """
 
     graph: Mapping[tuple[str, int], Node]
     tasks: Sequence[Task]
     jobs: int
     factor: float | None
+    data_seconds: float = 0.0
 
     @classmethod
     def make(
@@ -122,16 +121,18 @@ class Plan:
         factor = machine_factor() if known and not torch.cuda.is_available() else None
         samples = recipe.training_samples()
         tasks = [node.task(samples, factor) for node in todo.values()]
-        return cls(graph, tasks, default_jobs() if jobs is None else jobs, factor)
+        jobs = default_jobs() if jobs is None else jobs
+        return cls(graph, tasks, jobs, factor, recipe.data_seconds(data_root))
 
     @property
     def seconds(self) -> float | None:
-        """Expected until all is trained, from what is recorded and this machine's rate; None if nothing is recorded."""
+        """Expected until data are made and all is trained, at this machine's rate; None if no costs are recorded."""
         if self.factor is None:
             return None
         seconds = {task.name: task.steps * (task.step_seconds or 0.0) for task in self.tasks}
         places = min(self.jobs, cpus())
-        return makespan(seconds, {task.name: task.needs for task in self.tasks}, places)
+        training = makespan(seconds, {task.name: task.needs for task in self.tasks}, places)
+        return self.data_seconds * self.factor / cpus() + training
 
     def describe(self) -> str:
         """One sentence."""
@@ -193,11 +194,9 @@ def _draw(recipe: Recipe, nodes: Mapping[str, Node], run_dir: Path) -> None:
     column, decimals = recipe.table_columns[0], min(recipe.decimals, 3)
     for name in recipe.pictures["columns"]:
         node = nodes[name]
-        model = build_model(node.config.model).eval()
-        load_checkpoint(model, node.weights)
-        dataset = build_split(node.config.data, "val", test_mode=True)
+        model, dataset = open_model(node.config, node.weights)
         title = f"{name}: {column.heading} {node.result()['metrics'][column.key]:.{decimals}f}"
-        columns[title] = (model, dataset)
+        columns[title] = model, dataset
     chosen = np.linspace(0, len(dataset) - 1, recipe.pictures["samples"]).round().astype(int)
-    drawn = {"min_score": recipe.pictures["min_score"]} if "min_score" in recipe.pictures else {}
+    drawn = {key: recipe.pictures[key] for key in ("min_score", "scores") if key in recipe.pictures}
     compare(columns, [int(i) for i in chosen], run_dir / "pictures", picture_extent(node.config), **drawn)

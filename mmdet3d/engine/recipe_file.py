@@ -21,7 +21,7 @@ __all__ = ["Recipe", "RecipeRun"]
 
 INFO_PREFIX = "synthetic"
 ROLES = {"teacher": True, "student": False, "control": True, "distilled": True}  # whether a table needs it
-_PICTURE_KEYS = {"columns": True, "samples": True, "min_score": False}
+_PICTURE_KEYS = {"columns": True, "samples": True, "min_score": False, "scores": False}
 
 # What the command line has an option for, or decides by itself.
 _NO_OVERRIDE = {"seed": "give --seeds", "resume_from": "the same command again resumes what was interrupted"}
@@ -69,8 +69,9 @@ class Recipe:
         decimals: of the table's numbers.
         data: arguments of the synthetic world's generator, and `layout`, nuscenes (default) or kitti; None if the data
             set is the user's.
-        pictures: `columns` (runs drawn side by side), `samples` (how many key frames), and the least `min_score` of the
-            detections that are drawn.
+        data_cost: CPU seconds that making them takes on the reference machine; None if not known.
+        pictures: `columns` (runs drawn side by side), `samples` (how many key frames), the least `min_score` of the
+            detections that are drawn, and whether their `scores` are written beside them.
     """
 
     title: str
@@ -80,6 +81,7 @@ class Recipe:
     columns: Mapping[str, str] | None = None
     decimals: int = 4
     data: Mapping[str, Any] | None = None
+    data_cost: float | None = None
     pictures: Mapping[str, Any] | None = None
 
     @classmethod
@@ -182,6 +184,11 @@ class Recipe:
             return len(KittiSettings(**options).splits()["train"])
         world = WorldSettings(**options)
         return len(world.split()["synthetic_train"]) * world.keyframes
+
+    def data_seconds(self, root: str | Path | None) -> float:
+        """CPU seconds on the reference machine until the world in `root` is there, as far as they are known."""
+        made = root is None or any(Path(root).glob("*_infos_val.pkl"))
+        return 0.0 if made or self.data_cost is None else self.data_cost
 
     def make_data(self, root: Path, seed: int, workers: int) -> None:
         """Make the synthetic world of this recipe, or what is missing of it."""

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from mmdet3d.visualization.layers import BACKGROUND, INK, RADAR, Color, Layer, font
+from mmdet3d.visualization.layers import BACKGROUND, INK, POINT, RADAR, TRUTH, Color, Layer
+from mmdet3d.visualization.strokes import Pad
 
 __all__ = ["draw_bev"]
 
-_POINT: Color = (165, 170, 178)
-_RING: Color = (215, 220, 226)
+_RING: Color = (222, 225, 230)
+_LABEL: Color = (120, 125, 133)
 
 
-class _Canvas:
+class _Ground:
     """Metres to pixels: LiDAR x to the right, y (ahead in nuScenes) upwards."""
 
     def __init__(self, extent: float, size: int) -> None:
-        self.image = Image.new("RGB", (size, size), BACKGROUND)
-        self.draw = ImageDraw.Draw(self.image)
+        self.pad = Pad.blank((size, size))
         self.extent = extent
         self.scale = size / (2 * extent)
 
-    def pixels(self, xy: Tensor) -> np.ndarray:
+    def pixels(self, xy: Tensor) -> list[list[float]]:
         flipped = torch.stack([xy[..., 0] + self.extent, self.extent - xy[..., 1]], dim=-1)
-        return (flipped * self.scale).numpy()
-
-    def line(self, ends: Tensor, color: Color, width: int = 1) -> None:
-        self.draw.line([tuple(p) for p in self.pixels(ends).tolist()], fill=color, width=width)
+        return (flipped * self.scale).tolist()
 
 
 def draw_bev(
@@ -54,55 +50,65 @@ def draw_bev(
         size: side of the picture, pixels.
         behind: cut the picture off so many metres behind the car.
     """
-    canvas = _Canvas(extent, size)
-    _rings(canvas)
-    if points is not None:
-        _points(canvas, points)
-    if radar is not None:
-        _radar(canvas, radar)
+    ground = _Ground(extent, size)
+    _rings(ground)
     for layer in layers:
-        _boxes(canvas, layer, classes)
+        if layer.style == "filled":
+            _areas(ground, layer)
+    if points is not None:
+        ground.pad.dots(ground.pixels(points[:, :2].cpu()), POINT, size=0.5)
+    if radar is not None:
+        _radar(ground, radar)
+    for layer in layers:
+        if layer.style != "filled":
+            _boxes(ground, layer, classes)
     # The car itself, pointing ahead.
-    canvas.draw.polygon(
-        [tuple(p) for p in canvas.pixels(torch.tensor([[-0.9, -2.0], [0.9, -2.0], [0.0, 2.3]])).tolist()], fill=INK
-    )
-    if behind is None:
-        return canvas.image
-    return canvas.image.crop((0, 0, size, round((extent + behind) * canvas.scale)))
+    ground.pad.polygon(ground.pixels(torch.tensor([[-0.9, -2.0], [0.9, -2.0], [0.0, 2.3]])), fill=INK)
+    picture = ground.pad.finish()
+    return picture if behind is None else picture.crop((0, 0, size, round((extent + behind) * ground.scale)))
 
 
-def _rings(canvas: _Canvas) -> None:
-    for radius in range(10, int(canvas.extent) + 1, 10):
-        left, top, right, bottom = canvas.pixels(torch.tensor([[-1.0, 1], [1, -1]]) * radius).reshape(-1)
-        canvas.draw.ellipse((left, top, right, bottom), outline=_RING)
-        canvas.draw.text((right - 24, (top + bottom) / 2), f"{radius} m", fill=_POINT, font=font(11))
+def _rings(ground: _Ground) -> None:
+    center = ground.pixels(torch.zeros(2))
+    for radius in range(10, int(ground.extent) + 1, 10):
+        ground.pad.ring(center, radius * ground.scale, _RING, width=1)
+        x, y = ground.pixels(torch.tensor([0.0, float(radius)]))
+        ground.pad.text((x + 3, y + 1), f"{radius} m", _LABEL, size=18)
 
 
-def _points(canvas: _Canvas, points: Tensor) -> None:
-    columns, rows = canvas.pixels(points[:, :2].cpu()).astype(int).T
-    size = canvas.image.width
-    seen = (columns >= 0) & (columns < size) & (rows >= 0) & (rows < size)
-    pixels = np.array(canvas.image)
-    pixels[rows[seen], columns[seen]] = _POINT
-    canvas.image.paste(Image.fromarray(pixels))
+def _areas(ground: _Ground, layer: Layer) -> None:
+    for corners in ground.pixels(layer.boxes.to("cpu").footprint()):
+        ground.pad.polygon(corners, fill=TRUTH)
 
 
-def _radar(canvas: _Canvas, radar: Tensor) -> None:
-    radar = radar.cpu()
-    for (x, y), ends in zip(
-        canvas.pixels(radar[:, :2]), torch.stack([radar[:, :2], radar[:, :2] + radar[:, 4:6]], dim=1), strict=True
-    ):
-        canvas.draw.ellipse((x - 3, y - 3, x + 3, y + 3), outline=RADAR, width=2)
-        canvas.line(ends, RADAR)
+def _radar(ground: _Ground, radar: Tensor) -> None:
+    places = radar[:, :2].cpu()
+    for start, end in zip(ground.pixels(places), ground.pixels(places + radar[:, 4:6].cpu()), strict=True):
+        ground.pad.ring(start, 3, RADAR, width=1)
+        ground.pad.line(start, end, RADAR, width=1)
 
 
-def _boxes(canvas: _Canvas, layer: Layer, classes: Sequence[str]) -> None:
+def _boxes(ground: _Ground, layer: Layer, classes: Sequence[str]) -> None:
     boxes = layer.boxes.to("cpu")
     footprints = boxes.footprint()
     fronts = (footprints[:, 0] + footprints[:, 3]) / 2
     centers = boxes.centers[:, :2]
-    ahead = centers + torch.nan_to_num(boxes.velocity)
-    for i, color in enumerate(layer.colors(classes)):
-        canvas.line(footprints[i, [0, 1, 2, 3, 0]], color, width=2)
-        canvas.line(torch.stack([centers[i], fronts[i]]), color, width=2)
-        canvas.line(torch.stack([centers[i], ahead[i]]), color)
+    rims, middles, noses, ahead = map(
+        ground.pixels, (footprints, centers, fronts, centers + torch.nan_to_num(boxes.velocity))
+    )
+    for i, (color, text) in enumerate(zip(layer.colors(classes), layer.texts(), strict=True)):
+        for corner in range(4):
+            ground.pad.line(rims[i][corner], rims[i][(corner + 1) % 4], color, style=layer.style)
+        ground.pad.line(middles[i], noses[i], color, style=layer.style)
+        if layer.style == "dotted":
+            ground.pad.ring(middles[i], _reach(middles[i], rims[i]), color, width=1.5)
+        else:
+            ground.pad.line(middles[i], ahead[i], color, width=1)
+        if text:
+            x, y = max(rims[i], key=lambda corner: corner[0] - corner[1])
+            ground.pad.text((x + 3, y - 22), text, color, size=18, halo=BACKGROUND)
+
+
+def _reach(middle: Sequence[float], rim: Sequence[Sequence[float]]) -> float:
+    """Radius of a ring around a box, pixels."""
+    return 6 + max(((x - middle[0]) ** 2 + (y - middle[1]) ** 2) ** 0.5 for x, y in rim)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from mmdet3d.structures import Boxes3D, Calibration
-from mmdet3d.visualization.layers import BACKGROUND, Layer, font
+from mmdet3d.visualization.layers import BACKGROUND, INK, Layer
+from mmdet3d.visualization.strokes import LINE, Pad
 
-__all__ = ["box_segments", "draw_cameras"]
+__all__ = ["box_segments", "draw_camera", "draw_cameras"]
 
 # Corner pairs of `Boxes3D.corners`: bottom, top, pillars; then the heading, from the centre of the bottom (8) to its
 # front (9).
@@ -103,13 +104,13 @@ def draw_cameras(
     if len(images) != len(calibration.intrinsics):
         raise ValueError(f"draw_cameras got {len(images)} images for {len(calibration.intrinsics)} cameras")
     names = list(names) if names is not None else [f"camera {i}" for i in range(len(images))]
-    tiles = [_draw_camera(image, calibration, i, layers, classes, names[i], width) for i, image in enumerate(images)]
+    tiles = [draw_camera(image, calibration, i, layers, classes, names[i], width) for i, image in enumerate(images)]
     if set(names) == set(_MOSAIC):
         tiles = [tiles[names.index(name)] for name in _MOSAIC]
     return _mosaic(tiles)
 
 
-def _draw_camera(
+def draw_camera(
     image: Image.Image,
     calibration: Calibration,
     camera: int,
@@ -118,16 +119,29 @@ def _draw_camera(
     name: str,
     width: int,
 ) -> Image.Image:
-    tile = image.convert("RGB").resize((width, round(image.height * width / image.width)))
-    draw = ImageDraw.Draw(tile)
+    """One camera with the boxes drawn in, far ones first; arguments as in `draw_cameras`."""
+    pad = Pad(image, (width, round(image.height * width / image.width)))
     scale = width / image.width
     for layer in layers:
         segments, owner, depth = box_segments(layer.boxes.to("cpu"), calibration, camera, image.size)
-        colors = layer.colors(classes)
+        truth = layer.style == "filled"
+        colors = [BACKGROUND] * len(layer.boxes) if truth else layer.colors(classes)
+        style, thickness = ("solid", 1) if truth else (layer.style, LINE)
+        ends = (segments * scale).tolist()
         for i in depth[owner].argsort(descending=True, stable=True).tolist():
-            draw.line((segments[i] * scale).flatten().tolist(), fill=colors[owner[i]], width=2)
-    draw.text((6, 4), name, fill=BACKGROUND, stroke_width=2, stroke_fill=(0, 0, 0), font=font(14))
-    return tile
+            pad.line(*ends[i], colors[owner[i]], thickness, style)
+        _write_scores(pad, layer, classes, segments * scale, owner)
+    pad.text((8, 4), name, BACKGROUND, halo=INK)
+    return pad.finish()
+
+
+def _write_scores(pad: Pad, layer: Layer, classes: Sequence[str], segments: Tensor, owner: Tensor) -> None:
+    """Each score above the left end of what is seen of its box."""
+    for i, (color, text) in enumerate(zip(layer.colors(classes), layer.texts(), strict=True)):
+        seen = segments[owner == i].flatten(0, 1)
+        if text and len(seen):
+            left, top = seen.amin(dim=0).tolist()
+            pad.text((left, max(top - 22, 0)), text, color, size=18, halo=BACKGROUND)
 
 
 def _mosaic(tiles: Sequence[Image.Image]) -> Image.Image:

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from mmdet3d.structures import Calibration
 from mmdet3d.visualization.bev import draw_bev
-from mmdet3d.visualization.cameras import draw_cameras
-from mmdet3d.visualization.layers import BACKGROUND, INK, Layer, draw_legend, font
+from mmdet3d.visualization.cameras import box_segments, draw_camera, draw_cameras
+from mmdet3d.visualization.layers import BACKGROUND, INK, Color, Layer
+from mmdet3d.visualization.legend import draw_legend
+from mmdet3d.visualization.strokes import Pad
 
-__all__ = ["draw_frame", "side_by_side"]
+__all__ = ["WIDTH", "Panel", "draw_frame", "draw_panels"]
 
-_TITLE = 28
-_GAP = 8
+WIDTH = 1920  # of a slide, pixels
+_HEAD = 76  # height of title and subtitle
+_GAP = 12
 _TILE, _ALONE = 640, 1280  # width of a camera image among others, and of a single one
+_NOTHING: Color = (238, 240, 243)
+
+
+@dataclass
+class Panel:
+    """What one model sees and finds of a frame.
+
+    Args:
+        title, subtitle: above it.
+        layers: boxes.
+        calibration: of the images.
+        images: one per camera; none if the model has no cameras.
+        names: of the cameras.
+        points, radar: see `draw_bev`; None what the model does not have.
+    """
+
+    title: str
+    subtitle: str
+    layers: Sequence[Layer]
+    calibration: Calibration
+    images: Sequence[Image.Image] = ()
+    names: Sequence[str] = field(default_factory=list)
+    points: Tensor | None = None
+    radar: Tensor | None = None
 
 
 def draw_frame(
@@ -29,43 +57,80 @@ def draw_frame(
     radar: Tensor | None = None,
     extent: float = 54.0,
     behind: float | None = None,
-    tall: bool = False,
 ) -> Image.Image:
-    """Camera mosaic and bird's-eye view next to each other (`tall`: one above the other), the legend below.
+    """Camera mosaic and bird's-eye view next to each other, the legend below.
 
-    Other arguments as in `draw_cameras` and `draw_bev`; without images the bird's-eye view alone.
+    Arguments as in `draw_cameras` and `draw_bev`; without images the bird's-eye view alone.
     """
     if images:
-        alone = len(images) == 1 and not tall
-        mosaic = draw_cameras(images, calibration, layers, classes, names, width=_ALONE if alone else _TILE)
+        mosaic = draw_cameras(images, calibration, layers, classes, names, width=_ALONE if len(images) == 1 else _TILE)
         shown = 1.0 if behind is None else (extent + behind) / (2 * extent)
-        size = mosaic.width if tall else round(max(mosaic.height, 400) / shown)
+        size = round(max(mosaic.height, 400) / shown)
         views = [mosaic, draw_bev(layers, classes, points, radar, extent, size, behind)]
     else:
         views = [draw_bev(layers, classes, points, radar, extent, behind=behind)]
-    picture = _stack(views) if tall else _row(views)
-    return _stack([picture, draw_legend(layers, classes, picture.width, radar=radar is not None)])
+    picture = _row(views)
+    return _stack([picture, draw_legend(layers, classes, picture.width, points is not None, radar is not None)])
 
 
-def side_by_side(pictures: Mapping[str, Image.Image]) -> Image.Image:
-    """Pictures next to each other at the height of the lowest, each under its title ("teacher", "student").
+def draw_panels(
+    panels: Sequence[Panel], classes: Sequence[str], extent: float, behind: float | None = None, width: int = WIDTH
+) -> Image.Image:
+    """Models side by side on one frame, each under its title: one camera, below it the bird's-eye view; one legend.
+
+    The camera is the same for all, the one that shows most boxes of the first panel that has images.
+
+    Args:
+        classes: class list of the labels.
+        extent, behind: see `draw_bev`.
+        width: of the whole, pixels.
 
     Raises:
-        ValueError: no picture.
+        ValueError: no panel.
     """
-    if not pictures:
-        raise ValueError("side_by_side needs at least one picture")
-    height = min(p.height for p in pictures.values())
-    return _row(
-        [_titled(title, p.resize((round(p.width * height / p.height), height))) for title, p in pictures.items()]
-    )
+    if not panels:
+        raise ValueError("draw_panels needs at least one panel")
+    column = (width - _GAP * (len(panels) - 1)) // len(panels)
+    seeing = next((panel for panel in panels if panel.images), None)
+    camera = 0 if seeing is None else _busiest_camera(seeing)
+    columns = []
+    for panel in panels:
+        views = [_head(panel, column)]
+        if panel.images:
+            image, name = panel.images[camera], panel.names[camera]
+            views.append(draw_camera(image, panel.calibration, camera, panel.layers, classes, name, column))
+        elif seeing is not None:
+            image = seeing.images[camera]
+            views.append(_no_camera(column, round(image.height * column / image.width)))
+        views.append(draw_bev(panel.layers, classes, panel.points, panel.radar, extent, column, behind))
+        columns.append(_stack(views))
+    layers = [layer for panel in panels for layer in panel.layers]
+    sensors = [any(p.points is not None for p in panels), any(p.radar is not None for p in panels)]
+    picture = Image.new("RGB", (width, max(c.height for c in columns)), BACKGROUND)
+    picture.paste(_row(columns), (0, 0))
+    return _stack([picture, draw_legend(layers, classes, width, *sensors)])
 
 
-def _titled(title: str, picture: Image.Image) -> Image.Image:
-    out = Image.new("RGB", (picture.width, picture.height + _TITLE), BACKGROUND)
-    out.paste(picture, (0, _TITLE))
-    ImageDraw.Draw(out).text((6, 4), title, fill=INK, font=font(16))
-    return out
+def _busiest_camera(panel: Panel) -> int:
+    def count(camera: int) -> int:
+        size = panel.images[camera].size
+        seen = (box_segments(layer.boxes.to("cpu"), panel.calibration, camera, size)[1] for layer in panel.layers)
+        return sum(len(owner.unique()) for owner in seen)
+
+    return max(range(len(panel.images)), key=count)
+
+
+def _head(panel: Panel, width: int) -> Image.Image:
+    pad = Pad.blank((width, _HEAD))
+    pad.text((4, 4), panel.title, INK, size=30)
+    pad.text((4, 42), panel.subtitle, INK, size=22)
+    return pad.finish()
+
+
+def _no_camera(width: int, height: int) -> Image.Image:
+    pad = Pad.blank((width, height), _NOTHING)
+    pad.text((8, 4), "no camera", INK)
+    return pad.finish()
 
 
 def _row(pictures: Sequence[Image.Image]) -> Image.Image:

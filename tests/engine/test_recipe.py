@@ -93,6 +93,14 @@ def test_mistakes_in_a_recipe_are_found_when_it_is_read(tmp_path: Path, text: st
         Recipe.load(path)
 
 
+def test_the_world_takes_time_until_it_is_there(tmp_path: Path) -> None:
+    recipe = Recipe.load("synthetic/recipes/crkd_demo.yaml")
+    assert recipe.data_seconds(tmp_path) == recipe.data_cost > 0 and recipe.data_seconds(None) == 0
+    (tmp_path / "synthetic_infos_val.pkl").touch()
+    assert recipe.data_seconds(tmp_path) == 0
+    assert Recipe.load("synthetic/recipes/crkd_small.yaml").data_seconds(tmp_path / "none") == 0
+
+
 def test_overrides_that_a_recipe_decides_itself_are_refused() -> None:
     recipe = Recipe.load("synthetic/recipes/crkd_demo.yaml")
     for key, message in {

@@ -84,4 +84,4 @@ def test_the_tool_and_columns_of_models(world: Path, tmp_path: Path) -> None:
     dataset = build_dataset(cfg.data.val, test_mode=True)
     columns = {name: (build_model(cfg.model).eval(), dataset) for name in ("student", "distilled")}
     (path,) = compare(columns, [1], tmp_path / "pictures", picture_extent(cfg))
-    assert path.name == f"0001-{dataset.tokens[1]}.png" and Image.open(path).width == 2 * 640 + 8
+    assert path.name == f"0001-{dataset.tokens[1]}.png" and Image.open(path).width == 1920

@@ -15,7 +15,19 @@ from PIL import Image
 
 from mmdet3d.datasets.transforms import Compose, empty_sample
 from mmdet3d.structures import Boxes3D, Calibration, Detections3D, project
-from mmdet3d.visualization import PALETTE, Layer, box_segments, draw_bev, draw_cameras, draw_frame, side_by_side
+from mmdet3d.visualization import (
+    PALETTE,
+    RADAR,
+    Layer,
+    Panel,
+    box_segments,
+    draw_bev,
+    draw_cameras,
+    draw_frame,
+    draw_panels,
+    judge,
+    verdict_layers,
+)
 
 WHITE = (255, 255, 255)
 EDGES = [(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)]
@@ -114,7 +126,7 @@ def test_cameras_draw_near_boxes_over_far_ones(calibration: Calibration) -> None
     assert drawn[0, 1].tobytes() == drawn[1, 0].tobytes()
     pixels = np.asarray(drawn[0, 1])
     assert (pixels[:, :160] == PALETTE["car"]).all(-1).sum() > 100
-    assert (pixels[20:, 160:] == 255).all()
+    assert (pixels[40:, 160:] == 255).all()
     with pytest.raises(ValueError, match="got 1 images for 2 cameras"):
         draw_cameras(images[:1], plain, [], ["car"])
 
@@ -130,7 +142,7 @@ def test_six_cameras_look_around_the_car(tmp_path: Path) -> None:
 def test_bev_puts_things_where_they_are() -> None:
     points = torch.tensor([[10.0, 20, 0], [99, 0, 0]])
     picture = np.asarray(draw_bev([], [], points, extent=50, size=500))
-    assert tuple(picture[150, 300]) not in (WHITE, (215, 220, 226)) and tuple(picture[350, 200]) == WHITE
+    assert tuple(picture[150, 300]) != WHITE and tuple(picture[350, 200]) == WHITE
     box = Boxes3D(torch.tensor([[20.0, -10, 0, 10, 4, 2, 0, 0, 5]]))
     picture = np.asarray(draw_bev([Layer("gt", box, torch.tensor([0]))], ["car"], extent=50, size=500))
     rows, columns = np.nonzero((picture == PALETTE["car"]).all(-1))
@@ -146,20 +158,69 @@ def test_bev_draws_radar_with_velocity() -> None:
     radar = torch.zeros(1, 45)
     radar[0, [0, 1, 4]] = torch.tensor([-20.0, 20, 10])
     picture = np.asarray(draw_bev([], [], radar=radar, extent=50, size=500))
-    assert (picture[150, 155:200] == (200, 0, 160)).all()
+    assert (picture[150, 155:200] == RADAR).all()
     assert np.asarray(draw_bev([], [], radar=radar[:0])).shape == (800, 800, 3)
+
+
+# Machado, Oliveira and Fernandes, "A physiologically-based model for simulation of color vision deficiency": severity 1
+VISION = {
+    "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_classes_differ_for_every_kind_of_colour_vision(vision: str) -> None:
+    """In CIE L*a*b*, where 2.3 is just noticeable; and no class is too pale for white paper."""
+    colors = np.array([PALETTE[name] for name in frames.CLASSES]) / 255
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.array(VISION[vision]).T, 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(seen @ to_xyz.T / [0.9505, 1, 1.089]).T
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+    apart = np.linalg.norm(lab[:, None] - lab, axis=-1) + 1000 * np.eye(len(lab))
+    assert apart.min() > 25 and lab[:, 0].max() < 78
 
 
 def test_layers() -> None:
     boxes = Boxes3D(torch.zeros(3, 9))
     found = Detections3D(boxes, torch.tensor([0.05, 0.1, 0.9]), torch.tensor([0, 1, 2]))
-    layer = Layer.from_detections("student", found, min_score=0.1)
-    assert layer.labels.tolist() == [1, 2]
-    assert layer.colors(["a", "car", "bus"]) == [PALETTE["car"], PALETTE["bus"]]
-    assert layer.select([2]).labels.tolist() == [2]
-    assert Layer("gt", boxes, torch.tensor([0, -1, 1]), (1, 2, 3)).colors(["car", "bus"]) == [(1, 2, 3)] * 3
+    layer = Layer.from_detections("student", found, with_scores=True)
+    assert layer.colors(["a", "car", "bus"])[1:] == [PALETTE["car"], PALETTE["bus"]]
+    assert layer.texts() == ["0.05", "0.10", "0.90"]
+    assert layer.select([2]).labels.tolist() == [2] and layer.select([2]).texts() == ["0.90"]
+    assert Layer.from_detections("student", found).texts() == [""] * 3
     unknown = Layer("gt", boxes, torch.tensor([-1, -1, -1])).colors(["car"])
     assert unknown[0] not in PALETTE.values()
+
+
+def test_detections_are_judged_as_nuscenes_does() -> None:
+    """Best score first, nearest free object of its class, less than 2 m away on the ground."""
+
+    def at(*places: tuple[float, float, float]) -> Boxes3D:
+        return Boxes3D(torch.tensor([[*place, 1.0, 1, 1, 0, 0, 0] for place in places]).reshape(-1, 9))
+
+    truth, labels = at((0, 0, 0), (1.5, 0, 0), (10, 0, 0), (20, 0, 0)), torch.tensor([0, 0, 0, 1])
+    places = at((1, 0, 9), (1.4, 0, 0), (1.3, 0, 0), (11.9, 0, 0), (20, 0, 0), (20, 1.9, 0))
+    found = Detections3D(places, torch.tensor([0.5, 0.9, 0.4, 0.3, 0.8, 0.2]), torch.tensor([0, 0, 0, 0, 0, 1]))
+    hit, taken = judge(truth, labels, found)
+    assert hit.tolist() == [True, True, False, True, False, True] and taken.all()
+    assert [layer.title for layer in verdict_layers(truth, labels, found)] == ["ground truth", "missed", "false", "hit"]
+    assert [len(layer.boxes) for layer in verdict_layers(truth[:2], labels[:2], found)] == [2, 0, 4, 2]
+    assert [len(layer.boxes) for layer in verdict_layers(truth, labels, found[[]])] == [4, 4, 0, 0]
+    assert [len(layer.boxes) for layer in verdict_layers(truth[[]], labels[[]], found)] == [0, 0, 6, 0]
+
+
+def test_line_styles_tell_verdicts_apart() -> None:
+    box = Boxes3D(torch.tensor([[0.0, 0, 0, 4, 40, 2, 0, 0, 0]]))
+    side = {}
+    for style in ("solid", "dashed", "dotted", "filled"):
+        picture = np.asarray(draw_bev([Layer("x", box, torch.tensor([0]), style)], ["car"], extent=50, size=500))
+        side[style] = (picture[155:345, 240] == PALETTE["car"]).all(-1).mean()  # the left long side
+        assert ((picture[220, 245] == WHITE).all()) == (style != "filled")
+    assert side["solid"] == 1 and 0.3 < side["dashed"] < 0.9 and 0.05 < side["dotted"] < 0.5 and side["filled"] == 0
 
 
 def test_legend_names_what_occurs() -> None:
@@ -173,17 +234,35 @@ def test_legend_names_what_occurs() -> None:
         picture = draw_frame(layers, ["car", "bus"], calibration, radar=shown)
         assert picture.size[0] == 800 and picture.size[1] > 800
         strip = np.asarray(picture)[800:]
-        seen.append([bool((strip == c).all(-1).any()) for c in (PALETTE["bus"], PALETTE["car"], (200, 0, 160))])
+        seen.append([bool((strip == c).all(-1).any()) for c in (PALETTE["bus"], PALETTE["car"], RADAR)])
     assert seen == [[True, False, True], [True, False, False], [False, False, True]]
 
 
-def test_side_by_side_keeps_order_and_height() -> None:
-    pictures = {"teacher": Image.new("RGB", (100, 50), "red"), "student": Image.new("RGB", (80, 80), "blue")}
-    out = side_by_side(pictures)
-    assert out.size == (100 + 8 + 50, 50 + 28)
-    assert out.getpixel((50, 60)) == (255, 0, 0) and out.getpixel((130, 60)) == (0, 0, 255)
-    with pytest.raises(ValueError, match="at least one picture"):
-        side_by_side({})
+def test_panels_show_the_sensors_of_their_models(calibration: Calibration) -> None:
+    plain = replace(calibration, image_aug=torch.eye(4).repeat(2, 1, 1), lidar_aug=torch.eye(4))
+    # Only the second camera sees the box.
+    boxes = Boxes3D(torch.tensor([[0.0, -10, 0, 4, 4, 2, 0, 0, 0]]))
+    layer = Layer("hit", boxes, torch.tensor([0]))
+    images = [Image.new("RGB", (160, 90), color) for color in ((250, 0, 0), (0, 250, 0))]
+    points, radar = torch.tensor([[20.0, 20, 0]]).repeat(50, 1), torch.zeros(1, 45)
+    radar[0, :6] = torch.tensor([-20.0, 20, 0, 0, 10, 0])
+    panels = [
+        Panel("teacher", "LiDAR", [layer], plain, points=points),
+        Panel("student", "cameras + radar", [layer], plain, images, ["a", "b"], radar=radar),
+    ]
+    picture = draw_panels(panels, ["car"], extent=40)
+    assert picture.width == 1920
+    pixels = np.asarray(picture)
+    views = pixels[76 : 76 + round(90 * 954 / 160)]
+    green, red = ((views == c).all(-1) for c in ((0, 250, 0), (250, 0, 0)))
+    assert green[:, 966:].mean() > 0.5 and not green[:, :954].any() and not red.any()
+    bev = pixels[len(views) + 76 :][:954]
+    place = round(954 * (1 - 20 / 40) / 2), round(954 * (1 + 20 / 40) / 2)  # row and column of the points
+    around = (slice(place[0] - 1, place[0] + 2), slice(place[1] - 1, place[1] + 2))
+    assert (bev[:, :954][around] != 255).any() and (bev[:, 966:][around] == 255).all()
+    assert not (bev[:, :954] == RADAR).all(-1).any() and (bev[:, 966:] == RADAR).all(-1).any()
+    with pytest.raises(ValueError, match="at least one panel"):
+        draw_panels([], ["car"], extent=40)
 
 
 def test_real_frame(shared: Path) -> None:
@@ -191,7 +270,7 @@ def test_real_frame(shared: Path) -> None:
     root = shared / "data" / "nuscenes"
     steps = [{"type": t} for t in ("LoadMultiViewImageFromFiles", "LoadPointsFromFile", "LoadAnnotations3D")]
     sample = Compose(steps).load(frames.context(frames.real_frame(root), root, training=False))
-    truth = Layer("ground truth", sample.boxes, sample.labels, (0, 190, 80))
+    truth = Layer("ground truth", sample.boxes, sample.labels)
     found = Layer("detections", sample.boxes[:9], sample.labels[:9])
     both = draw_frame(
         [truth, found], frames.CLASSES, sample.calibration, sample.images, sample.meta["cameras"], sample.points

@@ -17,7 +17,13 @@ __all__ = ["Detector", "Stage", "Trainable"]
 
 
 class Trainable(nn.Module, ABC):
-    """What the engine knows. Entries of the loss dict named `loss/...` are summed, `stats/...` are only logged."""
+    """What the engine knows. Entries of the loss dict named `loss/...` are summed, `stats/...` are only logged.
+
+    Attributes:
+        inputs: sensors whose data detection reads, out of camera, lidar and radar.
+    """
+
+    inputs: tuple[str, ...] = ("camera", "lidar", "radar")
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:

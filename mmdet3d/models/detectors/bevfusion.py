@@ -69,6 +69,11 @@ class BEVFusion(Detector):
         self._declare_stages()
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """The encoders that read a sensor; what a model simulates is none."""
+        return tuple(name for name in self.sensors if name in BEVFusion.branches)
+
+    @property
     def fused(self) -> tuple[str, ...]:
         return self.sensors
 

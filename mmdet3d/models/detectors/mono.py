@@ -88,6 +88,7 @@ class MonoDetector(Detector):
         _check_choice("input", input, ("rgb", "depth"))
         _check_choice("depth_norm", depth_norm, _DEPTH_UNITS)
         self.input, self.depth_norm = input, depth_norm
+        self.inputs = ("lidar",) if input == "depth" else ("camera",)
         self.candidates, self.score_threshold, self.exact_affine = candidates, score_threshold, exact_affine
         self._schedule = None if htl is None else TaskSchedule(**read_block(htl, "model.htl", _HTL))
         self.mean_size = nn.Parameter(_size_table(classes, mean_sizes), requires_grad=False)
