@@ -8,6 +8,7 @@ from pathlib import Path
 from mmdet3d.config import Config
 from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import RunCheckpoints
+from mmdet3d.engine.resuming import refuse_changes
 
 __all__ = ["default_run_dir", "open_run_dir", "writable_folder"]
 
@@ -50,7 +51,8 @@ def open_run_dir(run_dir: str | Path | None, config_path: str | Path, config: Co
     Every rank must call.
 
     Raises:
-        ValueError: the folder cannot be written, it holds a run that is not to be resumed, or it has nothing to resume.
+        ValueError: the folder cannot be written, it holds a run that is not to be resumed, it has nothing to resume, or
+            what is resumed was begun with another config (`refuse_changes`).
     """
     resume = config.get("resume_from")
     if run_dir is None:
@@ -65,14 +67,16 @@ def open_run_dir(run_dir: str | Path | None, config_path: str | Path, config: Co
             raise ValueError(f"resume_from auto: {folder} holds no checkpoint; leave it out to start a training there")
         if latest and not resume:
             raise ValueError(
-                f"{folder} already holds a run ({latest[0].name}); pass --resume_from auto to continue it, "
-                "or another --run-dir to start a new one"
+                f"{folder} already holds a run ({latest[0].name}); continue it with python tools/train.py --resume "
+                f"{folder}, or pass another --run-dir to start a new one"
             )
         if latest and resume != "auto" and Path(resume).resolve() != latest[0].resolve():
             raise ValueError(
                 f"{folder} already holds a run up to {latest[0].name}, which going on from {resume} would overwrite; "
-                "pass --resume_from auto to continue it, or another --run-dir"
+                f"continue it with python tools/train.py --resume {folder}, or pass another --run-dir"
             )
+        if source := latest[0] if resume == "auto" else resume:
+            refuse_changes(Path(source).parent, config, config_path)
         target = folder / "configs.yaml"
         if target.is_file() and target.read_text() != config.dump():
             target.rename(folder / f"configs-until-{time.strftime('%Y%m%d-%H%M%S')}.yaml")

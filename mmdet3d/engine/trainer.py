@@ -399,7 +399,7 @@ class Trainer:
             self._stop(latest[-1] if latest else None)
 
     def _stop(self, saved: Path | None) -> None:
-        kept = f"{saved} holds everything; continue with --run-dir {self.run_dir} --resume_from auto"
+        kept = f"{saved} holds everything; continue with: python tools/train.py --resume {self.run_dir}"
         raise Interrupted(kept if saved else "nothing was trained yet", self._interrupt.number)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,75 @@ def hold_run(folder: Path, epochs: int) -> Path:
     return folder
 
 
+BEGUN = {
+    "max_epochs": 2,
+    "optimizer": {"type": "AdamW", "lr": 0.1},
+    "data": {
+        "samples_per_gpu": 2,
+        "workers_per_gpu": 2,
+        "train": {"dataset_root": "here/", "pipeline": [{"type": "A", "n": 1}]},
+    },
+    "model": {"losses": {"cosine": {"weight": 1.0}}, "teacher": {"checkpoint": "t.pth"}},
+}
+
+
+def begun(folder: Path) -> Path:
+    run = hold_run(folder, 1)
+    (run / "configs.yaml").write_text(Config(copy.deepcopy(BEGUN)).dump())
+    return run
+
+
+def changed(**keys: object) -> Config:
+    config = copy.deepcopy(BEGUN) | {"resume_from": "auto"}
+    for key, value in keys.items():
+        *way, last = key.split("__")
+        block = config
+        for name in way:
+            block = block[name]
+        if value is None:
+            del block[last]
+        else:
+            block[last] = value
+    return Config(config)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"max_epochs": 9, "optimizer__lr": 0.01, "data__workers_per_gpu": 0},
+        {"data__train__dataset_root": "there/", "model__teacher__checkpoint": "moved.pth"},
+    ],
+)
+def test_what_a_resumed_run_may_change(keys: dict, tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    assert open_run_dir(run, "x.yaml", changed(**keys)) == run
+
+
+@pytest.mark.parametrize(
+    "keys, named",
+    [
+        ({"model__losses__cosine": None}, r"model\.losses\.cosine\.weight: 1\.0, now None"),
+        ({"data__samples_per_gpu": 4}, r"data\.samples_per_gpu: 2, now 4"),
+        ({"data__train__pipeline": [{"type": "A", "n": 2}]}, r"data\.train\.pipeline\.0\.n: 1, now 2"),
+        ({"model__losses__other": {"weight": 2.0}}, r"model\.losses\.other\.weight: None, now 2\.0"),
+    ],
+)
+def test_what_a_resumed_run_may_not_change(keys: dict, named: str, tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    before = (run / "configs.yaml").read_text()
+    with pytest.raises(ValueError, match=named) as caught:
+        open_run_dir(run, "x.yaml", changed(**keys))
+    assert f"python tools/train.py --resume {run};" in str(caught.value)
+    assert (run / "configs.yaml").read_text() == before
+
+
 def test_a_folder_with_a_run_goes_on_from_its_latest_checkpoint_only(tmp_path: Path) -> None:
     run, other = hold_run(tmp_path / "run", 2), hold_run(tmp_path / "other", 3)
     refused = [(run, run / "epoch_1.safetensors"), (None, run / "epoch_1.safetensors")]
     refused += [(run, other / "latest.safetensors"), (other, run / "epoch_2.safetensors")]
     for folder, source in refused:
-        message = r"already holds a run up to epoch_[23]\.safetensors.* or another --run-dir"
+        message = r"already holds a run up to epoch_[23]\.safetensors.*, or pass another --run-dir"
         with pytest.raises(ValueError, match=message):
             open_run_dir(folder, "x.yaml", Config(resume_from=str(source)))
     assert (run / "configs.yaml").read_text() == (other / "configs.yaml").read_text() == "what was trained\n"

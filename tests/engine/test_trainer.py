@@ -64,7 +64,7 @@ def test_resuming_is_exact_within_and_between_epochs(variant: str, tmp_path: Pat
         run = tmp_path / name
         first = make(run, **changes)
         stop_after(first, stop)
-        with pytest.raises(Interrupted, match="--resume_from auto"):
+        with pytest.raises(Interrupted, match=r"python tools/train\.py --resume"):
             first.fit()
         (saved,) = [p for p in run.glob("epoch_2*.safetensors")]
         assert (saved.name == "epoch_2.safetensors") == (name == "between")

@@ -75,8 +75,11 @@ def test_alone_from_training_to_submission(config: Path, tmp_path: Path) -> None
     assert "Epoch [1][1/5]\tlr: 1.000e-02, eta: 0:00:0" in output
     assert yaml.safe_load((run / "configs.yaml").read_text())["model"] == {"type": "EngineToyModel"}
     again = call(PLAIN, "train.py", config, "--run-dir", run, code=2)
-    assert "error: " in again and "already holds a run" in again and "--resume_from auto" in again
-    assert "nothing left to train" in call(PLAIN, "train.py", config, "--run-dir", run, "--resume_from", "auto")
+    assert "error: " in again and "already holds a run" in again
+    hint = again.partition("continue it with python tools/")[2].partition(",")[0]
+    assert "nothing left to train" in call(PLAIN, *hint.split())
+    refused = call(PLAIN, "train.py", "--resume", run, "--data.samples_per_gpu", "3", "--optimizer.lr", "0.1", code=2)
+    assert "data.samples_per_gpu: 2, now 3)" in refused
 
     weights = run / "epoch_2.safetensors"
     output = call(PLAIN, "test.py", config, weights, "--eval", "bbox", "--run-dir", tmp_path / "t")
@@ -184,7 +187,7 @@ def test_sigterm_saves(whole_group: bool, config: Path, tmp_path: Path) -> None:
     (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, output
-    assert "--resume_from auto" in output
+    assert f"continue with: python tools/train.py --resume {tmp_path / 'run'}" in output
     assert (tmp_path / "run" / "latest.safetensors").is_file()
     assert gone(process.pid, 0.0)
 
@@ -195,7 +198,7 @@ def test_sigterm_to_torchrun_saves(config: Path, tmp_path: Path) -> None:
     process = start(TORCHRUN, config, tmp_path / "run")
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=90)
-    assert "--resume_from auto" in output
+    assert f"continue with: python tools/train.py --resume {tmp_path / 'run'}" in output
     assert (tmp_path / "run" / "latest.safetensors").is_file(), output
 
 
