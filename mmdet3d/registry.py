@@ -5,16 +5,26 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["DATASETS", "MODELS", "TRANSFORMS", "Registry", "nearest"]
+__all__ = ["DATASETS", "MODELS", "TRANSFORMS", "Registry", "nearest", "number"]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`", did you mean X?"` for the known name closest to `name`, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f", did you mean {match[0]!r}?" if match else ""
+
+
+def number(value: Any, key: str) -> float:
+    """`value` of the config's `key`; raises ValueError if it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"config key {key} must be a number, got {value!r}")
+    return float(value)
 
 
 class Registry:
@@ -56,7 +66,7 @@ class Registry:
             return find_class(name)
         self._fill()
         if name not in self._classes:
-            raise ValueError(f"unknown {self.kind} type {name!r}{nearest(name, self._classes)}")
+            raise ValueError(f"unknown {self.kind} type {name!r}{_unregistered(name) or nearest(name, self._classes)}")
         return self._classes[name]
 
     def build(self, cfg: Mapping[str, Any], **extra: Any) -> Any:
@@ -77,6 +87,19 @@ class Registry:
             self._filled = True
             for package in self._packages:
                 importlib.import_module(package)
+
+
+def _unregistered(name: str) -> str:
+    """Where in this package a class of that name is written that no import reaches; empty if there is none."""
+    root = Path(__file__).resolve().parent
+    for file in sorted(root.rglob("*.py")):
+        if re.search(rf"^class {re.escape(name)}\b", file.read_text(errors="replace"), re.MULTILINE):
+            where = file.relative_to(root.parent)
+            return (
+                f": the class is in {where}, but is not registered; decorate it with @MODELS.register (or DATASETS, "
+                f"TRANSFORMS) and import it in {where.parent / '__init__.py'}"
+            )
+    return ""
 
 
 def _check_arguments(cls: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from mmdet3d.distill.schedule import LossSchedule
 from mmdet3d.distill.teacher import Evaluate, LiveTeacher, StoredTeacher, Teacher, build_detector, check_score
 from mmdet3d.interop.checkpoints import load_weights
 from mmdet3d.models.detectors.base import Detector, Trainable
-from mmdet3d.registry import MODELS, nearest
+from mmdet3d.registry import MODELS, nearest, number
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
 __all__ = ["Distiller"]
@@ -238,7 +238,12 @@ class Distiller(Trainable):
             if loss.needs_labels and batch.unlabelled:
                 seen, samples = self.student.of_labelled(features, batch), batch.labelled
                 answers = self.student.of_labelled(taught, batch) if asked is batch else taught
-            value = loss(_pick(seen, term.student), _pick(answers, term.teacher), samples)
+            try:
+                value = loss(_pick(seen, term.student), _pick(answers, term.teacher), samples)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise ValueError(_misfit(name, term, seen, answers, error)) from error
             if measured:
                 tap = self._compared_at(term, features)
                 measured.take(name, _total(value), tap, features[tap])
@@ -290,7 +295,8 @@ def _build_loss(name: str, cfg: Mapping[str, Any]) -> tuple[_Term, DistillLoss]:
             raise ValueError(f"model.losses.{name} needs `{key}`, got {sorted(cfg)}")
     arguments = dict(cfg)
     schedule = LossSchedule.from_config(arguments.pop("schedule", None), f"model.losses.{name}.schedule")
-    term = _Term(arguments.pop("student"), arguments.pop("teacher"), float(arguments.pop("weight", 1.0)), schedule)
+    weight = number(arguments.pop("weight", 1.0), f"model.losses.{name}.weight")
+    term = _Term(arguments.pop("student"), arguments.pop("teacher"), weight, schedule)
     loss = MODELS.build(arguments)
     if not isinstance(loss, DistillLoss):
         raise ValueError(f"model.losses.{name}: {cfg['type']} is no distillation loss")
@@ -307,6 +313,24 @@ def _entries(name: str, value: Tensor | Mapping[str, Tensor], weight: float) -> 
         key = f"stats/kd/{name}/{part.removeprefix('stats/')}" if reported else f"loss/kd/{name}/{part}"
         entries[key] = scalar if reported else weight * scalar
     return entries
+
+
+def _misfit(name: str, term: _Term, seen: Mapping[str, Any], answers: Mapping[str, Any], error: RuntimeError) -> str:
+    pairs = [("student", tap, seen[tap]) for tap in _listed(term.student)]
+    pairs += [("teacher", tap, answers[tap]) for tap in _listed(term.teacher)]
+    shapes = [f"{side} {tap}: {_shapes(value)}" for side, tap, value in pairs]
+    return (
+        f"model.losses.{name} cannot compare {', '.join(shapes)} ({str(error).splitlines()[0]}); name taps of equal "
+        "shapes, or give the loss a projection or adapter if it has one"
+    )
+
+
+def _shapes(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, Mapping):
+        return {k: _shapes(v) for k, v in value.items()}
+    return [_shapes(v) for v in value] if isinstance(value, (list, tuple)) else type(value).__name__
 
 
 def _total(value: Tensor | Mapping[str, Tensor]) -> Tensor:

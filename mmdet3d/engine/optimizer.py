@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mmdet3d.engine.settings import take
-from mmdet3d.registry import nearest
+from mmdet3d.registry import nearest, number
 
 __all__ = ["build_optimizer", "parameter_groups"]
 
@@ -40,10 +40,16 @@ def build_optimizer(model: nn.Module, cfg: Mapping[str, Any]) -> Optimizer:
             raise ValueError(f"unknown config key optimizer.{key}{nearest(key, accepted)} (type {name})")
     if "lr" not in keys:
         raise ValueError("config key optimizer.lr is missing")
+    for key in ("lr", "weight_decay", "momentum", "eps"):
+        if key in keys:
+            number(keys[key], f"optimizer.{key}")
     if "fused" in accepted:
         keys.setdefault("fused", True)  # one pass over all parameters instead of a dozen for each
     groups = parameter_groups(model, keys["lr"], keys.get("weight_decay", 0.0), paramwise)
-    return cls(groups, **keys)
+    try:
+        return cls(groups, **keys)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config key optimizer: {name} refuses {keys} ({error})") from error
 
 
 def parameter_groups(

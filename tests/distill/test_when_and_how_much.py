@@ -10,6 +10,7 @@ from test_distiller import LOSSES, batch, files, make, no_evaluation  # noqa: F4
 
 from mmdet3d.distill import Distiller
 from mmdet3d.distill.losses import DistillLoss
+from mmdet3d.registry import MODELS
 
 
 def ready(files, losses, **balance):  # noqa: F811
@@ -91,3 +92,28 @@ def test_what_holds_all_through_an_epoch_is_said_once(files, caplog):  # noqa: F
         loss.observe("now and then", torch.tensor(False))
     distiller.start_epoch(3)
     assert [r.getMessage() for r in caplog.records] == ["model.losses.feature: nothing to see"]
+
+
+def test_maps_that_cannot_be_compared_are_named(files):  # noqa: F811
+    class Adds(DistillLoss):
+        def forward(self, student_value, teacher_value, batch):
+            return (student_value + teacher_value[:, :3]).mean()
+
+    distiller = ready(files, {"feature": LOSSES["feature"]})
+    distiller.losses["feature"] = Adds()
+    with pytest.raises(
+        ValueError, match=r"model\.losses\.feature cannot compare student fuser: \(2, 4, 8, 8\), teacher"
+    ):
+        distiller.loss(batch())
+
+
+def test_a_weight_must_be_a_number(files):  # noqa: F811
+    with pytest.raises(ValueError, match=r"config key model\.losses\.feature\.weight must be a number, got 'abc'"):
+        make(files, losses={"feature": LOSSES["feature"] | {"weight": "abc"}})
+
+
+def test_a_loss_that_is_written_but_not_imported_is_found():
+    with pytest.raises(
+        ValueError, match=r"'SampleStream': the class is in mmdet3d/datasets/views\.py, but is not registered"
+    ):
+        MODELS.build({"type": "SampleStream"})

@@ -34,6 +34,8 @@ def test_longest_substring_wins_and_frozen_parameters_stay_out() -> None:
         ({"type": "AdamW", "lr": 1, "weight_decy": 1}, "did you mean 'weight_decay'"),
         ({"type": "AdmW", "lr": 1}, "did you mean 'AdamW'"),
         ({"type": "AdamW"}, "optimizer.lr"),
+        ({"type": "AdamW", "lr": "abc"}, r"optimizer\.lr must be a number, got 'abc'"),
+        ({"type": "AdamW", "lr": 0.1, "betas": 3}, r"config key optimizer: AdamW refuses"),
     ],
 )
 def test_mistakes(cfg: dict, message: str) -> None:
