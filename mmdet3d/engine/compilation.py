@@ -17,7 +17,7 @@ from mmdet3d.ops import build
 __all__ = ["compile_dense_stages"]
 
 
-def compile_dense_stages(model: nn.Module, device: torch.device) -> None:
+def compile_dense_stages(model: nn.Module, device: torch.device, backend: str = "inductor") -> None:
     """Have the dense stages of all detectors in `model` compiled when they first run in training mode.
 
     The model stays the module it is: checkpoints, averaging and evaluation see no difference. A distiller's teacher is
@@ -33,7 +33,7 @@ def compile_dense_stages(model: nn.Module, device: torch.device) -> None:
             f"config key compile is true, but {type(model).__name__} has no detector to compile; set compile: false"
         )
     for detector in detectors:
-        detector.compile_dense_stages()
+        detector.compile_dense_stages(backend)
 
 
 def _check_compiler(device: torch.device) -> None:

@@ -136,18 +136,18 @@ class Detector(Trainable):
                 done.update(zip(stage.outputs, value if len(stage.outputs) > 1 else (value,), strict=True))
         return done
 
-    def compile_dense_stages(self) -> None:
-        """Run the dense stages through `torch.compile` while the detector is in training mode.
+    def compile_dense_stages(self, backend: str = "inductor") -> None:
+        """Run the dense stages through `torch.compile` with that backend while the detector is in training mode.
 
         Parameters and buffers keep their names. Evaluation stays as it is: it would be compiled once more. A copy made
         afterwards would run the modules of this detector, so copy first.
         """
         for stage in {id(s): s for s in self._stages.values() if s.dense}.values():
-            compiled = replace(stage, run=self._compiled_in_training(stage.run))
+            compiled = replace(stage, run=self._compiled_in_training(stage.run, backend))
             self._stages.update(dict.fromkeys(stage.outputs, compiled))
 
-    def _compiled_in_training(self, plain: Callable[..., Any]) -> Callable[..., Any]:
-        compiled = torch.compile(plain)
+    def _compiled_in_training(self, plain: Callable[..., Any], backend: str) -> Callable[..., Any]:
+        compiled = torch.compile(plain, backend=backend)
         return lambda *values: (compiled if self.training else plain)(*values)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
