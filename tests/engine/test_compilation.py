@@ -13,12 +13,13 @@ from mmdet3d.engine.settings import Settings
 from mmdet3d.engine.trainer import Trainer
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.layers import ConvModule, channels_last
+from mmdet3d.structures import Batch, Calibration
 
 CPU = torch.device("cpu")
 
 
 class Maps(Detector):
-    """One dense stage and one that is not; a batch is a tensor of images."""
+    """One dense stage and one that is not."""
 
     loss_taps = predict_taps = ("sum",)
 
@@ -29,7 +30,7 @@ class Maps(Detector):
         self.add_stage("sum", lambda batch, maps: maps.square().sum(), ("dense",))
 
     def _dense(self, batch):
-        return self.layers(batch)
+        return self.layers(batch.images)
 
     def losses(self, features, batch):
         return {"loss/sum": features["sum"]}
@@ -38,10 +39,16 @@ class Maps(Detector):
         return features["sum"]
 
 
+def batch_of(images: torch.Tensor) -> Batch:
+    eyes = torch.eye(4).expand(len(images), 4, 4)
+    tokens = [str(i) for i in range(len(images))]
+    return Batch(tokens, Calibration(eyes, eyes, *[eyes[:, None]] * 4, eyes), images=images)
+
+
 def test_only_dense_stages_are_compiled_and_only_training_runs_them(monkeypatch):
     compiled, calls = [], []
 
-    def fake(run):
+    def fake(run, backend):
         compiled.append(run)
         return lambda *values: (calls.append("compiled"), run(*values))[1]
 
@@ -50,9 +57,10 @@ def test_only_dense_stages_are_compiled_and_only_training_runs_them(monkeypatch)
     names = list(model.state_dict())
     compile_dense_stages(torch.nn.Sequential(model), CPU)
     assert len(compiled) == 1 and list(model.state_dict()) == names
-    model.loss(torch.ones(1, 3, 4, 4))
+    batch = batch_of(torch.ones(1, 3, 4, 4))
+    model.loss(batch)
     assert calls == ["compiled"]
-    model.eval().predict(torch.ones(1, 3, 4, 4))
+    model.eval().predict(batch)
     assert calls == ["compiled"]
 
 
@@ -80,7 +88,7 @@ def test_losses_and_gradients_are_those_of_the_plain_model():
     compile_dense_stages(compiled, CPU)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     for images in torch.randn(2, 2, 3, 8, 12, dtype=torch.float64):
-        expected, found = (m.loss(channels_last(images))["loss/sum"] for m in (plain, compiled))
+        expected, found = (m.loss(batch_of(channels_last(images)))["loss/sum"] for m in (plain, compiled))
         torch.testing.assert_close(found, expected)
         expected.backward()
         found.backward()

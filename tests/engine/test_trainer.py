@@ -283,15 +283,15 @@ def test_a_checkpoint_interrupted_while_writing_is_not_resumed(tmp_path: Path, m
 
     trainer = make(tmp_path)
     trainer.settings.checkpoint["interval"] = 1
-    save = checkpoint.save_file
+    write = Path.write_bytes
 
-    def full_disk(tensors: dict, path: Path) -> None:
-        if "epoch_2" in path.name:
-            path.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        save(tensors, path)
+    def full_disk(path: Path, content: bytes) -> int:
+        if "epoch_2" not in path.name:
+            return write(path, content)
+        write(path, b"half")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(ValueError, match=r"epoch_2.safetensors .No space left on device.; free space"):
         trainer.fit()
     assert [p.name for p in checkpoint.RunCheckpoints(tmp_path).resumable()] == ["epoch_1.safetensors"]
