@@ -228,11 +228,11 @@ class Distiller(Trainable):
         taught = self.taught(asked) if self._terms else {}
         features = self.student.extract(batch, {*self.student.loss_taps, *self._taps("student")})
         entries = self.student.supervised(features, batch)
-        measured = self._balance.measurement(entries.values()) if self._balance and self.training else None
-        for name, term in self._terms.items():
-            factor = term.weight * term.schedule.factor(self._progress)
-            if not factor:
-                continue
+        factors = {name: term.weight * term.schedule.factor(self._progress) for name, term in self._terms.items()}
+        counting = [name for name, factor in factors.items() if factor]
+        measured = self._balance.measurement(entries.values(), counting) if self._balance and self.training else None
+        for name in counting:
+            term, factor = self._terms[name], factors[name]
             loss = self.losses[name]
             seen, answers, samples = features, taught, batch
             if loss.needs_labels and batch.unlabelled:
@@ -244,7 +244,7 @@ class Distiller(Trainable):
                 raise
             except RuntimeError as error:
                 raise ValueError(_misfit(name, term, seen, answers, error)) from error
-            if measured:
+            if measured and name in measured.wanted:
                 tap = self._compared_at(term, features)
                 measured.take(name, _total(value), tap, features[tap])
             if self._balance:

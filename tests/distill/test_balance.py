@@ -42,7 +42,7 @@ def measure(balance: Balance, own: float, other: float, cosine: float = 1.0) -> 
     tap = torch.zeros(2, requires_grad=True)
     value = tap * 1.0
     direction = torch.tensor([cosine, math.sqrt(1 - cosine**2)])
-    measurement = balance.measurement([own * value[0]])
+    measurement = balance.measurement([own * value[0]], ["x"])
     if measurement:
         measurement.take("x", other * (value @ direction), "map", value)
 
@@ -66,6 +66,25 @@ def test_factor_has_a_maximum_and_measures_every_so_often():
     for _ in range(60):
         measure(balance, 1.0, 1e-6)
     assert balance.factor("x") == 7
+
+
+def test_a_loss_that_begins_later_is_measured_in_its_first_step():
+    balance = Balance(BalanceSettings(target=0.3, every=20))
+    value = torch.zeros(2, requires_grad=True) * 1.0
+    for _ in range(3):
+        assert not (measurement := balance.measurement([value.sum()], ["early"])) or measurement.wanted == {"early"}
+        balance.add("early", 1.0, 1.0, 1.0)
+    assert balance.measurement([value.sum()], ["early", "late"]).wanted == {"late"}
+    assert balance.measurement([value.sum()], ["early"]) is None
+
+
+def test_steps_without_a_gradient_do_not_count():
+    balance = Balance(BalanceSettings(target=0.3, every=1))
+    measure(balance, 1.0, 0.0)
+    assert balance.factor("x") == 1 and balance.stats() == {}
+    measure(balance, 1.0, 0.5)
+    measure(balance, 1.0, 0.0)
+    assert balance.factor("x") == pytest.approx(0.6)
 
 
 def test_gate_closes_while_the_average_cosine_is_negative():
@@ -102,7 +121,7 @@ def test_state_comes_back():
 
 def test_a_loss_that_does_not_depend_on_the_tap():
     value = torch.zeros(2, requires_grad=True) * 1.0
-    measurement = Balance(BalanceSettings()).measurement([value.sum()])
+    measurement = Balance(BalanceSettings()).measurement([value.sum()], ["x"])
     with pytest.raises(ValueError, match=r"model\.losses\.x: the loss does not depend on map"):
         measurement.take("x", torch.ones(1, requires_grad=True).sum(), "map", value)
 
