@@ -15,6 +15,7 @@ __all__ = ["Balance", "BalanceSettings", "Measurement"]
 
 GATES = ("none", "cosine")
 _TINY = 1e-30
+_SCALES = (2.0**16, 2.0**8, 1.0)  # of a loss, the first that does not overflow: in half precision gradients vanish
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,13 @@ class Measurement:
 
     @staticmethod
     def _gradient(loss: Tensor, value: Tensor, what: str, name: str, tap: str) -> Tensor:
-        (found,) = torch.autograd.grad(loss, value, retain_graph=True, allow_unused=True)
-        if found is None:
-            raise ValueError(
-                f"model.losses.{name}: {what} does not depend on {tap}, where gradients are compared; name another tap "
-                "in model.balance.at"
-            )
-        return found.float()
+        for scale in _SCALES:
+            (found,) = torch.autograd.grad(loss * scale, value, retain_graph=True, allow_unused=True)
+            if found is None:
+                raise ValueError(
+                    f"model.losses.{name}: {what} does not depend on {tap}, where gradients are compared; name another "
+                    "tap in model.balance.at"
+                )
+            if found.isfinite().all():
+                break
+        return found.float() / scale

@@ -78,6 +78,15 @@ def test_a_loss_that_begins_later_is_measured_in_its_first_step():
     assert balance.measurement([value.sum()], ["early"]) is None
 
 
+@pytest.mark.parametrize("own, other", [(1e-9, 2e-9), (1.0, 2.0), (1e3, 2e3)])
+def test_gradients_in_half_precision_neither_vanish_nor_overflow(own: float, other: float):
+    balance = Balance(BalanceSettings(target=0.3, every=1))
+    value = torch.zeros(2, requires_grad=True) * 1.0
+    half = value.half()
+    balance.measurement([own * half[0].float()], ["x"]).take("x", other * half[0].float(), "map", value)
+    assert balance.factor("x") == pytest.approx(0.15, rel=0.05)
+
+
 def test_steps_without_a_gradient_do_not_count():
     balance = Balance(BalanceSettings(target=0.3, every=1))
     measure(balance, 1.0, 0.0)
