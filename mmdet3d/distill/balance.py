@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mmdet3d.registry import number
+
 __all__ = ["Balance", "BalanceSettings", "Measurement"]
 
 GATES = ("none", "cosine")
@@ -44,10 +46,12 @@ class BalanceSettings:
     def __post_init__(self) -> None:
         if self.gate not in GATES:
             raise ValueError(f"model.balance.gate must be one of {', '.join(GATES)}, got {self.gate!r}")
-        if self.target <= 0 or self.every < 1 or not 0 <= self.memory < 1:
+        for name in ("target", "every", "memory", "maximum"):
+            number(getattr(self, name), f"model.balance.{name}")
+        if self.target <= 0 or self.every < 1 or self.every % 1 or not 0 <= self.memory < 1 or self.maximum <= 0:
             raise ValueError(
-                "model.balance needs a target above 0, every of at least 1 and a memory in [0, 1), got "
-                f"{self.target}, {self.every} and {self.memory}"
+                "model.balance needs a target and a maximum above 0, a whole number every of at least 1 and a memory "
+                f"in [0, 1), got {self.target}, {self.maximum}, {self.every} and {self.memory}"
             )
 
 

@@ -29,6 +29,8 @@ def test_a_loss_of_a_stage():
     [
         ({"begin": 0.5, "end": 0.5}, "0 <= begin < end <= 1"),
         ({"warm_up": 0.6, "decay": 0.6}, "longer than what lies between begin 0.0 and end 1.0"),
+        ({"begin": "half"}, r"schedule\.begin must be a number, got 'half'"),
+        (0.5, r"model\.losses\.x\.schedule must hold a mapping, got 0\.5"),
         ({"until": 0.5}, r"unknown key model\.losses\.x\.schedule\.until"),
     ],
 )
@@ -138,5 +140,8 @@ def test_a_loss_that_does_not_depend_on_the_tap():
 def test_settings_out_of_range():
     with pytest.raises(ValueError, match="gate must be one of none, cosine"):
         BalanceSettings(gate="shut")
-    with pytest.raises(ValueError, match="needs a target above 0"):
-        BalanceSettings(target=0)
+    for wrong in ({"target": 0}, {"maximum": -1}, {"every": 2.5}, {"memory": 1}):
+        with pytest.raises(ValueError, match="needs a target and a maximum above 0"):
+            BalanceSettings(**wrong)
+    with pytest.raises(ValueError, match=r"model\.balance\.target must be a number, got 'high'"):
+        BalanceSettings(target="high")
