@@ -106,6 +106,11 @@ class MixedDataset(torch.utils.data.Dataset):
     def class_names(self) -> tuple[str, ...]:
         return self.labelled.class_names
 
+    @property
+    def views(self) -> int | None:
+        """The larger number of fixed views of both."""
+        return max((d.views for d in (self.labelled, self.unlabelled) if d.views is not None), default=None)
+
     def set_epoch(self, epoch: int) -> None:
         """See `FrameDataset.set_epoch`."""
         self.labelled.set_epoch(epoch)
