@@ -242,7 +242,7 @@ class Distiller(Trainable):
                 value = loss(_pick(seen, term.student), _pick(answers, term.teacher), samples)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:
+            except (RuntimeError, AttributeError, LookupError, TypeError) as error:
                 raise ValueError(_misfit(name, term, seen, answers, error)) from error
             if measured and name in measured.wanted:
                 tap = self._compared_at(term, features)
@@ -315,13 +315,14 @@ def _entries(name: str, value: Tensor | Mapping[str, Tensor], weight: float) -> 
     return entries
 
 
-def _misfit(name: str, term: _Term, seen: Mapping[str, Any], answers: Mapping[str, Any], error: RuntimeError) -> str:
+def _misfit(name: str, term: _Term, seen: Mapping[str, Any], answers: Mapping[str, Any], error: Exception) -> str:
     pairs = [("student", tap, seen[tap]) for tap in _listed(term.student)]
     pairs += [("teacher", tap, answers[tap]) for tap in _listed(term.teacher)]
     shapes = [f"{side} {tap}: {_shapes(value)}" for side, tap, value in pairs]
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return (
-        f"model.losses.{name} cannot compare {', '.join(shapes)} ({str(error).splitlines()[0]}); name taps of equal "
-        "shapes, or give the loss a projection or adapter if it has one"
+        f"model.losses.{name} cannot compare {', '.join(shapes)} ({reason}); name taps of the kind and in the order "
+        "that its type reads, of equal shapes, or give the loss a projection or adapter if it has one"
     )
 
 
