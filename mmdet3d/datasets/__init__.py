@@ -62,6 +62,8 @@ def build_split(
     extra = data.get("unlabelled") if split == "train" else None
     if extra is None:
         return dataset
+    if not isinstance(extra, Mapping):
+        raise ValueError(f"data.unlabelled must hold a mapping, got {extra!r}")
     if "share" not in extra:
         raise ValueError(f"data.unlabelled needs `share`, of each batch, got {sorted(extra)}")
     block = data[split]["dataset"] if isinstance(data[split].get("dataset"), Mapping) else data[split]
