@@ -19,7 +19,9 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("config", nargs="?", help="YAML file; also looked for below configs/")
+    resumes = any(word == "--resume" or word.startswith("--resume=") for word in words)
+    if not resumes:  # otherwise it would take the value of the first override for a config
+        parser.add_argument("config", nargs="?", help="YAML file; also looked for below configs/")
     parser.add_argument("--run-dir", help="where everything is written (default: runs/CONFIG-TIME)")
     parser.add_argument("--resume", metavar="DIR", type=Path, help="folder of a run; its own config holds")
     add_override_options(parser)
@@ -27,7 +29,8 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if args.resume is None and args.config is None:
         raise ValueError("nothing to train: give CONFIG, or --resume DIR to go on with a run")
     if args.resume is not None:
-        if args.config is not None or args.run_dir is not None:
+        config_given = bool(rest) and not rest[0].startswith("--") and "=" not in rest[0]
+        if config_given or args.run_dir is not None:
             raise ValueError(f"--resume {args.resume} goes on in that folder with its own config; give neither another")
         args.config, args.run_dir = args.resume / "configs.yaml", args.resume
         if not args.config.is_file():

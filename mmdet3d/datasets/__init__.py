@@ -62,9 +62,18 @@ def build_split(
     extra = data.get("unlabelled") if split == "train" else None
     if extra is None:
         return dataset
+    if not isinstance(extra, Mapping):
+        raise ValueError(f"data.unlabelled must hold a mapping, got {extra!r}")
     if "share" not in extra:
         raise ValueError(f"data.unlabelled needs `share`, of each batch, got {sorted(extra)}")
     block = data[split]["dataset"] if isinstance(data[split].get("dataset"), Mapping) else data[split]
     changes = {key: value for key, value in extra.items() if key != "share"}
     others = build_dataset({**block, **changes, "labelled": False}, seed, **cache, **fixed)
-    return MixedDataset(dataset, others, extra["share"])
+    mixed = MixedDataset(dataset, others, extra["share"])
+    frames = getattr(getattr(dataset, "dataset", dataset), "tokens", None)
+    if frames and frames == getattr(others, "tokens", None):
+        raise ValueError(
+            "data.unlabelled has the very frames of data.train, whose labels are known; name what differs, such as "
+            "ann_file or part"
+        )
+    return mixed

@@ -10,10 +10,34 @@ import numpy as np
 import torch
 
 from mmdet3d.datasets.base import FrameDataset
-from mmdet3d.registry import DATASETS
+from mmdet3d.registry import DATASETS, number
 from mmdet3d.structures import Sample
 
-__all__ = ["CBGSDataset", "MixedDataset", "balanced_indices"]
+__all__ = ["CBGSDataset", "MixedDataset", "balanced_indices", "part_of"]
+
+
+def part_of(names: Sequence[str], part: Sequence[float], what: str) -> list[str]:
+    """The names in a share of the list, in its order; which these are is drawn at random, always the same way.
+
+    Args:
+        part: lower and upper end of the share, in [0, 1].
+        what: the names are, for messages.
+
+    Raises:
+        ValueError: no such two numbers, or the share holds no name.
+    """
+    if isinstance(part, str) or not isinstance(part, Sequence) or len(part) != 2:
+        raise ValueError(f"part must be two rising numbers in [0, 1], such as [0, 0.25], got {part!r}")
+    first, last = (number(end, "part") for end in part)
+    if not 0 <= first < last <= 1:
+        raise ValueError(f"part: {list(part)} must be two rising numbers in [0, 1]")
+    if (first, last) == (0, 1):
+        return list(names)
+    order = np.random.RandomState(0).permutation(len(names))
+    chosen = order[round(first * len(names)) : round(last * len(names))]
+    if not len(chosen):
+        raise ValueError(f"part: {list(part)} of {len(names)} {what} is none; take a larger share")
+    return [names[i] for i in sorted(chosen)]
 
 
 def balanced_indices(
@@ -98,13 +122,18 @@ class MixedDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, labelled: Any, unlabelled: Any, share: float) -> None:
-        if not 0 < share < 1:
+        if not 0 < number(share, "data.unlabelled.share") < 1:
             raise ValueError(f"data.unlabelled.share must lie between 0 and 1, got {share}")
         self.labelled, self.unlabelled, self.share = labelled, unlabelled, share
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.labelled.class_names
+
+    @property
+    def views(self) -> int | None:
+        """The larger number of fixed views of both."""
+        return max((d.views for d in (self.labelled, self.unlabelled) if d.views is not None), default=None)
 
     def set_epoch(self, epoch: int) -> None:
         """See `FrameDataset.set_epoch`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mmdet3d.registry import number
+
 __all__ = ["Balance", "BalanceSettings", "Measurement"]
 
 GATES = ("none", "cosine")
 _TINY = 1e-30
+_SCALES = (2.0**16, 2.0**8, 1.0)  # of a loss, the first that does not overflow: in half precision gradients vanish
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,12 @@ class BalanceSettings:
     def __post_init__(self) -> None:
         if self.gate not in GATES:
             raise ValueError(f"model.balance.gate must be one of {', '.join(GATES)}, got {self.gate!r}")
-        if self.target <= 0 or self.every < 1 or not 0 <= self.memory < 1:
+        for name in ("target", "every", "memory", "maximum"):
+            number(getattr(self, name), f"model.balance.{name}")
+        if self.target <= 0 or self.every < 1 or self.every % 1 or not 0 <= self.memory < 1 or self.maximum <= 0:
             raise ValueError(
-                "model.balance needs a target above 0, every of at least 1 and a memory in [0, 1), got "
-                f"{self.target}, {self.every} and {self.memory}"
+                "model.balance needs a target and a maximum above 0, a whole number every of at least 1 and a memory "
+                f"in [0, 1), got {self.target}, {self.maximum}, {self.every} and {self.memory}"
             )
 
 
@@ -67,28 +72,37 @@ class _Pull:
 class Balance:
     """Keeps each loss's gradient at `target` times detection's, both measured at the tap that the loss reads.
 
-    `factor` is 1 until a loss was measured. All processes use the same factors.
+    A loss is measured in the first step in which it counts and has a gradient; before, `factor` is 1. All processes use
+    the same factors.
     """
 
     settings: BalanceSettings
     steps: int = 0
     pulls: dict[str, _Pull] = field(default_factory=dict)
 
-    def measurement(self, detection: Iterable[Tensor]) -> Measurement | None:
-        """One of a step of training, given the student's own losses; None if none is due."""
+    def measurement(self, detection: Iterable[Tensor], names: Iterable[str]) -> Measurement | None:
+        """One of a step of training, given the student's own losses; None if none is due.
+
+        Args:
+            names: of the losses that count in this step; those that were never measured do not wait until one is due.
+        """
         self.steps += 1
-        if (self.steps - 1) % self.settings.every:
-            return None
-        return Measurement(self, torch.stack([term.float().mean() for term in detection]).sum())
+        due = (self.steps - 1) % self.settings.every == 0
+        wanted = {name for name in names if due or name not in self.pulls}
+        return Measurement(self, torch.stack([t.float().mean() for t in detection]).sum(), wanted) if wanted else None
 
     def add(self, name: str, own: float, other: float, inner: float) -> None:
-        """Take the squared lengths of detection's and a loss's gradient, and their inner product, into the averages."""
+        """Take the squared lengths of detection's and a loss's gradient, and their inner product, into the averages.
+
+        A step in which one of them is 0 (no object, no pseudo label) tells nothing about the unit of a loss.
+        """
+        if not (own and other):
+            return
         pull = self.pulls.setdefault(name, _Pull())
         pull.detection = self._mean(pull.detection, math.sqrt(own))
         pull.loss = self._mean(pull.loss, math.sqrt(other))
-        if own and other:
-            pull.cosine = self._mean(pull.cosine, inner / math.sqrt(own * other))
-            pull.largest = max(pull.largest or 0.0, self.factor(name) * math.sqrt(other / own))
+        pull.cosine = self._mean(pull.cosine, inner / (math.sqrt(own) * math.sqrt(other)))
+        pull.largest = max(pull.largest or 0.0, self.factor(name) * math.sqrt(other / own))
 
     def factor(self, name: str) -> float:
         """What the loss is multiplied with."""
@@ -134,10 +148,11 @@ class Measurement:
     Args:
         balance: gets the results.
         detection: the sum of the student's own losses.
+        wanted: names of the losses to be measured.
     """
 
-    def __init__(self, balance: Balance, detection: Tensor) -> None:
-        self._balance, self._detection = balance, detection
+    def __init__(self, balance: Balance, detection: Tensor, wanted: Collection[str]) -> None:
+        self._balance, self._detection, self.wanted = balance, detection, wanted
         self._own: dict[str, Tensor] = {}
 
     def take(self, name: str, loss: Tensor, tap: str, value: Tensor) -> None:
@@ -158,10 +173,13 @@ class Measurement:
 
     @staticmethod
     def _gradient(loss: Tensor, value: Tensor, what: str, name: str, tap: str) -> Tensor:
-        (found,) = torch.autograd.grad(loss, value, retain_graph=True, allow_unused=True)
-        if found is None:
-            raise ValueError(
-                f"model.losses.{name}: {what} does not depend on {tap}, where gradients are compared; name another tap "
-                "in model.balance.at"
-            )
-        return found.float()
+        for scale in _SCALES:
+            (found,) = torch.autograd.grad(loss * scale, value, retain_graph=True, allow_unused=True)
+            if found is None:
+                raise ValueError(
+                    f"model.losses.{name}: {what} does not depend on {tap}, where gradients are compared; name another "
+                    "tap in model.balance.at"
+                )
+            if found.isfinite().all():
+                break
+        return found.float() / scale

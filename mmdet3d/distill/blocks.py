@@ -18,8 +18,10 @@ def read_block(cls: type[Block], given: Mapping[str, Any], key: str) -> Block:
     """`given` as the dataclass `cls`.
 
     Raises:
-        ValueError: an unknown or a missing key, in the config's words.
+        ValueError: no mapping, an unknown or a missing key, in the config's words.
     """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{key} must hold a mapping, got {given!r}")
     known = {f.name: f for f in fields(cls)}
     for name in given:
         if name not in known:

@@ -87,6 +87,9 @@ class Distiller(Trainable):
         super().__init__()
         self._teacher: Teacher | None = None
         self._student_spec = read_block(_StudentSpec, student, "model.student")
+        for key in ("new_modules", "init_from_teacher"):
+            if isinstance(names := getattr(self._student_spec, key), str):
+                raise ValueError(f"model.student.{key} must be a list of names, got {names!r}")
         self.student = build_detector(self._student_spec.config, self._student_spec.overrides)
         self._balance = None if balance is None else Balance(read_block(BalanceSettings, balance, "model.balance"))
         self._progress = 0.0
@@ -228,11 +231,11 @@ class Distiller(Trainable):
         taught = self.taught(asked) if self._terms else {}
         features = self.student.extract(batch, {*self.student.loss_taps, *self._taps("student")})
         entries = self.student.supervised(features, batch)
-        measured = self._balance.measurement(entries.values()) if self._balance and self.training else None
-        for name, term in self._terms.items():
-            factor = term.weight * term.schedule.factor(self._progress)
-            if not factor:
-                continue
+        factors = {name: term.weight * term.schedule.factor(self._progress) for name, term in self._terms.items()}
+        counting = [name for name, factor in factors.items() if factor]
+        measured = self._balance.measurement(entries.values(), counting) if self._balance and self.training else None
+        for name in counting:
+            term, factor = self._terms[name], factors[name]
             loss = self.losses[name]
             seen, answers, samples = features, taught, batch
             if loss.needs_labels and batch.unlabelled:
@@ -242,9 +245,9 @@ class Distiller(Trainable):
                 value = loss(_pick(seen, term.student), _pick(answers, term.teacher), samples)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:
+            except (RuntimeError, AttributeError, LookupError, TypeError) as error:
                 raise ValueError(_misfit(name, term, seen, answers, error)) from error
-            if measured:
+            if measured and name in measured.wanted:
                 tap = self._compared_at(term, features)
                 measured.take(name, _total(value), tap, features[tap])
             if self._balance:
@@ -315,13 +318,14 @@ def _entries(name: str, value: Tensor | Mapping[str, Tensor], weight: float) -> 
     return entries
 
 
-def _misfit(name: str, term: _Term, seen: Mapping[str, Any], answers: Mapping[str, Any], error: RuntimeError) -> str:
+def _misfit(name: str, term: _Term, seen: Mapping[str, Any], answers: Mapping[str, Any], error: Exception) -> str:
     pairs = [("student", tap, seen[tap]) for tap in _listed(term.student)]
     pairs += [("teacher", tap, answers[tap]) for tap in _listed(term.teacher)]
     shapes = [f"{side} {tap}: {_shapes(value)}" for side, tap, value in pairs]
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return (
-        f"model.losses.{name} cannot compare {', '.join(shapes)} ({str(error).splitlines()[0]}); name taps of equal "
-        "shapes, or give the loss a projection or adapter if it has one"
+        f"model.losses.{name} cannot compare {', '.join(shapes)} ({reason}); name taps of the kind and in the order "
+        "that its type reads, of equal shapes, or give the loss a projection or adapter if it has one"
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmdet3d.distill.blocks import read_block
+from mmdet3d.registry import number
 
 __all__ = ["LossSchedule"]
 
@@ -34,6 +35,8 @@ class LossSchedule:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("begin", "end", "warm_up", "decay", "floor"):
+            number(getattr(self, name), f"schedule.{name}")
         if not 0 <= self.begin < self.end <= 1 or self.warm_up < 0 or self.decay < 0:
             raise ValueError(f"a schedule needs 0 <= begin < end <= 1 and no negative length, got {self}")
         if self.warm_up + self.decay > self.end - self.begin + 1e-9:
@@ -44,7 +47,7 @@ class LossSchedule:
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any] | None, where: str) -> LossSchedule:
-        return read_block(cls, cfg or {}, where)
+        return read_block(cls, {} if cfg is None else cfg, where)
 
     def factor(self, progress: float) -> float:
         """Of the loss at `progress`, the share of the training's steps that are done, in [0, 1)."""

@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from mmdet3d.config import Config
-from mmdet3d.datasets import build_dataset
+from mmdet3d.datasets import MixedDataset, build_split
 from mmdet3d.distill import Distiller, StoredTeacher
 from mmdet3d.engine import distributed
 from mmdet3d.engine.data import TrainSampler, batches, build_loader
@@ -18,6 +18,8 @@ __all__ = ["store_answers"]
 
 def store_answers(cfg: Config) -> StoredTeacher:
     """Ask the teacher about every view of every training sample; what is stored already is not asked again.
+
+    Frames of `data.unlabelled` are among them, unless all losses need labels.
 
     Every rank must call; they share the samples.
 
@@ -38,7 +40,9 @@ def store_answers(cfg: Config) -> StoredTeacher:
     model.to(device).setup_training(lambda _: {})
     if not isinstance(model.instructor, StoredTeacher):
         raise ValueError("model.teacher.answers names no folder; pass --model.teacher.answers FOLDER")
-    dataset = build_dataset(cfg.data.train, settings.seed)
+    dataset = build_split(cfg.data, "train", settings.seed)
+    if isinstance(dataset, MixedDataset) and all(loss.needs_labels for loss in model.losses.values()):
+        dataset = dataset.labelled
     rank, world = distributed.rank(), distributed.world_size()
     sampler = TrainSampler(len(dataset), settings.samples_per_gpu, settings.seed, rank, world)
     loader = build_loader(dataset, sampler, settings.workers_per_gpu, settings.seed)

@@ -103,7 +103,7 @@ class MixedSampler:
         batch_size: of one rank.
 
     Raises:
-        ValueError: `share` of the batch is no whole number of samples, or leaves no labelled one.
+        ValueError: a group is empty, or `share` of the batch is no whole number of samples, or leaves no labelled one.
     """
 
     def __init__(
@@ -116,6 +116,9 @@ class MixedSampler:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        for size, key in ((labelled, "data.train"), (unlabelled, "data.unlabelled")):
+            if size == 0:
+                raise ValueError(f"the data set of {key} is empty; check its ann_file, part and filters")
         count = round(share * batch_size)
         if not 0 < count < batch_size or abs(count - share * batch_size) > 1e-6:
             raise ValueError(

@@ -107,7 +107,7 @@ class Settings:
             log_interval=_positive(
                 take(cfg.get("log_config"), {"interval": 50}, "log_config")["interval"], "log_config"
             ),
-            seed=int(cfg.get("seed") or 0),
+            seed=_positive(cfg.get("seed") or 0, "seed", least=0),
             deterministic=bool(cfg.get("deterministic", False)),
             precision=cfg.get("precision") or "auto",
             load_from=cfg.get("load_from"),

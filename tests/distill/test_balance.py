@@ -29,6 +29,8 @@ def test_a_loss_of_a_stage():
     [
         ({"begin": 0.5, "end": 0.5}, "0 <= begin < end <= 1"),
         ({"warm_up": 0.6, "decay": 0.6}, "longer than what lies between begin 0.0 and end 1.0"),
+        ({"begin": "half"}, r"schedule\.begin must be a number, got 'half'"),
+        (0.5, r"model\.losses\.x\.schedule must hold a mapping, got 0\.5"),
         ({"until": 0.5}, r"unknown key model\.losses\.x\.schedule\.until"),
     ],
 )
@@ -42,7 +44,7 @@ def measure(balance: Balance, own: float, other: float, cosine: float = 1.0) -> 
     tap = torch.zeros(2, requires_grad=True)
     value = tap * 1.0
     direction = torch.tensor([cosine, math.sqrt(1 - cosine**2)])
-    measurement = balance.measurement([own * value[0]])
+    measurement = balance.measurement([own * value[0]], ["x"])
     if measurement:
         measurement.take("x", other * (value @ direction), "map", value)
 
@@ -66,6 +68,34 @@ def test_factor_has_a_maximum_and_measures_every_so_often():
     for _ in range(60):
         measure(balance, 1.0, 1e-6)
     assert balance.factor("x") == 7
+
+
+def test_a_loss_that_begins_later_is_measured_in_its_first_step():
+    balance = Balance(BalanceSettings(target=0.3, every=20))
+    value = torch.zeros(2, requires_grad=True) * 1.0
+    for _ in range(3):
+        assert not (measurement := balance.measurement([value.sum()], ["early"])) or measurement.wanted == {"early"}
+        balance.add("early", 1.0, 1.0, 1.0)
+    assert balance.measurement([value.sum()], ["early", "late"]).wanted == {"late"}
+    assert balance.measurement([value.sum()], ["early"]) is None
+
+
+@pytest.mark.parametrize("own, other", [(1e-9, 2e-9), (1.0, 2.0), (1e3, 2e3)])
+def test_gradients_in_half_precision_neither_vanish_nor_overflow(own: float, other: float):
+    balance = Balance(BalanceSettings(target=0.3, every=1))
+    value = torch.zeros(2, requires_grad=True) * 1.0
+    half = value.half()
+    balance.measurement([own * half[0].float()], ["x"]).take("x", other * half[0].float(), "map", value)
+    assert balance.factor("x") == pytest.approx(0.15, rel=0.05)
+
+
+def test_steps_without_a_gradient_do_not_count():
+    balance = Balance(BalanceSettings(target=0.3, every=1))
+    measure(balance, 1.0, 0.0)
+    assert balance.factor("x") == 1 and balance.stats() == {}
+    measure(balance, 1.0, 0.5)
+    measure(balance, 1.0, 0.0)
+    assert balance.factor("x") == pytest.approx(0.6)
 
 
 def test_gate_closes_while_the_average_cosine_is_negative():
@@ -102,7 +132,7 @@ def test_state_comes_back():
 
 def test_a_loss_that_does_not_depend_on_the_tap():
     value = torch.zeros(2, requires_grad=True) * 1.0
-    measurement = Balance(BalanceSettings()).measurement([value.sum()])
+    measurement = Balance(BalanceSettings()).measurement([value.sum()], ["x"])
     with pytest.raises(ValueError, match=r"model\.losses\.x: the loss does not depend on map"):
         measurement.take("x", torch.ones(1, requires_grad=True).sum(), "map", value)
 
@@ -110,5 +140,8 @@ def test_a_loss_that_does_not_depend_on_the_tap():
 def test_settings_out_of_range():
     with pytest.raises(ValueError, match="gate must be one of none, cosine"):
         BalanceSettings(gate="shut")
-    with pytest.raises(ValueError, match="needs a target above 0"):
-        BalanceSettings(target=0)
+    for wrong in ({"target": 0}, {"maximum": -1}, {"every": 2.5}, {"memory": 1}):
+        with pytest.raises(ValueError, match="needs a target and a maximum above 0"):
+            BalanceSettings(**wrong)
+    with pytest.raises(ValueError, match=r"model\.balance\.target must be a number, got 'high'"):
+        BalanceSettings(target="high")

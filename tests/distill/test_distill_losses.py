@@ -301,3 +301,8 @@ def test_response_gradcheck():
         return sum(ResponseLoss(task_weights=[2, 1])(tasks, teacher, batch_of([BOX])).values())
 
     assert torch.autograd.gradcheck(total, tensors)
+
+
+def test_a_detector_without_such_a_head_is_refused_before_training():
+    with pytest.raises(ValueError, match="reads the maps of a CenterHead, but the teacher is a SimpleNamespace"):
+        ResponseLoss([1, 1]).bind(SimpleNamespace(grid=None), with_head(center_head()))

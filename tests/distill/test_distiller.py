@@ -312,6 +312,12 @@ def test_incomplete_teacher_is_refused(files):
         make(files).setup_training(no_evaluation)
 
 
+@pytest.mark.parametrize("key", ["new_modules", "init_from_teacher"])
+def test_one_name_is_no_list_of_names(files, key):
+    with pytest.raises(ValueError, match=f"{key} must be a list of names, got 'encoder'"):
+        make(files, student={key: "encoder"})
+
+
 def test_student_checkpoint_may_lack_new_modules_only(files):
     with pytest.raises(ValueError, match=r"2 missing \(activation\.weight, activation\.bias\)"):
         make(files, student={"new_modules": []}).init_weights()

@@ -107,6 +107,15 @@ def test_maps_that_cannot_be_compared_are_named(files):  # noqa: F811
         distiller.loss(batch())
 
 
+def test_a_tap_of_the_wrong_kind_is_named(files):  # noqa: F811
+    wrong = {"type": "PearsonFeatureLoss", "student": "heads.object", "teacher": "heads.object"}
+    distiller = ready(files, {"feature": wrong})
+    with pytest.raises(
+        ValueError, match=r"model\.losses\.feature cannot compare student heads\.object: .*no attribute 'shape'"
+    ):
+        distiller.loss(batch())
+
+
 def test_a_weight_must_be_a_number(files):  # noqa: F811
     with pytest.raises(ValueError, match=r"config key model\.losses\.feature\.weight must be a number, got 'abc'"):
         make(files, losses={"feature": LOSSES["feature"] | {"weight": "abc"}})

@@ -83,6 +83,12 @@ def test_a_share_that_is_no_whole_number_of_samples(share: float) -> None:
         MixedSampler(10, 10, share, 2, 0)
 
 
+@pytest.mark.parametrize(("sizes", "key"), [((0, 10), r"data\.train"), ((10, 0), r"data\.unlabelled")])
+def test_a_group_without_frames_is_refused(sizes: tuple[int, int], key: str) -> None:
+    with pytest.raises(ValueError, match=f"the data set of {key} is empty"):
+        MixedSampler(*sizes, 0.5, 2, 0)
+
+
 @given(st.integers(0, 30), st.integers(1, 4), st.integers(1, 5))
 def test_evaluation_sees_each_sample_once(size: int, batch: int, world: int) -> None:
     seen = [i for r in range(world) for b in EvaluationSampler(size, batch, r, world) for _, i in b]

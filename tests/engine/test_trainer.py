@@ -240,6 +240,7 @@ def test_load_from_starts_anew_with_given_weights(tmp_path: Path) -> None:
         ({"ema": {"momentum": 1}}, "ema.momentum"),
         ({"precision": "fp8"}, "precision: 'fp8' is none of auto, fp32"),
         ({"max_epochs": 0}, "max_epochs must be an integer of at least 1"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
         ({"optimizer": None}, "no 'optimizer'"),
         ({"optimizer": {"type": "SGD", "lr": 1, "paramwise_cfg": {"custom_keys": {"nek": {}}}}}, "'nek' matches no"),
     ],

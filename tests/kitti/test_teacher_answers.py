@@ -11,10 +11,11 @@ from kitti_world import NARROW
 from safetensors.torch import save_file
 
 from mmdet3d.config import Config, load_config
-from mmdet3d.distill import teacher
+from mmdet3d.distill import DistillLoss, teacher
 from mmdet3d.engine.answers import store_answers
 from mmdet3d.engine.jobs import train
 from mmdet3d.models import build_model
+from mmdet3d.registry import MODELS
 
 DISTILLATION = "configs/kitti/synthetic/monoskd.yaml"
 SIZE = NARROW | {"image_size": [32, 96]}
@@ -52,6 +53,27 @@ def test_answers_ahead_serve_trainings_of_every_seed(configured, tmp_path: Path,
     for seed in (0, 1):
         train(DISTILLATION, configured(seed=seed), tmp_path / f"run{seed}")
     assert files == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+
+
+def stored_tokens(configure, name: str, **changes: object) -> set[str]:
+    unlabelled = {"data.train.part": [0, 0.5], "data.unlabelled": {"part": [0.5, 1], "share": 0.5}}
+    folder = store_answers(configure(**{"model.teacher.answers": name, **unlabelled, **changes})).answers.folder
+    return {path.name.partition(".")[0] for path in folder.rglob("*.safetensors")}
+
+
+def test_frames_without_labels_are_answered_ahead_where_a_loss_sees_them(configured, tmp_path: Path) -> None:
+    @MODELS.register
+    class LooksWithoutLabels(DistillLoss):
+        needs_labels = False
+
+        def forward(self, student_value, teacher_value, batch):
+            return student_value["heatmap"].mean()
+
+    frames = set((Path(configured().dataset_root) / "ImageSets" / "train.txt").read_text().split())
+    labelled = stored_tokens(configured, str(tmp_path / "labelled"))
+    assert labelled < frames
+    loss = {"type": "LooksWithoutLabels", "student": "heads.dense", "teacher": "heads.dense"}
+    assert stored_tokens(configured, str(tmp_path / "all"), **{"model.losses": {"looks": loss}}) == frames
 
 
 def test_augmentation_that_does_not_come_back_is_refused(configured, tmp_path: Path) -> None:

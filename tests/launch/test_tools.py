@@ -87,3 +87,17 @@ def test_converter_checks_against_a_config(tmp_path: Path) -> None:
     load_checkpoint(EngineToyModel(), tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match="needs --config"):
         main([words[0], str(tmp_path / "d.pth"), "--model.width", "8"])
+
+
+@pytest.mark.parametrize(
+    "rest", [["--max_epochs", "3"], ["max_epochs=3"], ["--data.cache", "none", "--max_epochs", "3"]]
+)
+@pytest.mark.parametrize("last", [False, True])
+def test_overrides_beside_resume_are_no_config(rest: list[str], last: bool, tmp_path: Path) -> None:
+    (tmp_path / "configs.yaml").touch()
+    parse = runpy.run_path(str(TOOLS / "train.py"))["parse"]
+    resume = ["--resume", str(tmp_path)]
+    args, found = parse([*rest, *resume] if last else [*resume, *rest])
+    assert (args.config, args.run_dir, found) == (tmp_path / "configs.yaml", tmp_path, rest)
+    with pytest.raises(ValueError, match="goes on in that folder with its own config"):
+        parse(["other.yaml", *resume])

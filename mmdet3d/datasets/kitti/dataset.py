@@ -16,6 +16,7 @@ from mmdet3d.datasets.kitti.augment import Augmentation, View, flip_calibration,
 from mmdet3d.datasets.kitti.files import KittiCalibration, read_calibration, read_depths, read_ids, split_ids
 from mmdet3d.datasets.kitti.results import metrics_by_name, to_objects
 from mmdet3d.datasets.kitti.scene import kitti_scene
+from mmdet3d.datasets.sampling import part_of
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.transforms.images import read_image, read_images
 from mmdet3d.datasets.views import Views
@@ -104,7 +105,7 @@ class KittiDataset(torch.utils.data.Dataset):
         self.augment = None if test_mode else Augmentation.from_config(augment or {})
         self.epoch = 0
         self._read = open_cache(cache, self.root, cache_limit)
-        self.tokens = _part_of(self._find_ids(ids), part)
+        self.tokens = part_of(self._find_ids(ids), part, "frames")
         self._label = {name: k for k, name in enumerate(self.classes)}
         self._learnt = {name: (self._label[name], True) for name in self.writelist}
         if class_merging:
@@ -348,17 +349,6 @@ def _matrices(calibration: KittiCalibration, image_aug: np.ndarray) -> Calibrati
         lidar_aug=eye,
         **{name: torch.from_numpy(matrix).float()[None] for name, matrix in stacks.items()},
     )
-
-
-def _part_of(tokens: list[str], part: Sequence[float]) -> list[str]:
-    first, last = part
-    if not 0 <= first < last <= 1:
-        raise ValueError(f"part: {list(part)} must be two rising numbers in [0, 1]")
-    order = np.random.RandomState(0).permutation(len(tokens))
-    chosen = order[round(first * len(tokens)) : round(last * len(tokens))]
-    if not len(chosen):
-        raise ValueError(f"part: {list(part)} of {len(tokens)} frames is none; take a larger share")
-    return [tokens[i] for i in sorted(chosen)]
 
 
 def _checked_names(names: Sequence[str], known: Sequence[str], key: str) -> tuple[str, ...]:

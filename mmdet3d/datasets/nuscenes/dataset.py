@@ -15,6 +15,7 @@ from mmdet3d.datasets.nuscenes.complete import incomplete_frames
 from mmdet3d.datasets.nuscenes.ego_frame import in_ego_frame
 from mmdet3d.datasets.nuscenes.infos import read_infos
 from mmdet3d.datasets.records import FrameRecord
+from mmdet3d.datasets.sampling import part_of
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.transforms.augment import transform_lidar_frame
 from mmdet3d.evaluation.nuscenes import MODALITIES, evaluate_submission, format_detections, write_submission
@@ -186,16 +187,8 @@ def _find_info_file(root: Path, ann_file: str) -> Path:
 
 def _of_scenes(records: list[FrameRecord], part: Sequence[float]) -> list[FrameRecord]:
     """The frames of a share of the scenes."""
-    first, last = part
-    if not 0 <= first < last <= 1:
-        raise ValueError(f"part: {list(part)} must be two rising numbers in [0, 1]")
-    if (first, last) == (0, 1):
-        return records
     scenes = list(dict.fromkeys(r.scene_token for r in records))
-    order = np.random.RandomState(0).permutation(len(scenes))
-    chosen = {scenes[i] for i in order[round(first * len(scenes)) : round(last * len(scenes))]}
-    if not chosen:
-        raise ValueError(f"part: {list(part)} of {len(scenes)} scenes is none; take a larger share")
+    chosen = set(part_of(scenes, part, "scenes"))
     return [r for r in records if r.scene_token in chosen]
 
 

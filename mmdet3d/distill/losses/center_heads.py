@@ -15,10 +15,11 @@ __all__ = ["CenterHeadLoss", "center_head"]
 
 def center_head(detector: Detector, side: str, owner: str) -> CenterHead:
     """The detector's head; raises ValueError, in the name of the loss `owner`, if that is no `CenterHead`."""
-    head = detector.heads["object"]
+    head = dict(getattr(detector, "heads", {})).get("object")
     if not isinstance(head, CenterHead):
+        found = f"is a {type(detector).__name__}" if head is None else f"has a {type(head).__name__}"
         raise ValueError(
-            f"{owner} reads the maps of a CenterHead, but the {side} has a {type(head).__name__}; switch this loss off "
+            f"{owner} reads the maps of a CenterHead, but the {side} {found}; switch this loss off "
             f"(null), or take a {side} with a CenterHead"
         )
     return head
