@@ -221,11 +221,11 @@ def roles(cfg: Config, device: torch.device) -> list[tuple[str, Callable[[], Tra
 
     # A teacher of random weights, which responds everywhere: no trained one leaves the losses more to compare.
     folder = tempfile.TemporaryDirectory()
-    checkpoint = Path(folder.name) / "teacher.safetensors"
-    save_file(build_detector(teacher["config"]).state_dict(), checkpoint)
+    save_file(build_detector(teacher["config"]).state_dict(), f"{folder.name}/teacher.safetensors")
 
     def distiller(**answers: str) -> Trainable:
-        block = {"config": teacher["config"], "checkpoint": str(checkpoint), **answers}
+        # The name is read here, so that the folder lives as long as this function does.
+        block = {"config": teacher["config"], "checkpoint": f"{folder.name}/teacher.safetensors", **answers}
         model = build_model({**cfg.model, "teacher": block})
         model.to(device)  # first, for the teacher is no part of the model and goes where the student lies
         model.setup_training(lambda _: {})
