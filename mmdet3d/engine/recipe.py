@@ -17,7 +17,8 @@ from mmdet3d.engine.estimate import machine_factor, makespan
 from mmdet3d.engine.executor import Executor, OnFailure, Spent, Task
 from mmdet3d.engine.pictures import compare, open_model, picture_extent
 from mmdet3d.engine.recipe_file import Recipe, RecipeRun
-from mmdet3d.engine.recipe_graph import Node, build_graph
+from mmdet3d.engine.recipe_graph import DataRoots, Node, build_graph
+from mmdet3d.engine.recipe_graph import data_root as root_of
 from mmdet3d.engine.run_display import duration
 from mmdet3d.evaluation.control import ControlTable
 from mmdet3d.machine import cpus
@@ -32,7 +33,7 @@ def run_recipe(
     run_dir: str | Path,
     seeds: Sequence[int],
     overrides: Mapping[str, Any] | None = None,
-    data_root: str | Path | None = None,
+    data_root: DataRoots = None,
     jobs: int | None = None,
     on_failure: OnFailure = "continue",
 ) -> dict[str, Any]:
@@ -45,7 +46,8 @@ def run_recipe(
         run_dir: every run gets the folder `<name>-seed<seed>` in it.
         seeds: training seeds.
         overrides: of every config, by dotted key; they have the last word.
-        data_root: of the data that the recipe makes.
+        data_root: of the data that the recipe makes; a folder per seed where every seed has a world of its own,
+            in which shared runs are trained anew.
         jobs: trainings at once; default: see `default_jobs`.
         on_failure: of one training: `continue` with all that do not need it, or `stop` the others too. The error is
             raised in either case, at the end.
@@ -65,7 +67,7 @@ def run_recipe(
     results: dict[str, dict[int, Any]] = {name: {} for name in recipe.runs}
     for node in plan.graph.values():
         results[node.run][node.seed] = node.result()
-    summary = _summary(recipe, results, seeds)
+    summary = _summary(recipe, results, seeds, "world" if isinstance(data_root, Mapping) else "seed")
     path = Path(run_dir) / "results.json"
     path.write_text(json.dumps(summary, indent=1) + "\n")
     if recipe.pictures:
@@ -105,24 +107,23 @@ class Plan:
         run_dir: str | Path,
         seeds: Sequence[int],
         overrides: Mapping[str, Any] | None = None,
-        data_root: str | Path | None = None,
+        data_root: DataRoots = None,
         jobs: int | None = None,
     ) -> Plan:
         """Arguments and exceptions are those of `run_recipe`; writes nothing."""
         given = dict(overrides or {})
         recipe.check(given)
+        roots = {seed: root_of(data_root, seed) for seed in seeds}
         if jobs is not None and jobs < 1:
             raise ValueError(f"--jobs must be at least 1, got {jobs}")
-        if data_root is not None:
-            given["dataset_root"] = f"{data_root}/"
-        graph = build_graph(recipe, Path(run_dir), seeds, given)
+        graph = build_graph(recipe, Path(run_dir), seeds, given, roots)
         todo = {node.name: node for node in graph.values() if node.result() is None}
         known = bool(todo) and all(node.cost is not None for node in todo.values())
         factor = machine_factor() if known and not torch.cuda.is_available() else None
         samples = recipe.training_samples()
         tasks = [node.task(samples, factor) for node in todo.values()]
         jobs = default_jobs() if jobs is None else jobs
-        return cls(graph, tasks, jobs, factor, recipe.data_seconds(data_root))
+        return cls(graph, tasks, jobs, factor, sum(recipe.data_seconds(root) for root in set(roots.values())))
 
     @property
     def seconds(self) -> float | None:
@@ -164,8 +165,10 @@ class Plan:
         Executor(self.tasks, self.jobs, cpus(), command, finished, on_failure).run()
 
 
-def control_table(recipe: Recipe, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> ControlTable:
-    """The table of a finished recipe."""
+def control_table(
+    recipe: Recipe, results: Mapping[str, Mapping[int, Mapping[str, Any]]], unit: str = "seed"
+) -> ControlTable:
+    """The table of a finished recipe; its pairs differ in `unit`, `seed` or `world`."""
 
     def metrics(name: str) -> list[Mapping[str, float]]:
         return [r["metrics"] for r in results[name].values()]
@@ -176,13 +179,15 @@ def control_table(recipe: Recipe, results: Mapping[str, Mapping[int, Mapping[str
         columns=recipe.table_columns,
         decimals=recipe.decimals,
         variants={heading: metrics(name) for heading, name in recipe.variants.items()},
+        controls={heading: metrics(name) for heading, name in recipe.controls.items()},
+        unit=unit,
     )
 
 
-def _summary(recipe: Recipe, results: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
-    summary: dict[str, Any] = {"title": recipe.title, "seeds": list(seeds), "runs": results}
+def _summary(recipe: Recipe, results: Mapping[str, Any], seeds: Sequence[int], unit: str) -> dict[str, Any]:
+    summary: dict[str, Any] = {"title": recipe.title, f"{unit}s": list(seeds), "runs": results}
     if recipe.table:
-        table = control_table(recipe, results)
+        table = control_table(recipe, results, unit)
         summary["table"] = table.to_dict()
         summary["text"] = str(table)
     return summary

@@ -65,6 +65,7 @@ class Recipe:
         runs: in order; a run may name the ones before it.
         table: which run plays which role of `ControlTable`; empty for no table.
         variants: further rows of the table, heading to run.
+        controls: further controls that the distilled student is compared with, heading to run.
         columns: of the table, heading to metric, of which more is better; without them those of nuScenes.
         decimals: of the table's numbers.
         data: arguments of the synthetic world's generator, and `layout`, nuscenes (default) or kitti; None if the data
@@ -78,6 +79,7 @@ class Recipe:
     runs: Mapping[str, RecipeRun]
     table: Mapping[str, str] = field(default_factory=dict)
     variants: Mapping[str, str] = field(default_factory=dict)
+    controls: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] | None = None
     decimals: int = 4
     data: Mapping[str, Any] | None = None
@@ -117,10 +119,11 @@ class Recipe:
                 raise ValueError(
                     f"{where}, table: {role}: {name} (roles: {', '.join(ROLES)}; runs: {', '.join(self.runs)})"
                 )
-        for heading, name in self.variants.items():
-            if name not in self.runs:
-                raise ValueError(f"{where}, variants: {heading}: {name} is no run{nearest(name, self.runs)}")
-        if self.table or self.variants:
+        for key, rows in {"variants": self.variants, "controls": self.controls}.items():
+            for heading, name in rows.items():
+                if name not in self.runs:
+                    raise ValueError(f"{where}, {key}: {heading}: {name} is no run{nearest(name, self.runs)}")
+        if self.table or self.variants or self.controls:
             _check_keys(self.table, ROLES, [role for role, needed in ROLES.items() if needed], f"{where}, table")
 
     def _check_pictures(self, where: str) -> None:

@@ -15,7 +15,9 @@ from mmdet3d.engine.executor import Spent, Task
 from mmdet3d.engine.recipe_file import Recipe
 from mmdet3d.interop.checkpoints import metadata_path
 
-__all__ = ["Node", "build_graph"]
+__all__ = ["DataRoots", "Node", "build_graph", "data_root"]
+
+DataRoots = str | Path | Mapping[int, Path] | None
 
 
 @dataclass(frozen=True)
@@ -125,31 +127,44 @@ class Node:
         return metadata if metadata["metrics"] else None
 
 
+def data_root(roots: DataRoots, seed: int) -> Path | None:
+    """Folder of the data of a seed, of `roots` as `build_graph` takes them."""
+    root = roots[seed] if isinstance(roots, Mapping) else roots
+    return None if root is None else Path(root)
+
+
 def build_graph(
-    recipe: Recipe, run_dir: Path, seeds: Sequence[int], overrides: Mapping[str, Any]
+    recipe: Recipe, run_dir: Path, seeds: Sequence[int], overrides: Mapping[str, Any], roots: DataRoots = None
 ) -> dict[tuple[str, int], Node]:
-    """Every run with every seed, each after those it needs; a shared run is one node, that of the first seed.
+    """Every run with every seed, each after those it needs; a shared run is one node for all seeds on the same data.
 
     Args:
         overrides: of the user, for every config.
+        roots: of the data that the recipe makes: one folder, or one per seed.
 
     Returns:
-        Per run and seed; a shared run has the same node for every seed.
+        Per run and seed; a shared run has the node of the first seed on these data.
 
     Raises:
         ValueError: a folder holds a run of another config.
     """
     graph: dict[tuple[str, int], Node] = {}
+    shared: dict[tuple[str, Path | None], Node] = {}
     for seed in seeds:
+        root = data_root(roots, seed)
+        given = overrides if root is None else {**overrides, "dataset_root": f"{root}/"}
         for name, run in recipe.runs.items():
-            if run.shared and seed != seeds[0]:
-                graph[name, seed] = graph[name, seeds[0]]
+            if run.shared and (name, root) in shared:
+                graph[name, seed] = shared[name, root]
                 continue
             earlier = {other: graph[other, seed] for other in run.references.values()}
             checkpoints = {other: str(node.weights) for other, node in earlier.items()}
-            config = load_config(run.config, {**run.overrides_with(overrides, checkpoints), "seed": seed})
+            config = load_config(run.config, {**run.overrides_with(given, checkpoints), "seed": seed})
             needs = tuple(dict.fromkeys(node.name for node in earlier.values()))
-            graph[name, seed] = Node(name, seed, run.config, config, run_dir / f"{name}-seed{seed}", needs, run.cost)
+            node = Node(name, seed, run.config, config, run_dir / f"{name}-seed{seed}", needs, run.cost)
+            graph[name, seed] = node
+            if run.shared:
+                shared[name, root] = node
     checkpoints = {node.checkpoint for node in graph.values()}
     for node in graph.values():
         node.check_folder(checkpoints)

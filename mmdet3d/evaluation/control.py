@@ -11,7 +11,7 @@ import numpy as np
 
 from mmdet3d.registry import nearest
 
-__all__ = ["COLUMNS", "Column", "Comparison", "ControlTable"]
+__all__ = ["COLUMNS", "Column", "Comparison", "ControlTable", "holm", "verdict"]
 
 
 class Column(NamedTuple):
@@ -63,13 +63,38 @@ class Comparison:
         return float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * spread / math.sqrt(n)
 
     @property
-    def verdict(self) -> str:
-        """One of "better", "worse", "within noise", "unknown (one seed)"."""
+    def p_value(self) -> float:
+        """Of the paired two-sided t-test of no difference; 1 for one seed, 0 for differences that are equal."""
         if len(self.differences) < 2:
-            return "unknown (one seed)"
-        if abs(self.mean) <= self.half_width:
-            return "within noise"
-        return "better" if (self.mean > 0) == self.better_is_higher else "worse"
+            return 1.0
+        if float(np.ptp(self.differences)) == 0.0:
+            return float(self.mean == 0.0)
+        from scipy import stats  # a second
+
+        return float(stats.ttest_1samp(self.differences, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of a family of tests, corrected so that one false alarm among them is as likely as it was in one test.
+
+    Holm, "A simple sequentially rejective multiple test procedure", 1979: the smallest times n, the next times n - 1,
+    ..., none smaller than the one before it.
+    """
+    corrected = [1.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def verdict(comparison: Comparison, p_value: float) -> str:
+    """One of "better", "worse", "within noise", "unknown (one seed)", by the corrected `p_value` of the comparison."""
+    if len(comparison.differences) < 2:
+        return "unknown (one seed)"
+    if p_value >= 1 - CONFIDENCE:
+        return "within noise"
+    return "better" if (comparison.mean > 0) == comparison.better_is_higher else "worse"
 
 
 @dataclass
@@ -86,6 +111,9 @@ class ControlTable:
         decimals: of the report's numbers.
         variants: other distillations by name, paired with the control as `distilled` is; each gets a row, and one with
             its gain over the control.
+        controls: further controls by name, paired likewise; each gets a row, and one with the gain of `distilled` over
+            it.
+        unit: in what the pairs differ: `seed`, or `world`, each with its own data and teacher.
 
     Raises:
         ValueError: control and distilled (or a variant) are no pairs, or a run lacks the metric of a column.
@@ -99,25 +127,35 @@ class ControlTable:
     columns: Sequence[Column] = COLUMNS
     decimals: int = 4
     variants: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
+    controls: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
+    unit: str = "seed"
 
     def __post_init__(self) -> None:
-        for name, runs in {"distilled": self.distilled, **self.variants}.items():
+        for name, runs in {"distilled": self.distilled, **self.variants, **self.controls}.items():
             if not self.control or len(self.control) != len(runs):
                 raise ValueError(
-                    f"control ({len(self.control)} runs) and {name} ({len(runs)} runs) must be paired by seed"
+                    f"control ({len(self.control)} runs) and {name} ({len(runs)} runs) must be paired by {self.unit}"
                 )
-        others = [run for runs in self.variants.values() for run in runs]
+        others = [run for rows in (self.variants, self.controls) for runs in rows.values() for run in runs]
         for run in (*self.teacher, *self.student, *self.control, *self.distilled, *others):
             for key, heading, _ in self.columns:
                 if key not in run:
                     raise ValueError(f"column {heading}: no metric {key!r}{nearest(key, run)}")
 
-    def comparison(self, key: str, variant: str | None = None) -> Comparison:
-        """Of `distilled`, or of a variant, with the control."""
+    def comparison(self, key: str, variant: str | None = None, control: str | None = None) -> Comparison:
+        """Of `distilled`, or of a variant, with the control, or with a further one."""
         higher = next(up for k, _, up in self.columns if k == key)
         runs = self.distilled if variant is None else self.variants[variant]
-        pairs = zip(runs, self.control, strict=True)
-        return Comparison(tuple(d[key] - c[key] for d, c in pairs), higher)
+        against = self.control if control is None else self.controls[control]
+        return Comparison(tuple(d[key] - c[key] for d, c in zip(runs, against, strict=True)), higher)
+
+    def comparisons(self) -> dict[tuple[str, str | None, str | None], tuple[Comparison, str]]:
+        """Every comparison of the table by (key, variant, control), with its verdict, corrected for their number."""
+        pairs: list[tuple[str | None, str | None]] = [(None, None)]
+        pairs += [(variant, None) for variant in self.variants] + [(None, control) for control in self.controls]
+        found = {(key, *pair): self.comparison(key, *pair) for pair in pairs for key, _, _ in self.columns}
+        p_values = holm([c.p_value for c in found.values()])
+        return {name: (c, verdict(c, p)) for (name, c), p in zip(found.items(), p_values, strict=True)}
 
     def gap_closed(self, key: str) -> float:
         """Share of the teacher's lead over the control that distillation recovers (1 = all); NaN without a lead."""
@@ -131,73 +169,90 @@ class ControlTable:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON: per role mean, standard deviation and every run; per metric the comparison."""
         roles = {role: getattr(self, role) for role in ("teacher", "student", "control", "distilled")}
-        out: dict[str, Any] = {"title": self.title, "seeds": len(self.control), "roles": {}, "comparison": {}}
+        out: dict[str, Any] = {"title": self.title, f"{self.unit}s": len(self.control), "roles": {}, "comparison": {}}
         for role, runs in roles.items():
             out["roles"][role] = {name: _summary([m[key] for m in runs]) for key, name, _ in self.columns}
+        found = self.comparisons()
         for key, name, _ in self.columns:
             gap = self.gap_closed(key)
             closed = {"gap_closed": None if math.isnan(gap) else gap}
-            out["comparison"][name] = _gain(self.comparison(key)) | closed
+            out["comparison"][name] = _gain(*found[key, None, None]) | closed
         for variant, runs in self.variants.items():
             out.setdefault("variants", {})[variant] = {
-                name: _summary([m[key] for m in runs]) | _gain(self.comparison(key, variant))
+                name: _summary([m[key] for m in runs]) | _gain(*found[key, variant, None])
+                for key, name, _ in self.columns
+            }
+        for control, runs in self.controls.items():
+            out.setdefault("controls", {})[control] = {
+                name: _summary([m[key] for m in runs]) | _gain(*found[key, None, control])
                 for key, name, _ in self.columns
             }
         return out
 
     def __str__(self) -> str:
-        names, n = [name for _, name, _ in self.columns], self.decimals
-        rows = [["", *names]]
-        control = "control (student, trained on)" if self.student else "control (student alone)"
-        for role, runs in (
-            ("teacher", self.teacher),
-            ("student", self.student),
-            (control, self.control),
-            ("distilled", self.distilled),
-        ):
-            if runs or role != "student":
-                rows.append([role, *(_cell([m[key] for m in runs], n) for key, _, _ in self.columns)])
-        comparisons = [self.comparison(key) for key, _, _ in self.columns]
-        rows.append(["gain over control", *(f"{c.mean:+.{n}f}" for c in comparisons)])
-        rows.append(
-            ["  95 % interval", *("n/a" if math.isinf(c.half_width) else f"±{c.half_width:.{n}f}" for c in comparisons)]
-        )
-        gaps = [self.gap_closed(key) for key, _, _ in self.columns]
+        n, keys = self.decimals, [key for key, _, _ in self.columns]
+        found = {name: comparison for name, (comparison, _) in self.comparisons().items()}
+        rows = [["", *(name for _, name, _ in self.columns)]]
+
+        def role(name: str, runs: Sequence[Mapping[str, float]]) -> None:
+            rows.append([name, *(_cell([m[key] for m in runs], n) for key in keys)])
+
+        def gain(name: str, variant: str | None = None, control: str | None = None) -> None:
+            gains = [found[key, variant, control] for key in keys]
+            rows.append([name, *(f"{c.mean:+.{n}f}{_margin(c, n)}" for c in gains)])
+
+        role("teacher", self.teacher)
+        if self.student:
+            role("student", self.student)
+        role("control (student, trained on)" if self.student else "control (student alone)", self.control)
+        role("distilled", self.distilled)
+        gain("gain over control")
+        gaps = [self.gap_closed(key) for key in keys]
         rows.append(["gap to the teacher closed", *("n/a" if math.isnan(g) else f"{100 * g:.0f} %" for g in gaps)])
+        for control, runs in self.controls.items():
+            role(f"{control} (control)", runs)
+            gain("  gain of distilled over it", control=control)
         for variant, runs in self.variants.items():
-            rows.append([variant, *(_cell([m[key] for m in runs], n) for key, _, _ in self.columns)])
-            gains = [self.comparison(key, variant) for key, _, _ in self.columns]
-            rows.append(["  gain over control", *(f"{c.mean:+.{n}f}{_margin(c, n)}" for c in gains)])
-        return "\n".join([self._heading(), "", _markdown(rows), "", self._verdicts(comparisons)])
+            role(variant, runs)
+            gain("  gain over control", variant)
+        return "\n".join([self._heading(), "", _markdown(rows), "", self._verdicts()])
 
     def _heading(self) -> str:
-        seeds = len(self.control)
-        return f"{self.title}: {seeds} seed{'s' if seeds > 1 else ''}" + (
-            ", mean ± standard deviation" if seeds > 1 else ""
-        )
+        pairs = len(self.control)
+        text = f"{self.title}: {pairs} {self.unit}{'s' if pairs > 1 else ''}"
+        text += ", each with its own data and teacher" if self.unit == "world" and pairs > 1 else ""
+        return text + (", mean ± standard deviation; gains with 95 % interval" if pairs > 1 else "")
 
-    def _verdicts(self, comparisons: Sequence[Comparison]) -> str:
+    def _verdicts(self) -> str:
         if len(self.control) < 2:
             return (
-                "One seed says nothing about noise: none of these differences can be called real. "
-                "Run more seeds (--seeds 0 1 2) for a statement."
+                f"One {self.unit} says nothing about noise: none of these differences can be called real. "
+                f"Run more {self.unit}s (--{self.unit}s 0 1 2) for a statement."
             )
-        named = [(name, c.verdict) for (_, name, _), c in zip(self.columns, comparisons, strict=True)]
-        parts = []
-        for verdict in ("better", "worse", "within noise"):
-            members = [name for name, v in named if v == verdict]
-            if members:
-                parts.append(f"{verdict}: {', '.join(members)}")
-        return f"Distilled against control, 95 % over {len(self.control)} seeds: " + "; ".join(parts) + "."
+        found = self.comparisons()
+        count = f" ({len(found)} comparisons, corrected after Holm)" if len(found) > 1 else ""
+        lines = []
+        for control in (None, *self.controls):
+            named = [(name, found[key, None, control][1]) for key, name, _ in self.columns]
+            parts = []
+            for outcome in ("better", "worse", "within noise"):
+                members = [name for name, v in named if v == outcome]
+                if members:
+                    parts.append(f"{outcome}: {', '.join(members)}")
+            against = "control" if control is None else control
+            lines.append(f"Distilled against {against}, 95 % over {len(self.control)} {self.unit}s{count}: ")
+            lines[-1] += "; ".join(parts) + "."
+            count = ""
+        return "\n".join(lines)
 
 
-def _gain(comparison: Comparison) -> dict[str, Any]:
+def _gain(comparison: Comparison, verdict: str) -> dict[str, Any]:
     interval = None if math.isinf(comparison.half_width) else comparison.half_width
-    return {"gain": comparison.mean, "interval95": interval, "verdict": comparison.verdict}
+    return {"gain": comparison.mean, "interval95": interval, "p": comparison.p_value, "verdict": verdict}
 
 
 def _margin(comparison: Comparison, decimals: int) -> str:
-    return "" if math.isinf(comparison.half_width) else f" (±{comparison.half_width:.{decimals}f})"
+    return "" if math.isinf(comparison.half_width) else f" ± {comparison.half_width:.{decimals}f}"
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from mmdet3d.engine.recipe import Plan, Recipe, run_recipe
 
 CONFIG = """
 seed: 0
+dataset_root: none
 max_epochs: 2
 load_from: null
 model: {type: EngineToyModel}
@@ -176,6 +177,18 @@ def test_finished_runs_are_reused_however_the_folder_is_written(
 
 def plan(recipe: Recipe, **arguments: Any) -> Plan:
     return Plan.make(recipe, "run", **{"seeds": [0], **arguments})
+
+
+def test_a_world_per_seed_has_its_own_teacher(recipe: Recipe, tmp_path: Path) -> None:
+    roots = {1000: tmp_path / "a", 1001: tmp_path / "b"}
+    found = run_recipe(recipe, "run", [1000, 1001], data_root=roots)
+    assert found["worlds"] == [1000, 1001] and "seeds" not in found
+    checkpoints = {seed: run["checkpoint"] for seed, run in found["runs"]["teacher"].items()}
+    assert checkpoints == {seed: f"teacher-seed{seed}/epoch_2.safetensors" for seed in roots}
+    control = yaml.safe_load(Path("run/control-seed1001/configs.yaml").read_text())
+    assert control["load_from"].endswith("teacher-seed1001/epoch_2.safetensors")
+    assert control["dataset_root"] == f"{roots[1001]}/"
+    assert found["text"].startswith("T: 2 worlds, each with its own data and teacher")
 
 
 def test_overrides_of_the_user_have_the_last_word(recipe: Recipe) -> None:

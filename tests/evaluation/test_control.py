@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from mmdet3d.evaluation.control import COLUMNS, Column, Comparison, ControlTable
+from mmdet3d.evaluation.control import COLUMNS, Column, Comparison, ControlTable, holm, verdict
 
 
 def metrics(score: float, error: float = 0.5) -> dict[str, float]:
@@ -30,8 +30,21 @@ def test_interval_is_students_t_over_paired_differences() -> None:
     assert Comparison((1.0, 2.0, 3.0)).half_width == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
 
 
+def test_p_value_is_of_the_paired_t_test() -> None:
+    # t = 2 / (1 / sqrt(3)) with 2 degrees of freedom.
+    assert Comparison((1.0, 2.0, 3.0)).p_value == pytest.approx(0.0741799, abs=1e-6)
+    assert Comparison((0.5,)).p_value == 1.0
+    assert Comparison((0.5, 0.5)).p_value == 0.0 and Comparison((0.0, 0.0)).p_value == 1.0
+
+
+def test_holm_corrects_step_by_step() -> None:
+    # 4 x 0.01, 3 x 0.02, then 2 x 0.03 = 0.06, and 0.04 may not be smaller than the one before it.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
 @pytest.mark.parametrize(
-    ("differences", "higher", "verdict"),
+    ("differences", "higher", "expected"),
     [
         ((0.05, 0.06, 0.055), True, "better"),
         ((0.05, 0.06, 0.055), False, "worse"),
@@ -40,8 +53,21 @@ def test_interval_is_students_t_over_paired_differences() -> None:
         ((0.05,), True, "unknown (one seed)"),
     ],
 )
-def test_verdicts(differences: tuple[float, ...], higher: bool, verdict: str) -> None:
-    assert Comparison(differences, higher).verdict == verdict
+def test_verdicts(differences: tuple[float, ...], higher: bool, expected: str) -> None:
+    comparison = Comparison(differences, higher)
+    assert verdict(comparison, comparison.p_value) == expected
+
+
+def test_a_difference_among_many_needs_more_than_its_own_interval() -> None:
+    # Alone p = 0.009; times two columns that show the same 0.02; times seven 0.06.
+    runs = (
+        [{f"m{i}": value for i in range(7)} for value in (0.0, 0.0, 0.0)],
+        [{f"m{i}": value for i in range(7)} for value in (0.05, 0.06, 0.07)],
+    )
+    columns = [Column(f"m{i}", f"M{i}") for i in range(7)]
+    two = ControlTable([], *runs, columns=columns[:2]).comparisons()
+    seven = ControlTable([], *runs, columns=columns).comparisons()
+    assert {v for _, v in two.values()} == {"better"} and {v for _, v in seven.values()} == {"within noise"}
 
 
 def test_no_gap_where_the_teacher_does_not_lead() -> None:
@@ -75,7 +101,7 @@ def test_columns_of_another_benchmark() -> None:
     t = ControlTable(*runs, columns=[Column("Car/3d/R40/moderate", "Car 3D")], decimals=1)
     assert t.to_dict()["comparison"]["Car 3D"]["gain"] == pytest.approx(4.5)
     text = str(t)
-    assert "Car 3D |" in text and " +4.5 |" in text and "mAP" not in text
+    assert "Car 3D |" in text and " +4.5 ± " in text and "mAP" not in text
     with pytest.raises(ValueError, match="column Car 3D: no metric 'Car/3d/R40/moderat', did you mean"):
         ControlTable(*runs, columns=[Column("Car/3d/R40/moderat", "Car 3D")])
 
@@ -86,8 +112,28 @@ def test_variants_are_compared_with_the_control() -> None:
     assert t.comparison("object/map", "half").mean == pytest.approx(0.08 / 3)
     lines = str(t).splitlines()
     row = next(i for i, line in enumerate(lines) if line.startswith("| half"))
-    assert "0.3467 ± 0.0379" in lines[row] and "+0.0267 (±0.0517)" in lines[row + 1]
+    assert "0.3467 ± 0.0379" in lines[row] and "+0.0267 ± 0.0517" in lines[row + 1]
     stored = json.loads(json.dumps(t.to_dict()))["variants"]["half"]["mAP"]
     assert stored["runs"] == [0.32, 0.33, 0.39] and stored["verdict"] == "within noise"
     with pytest.raises(ValueError, match=r"control \(3 runs\) and half \(1 runs\) must be paired"):
         ControlTable(t.teacher, t.control, t.distilled, variants={"half": [metrics(0.3)]})
+
+
+def test_the_distilled_student_is_compared_with_every_control() -> None:
+    t = table([0.30, 0.32, 0.34], [0.36, 0.37, 0.41])
+    t = ControlTable(
+        [metrics(0.6)] * 3,
+        t.control,
+        t.distilled,
+        controls={"inherited": [metrics(v) for v in (0.35, 0.36, 0.40)]},
+        unit="world",
+    )
+    assert t.comparison("object/map", control="inherited").mean == pytest.approx(0.01)
+    text = str(t)
+    assert text.startswith("distillation: 3 worlds, each with its own data and teacher, mean ± standard deviation")
+    assert "| inherited (control)" in text and "Distilled against inherited, 95 % over 3 worlds: better: mAP" in text
+    assert "(14 comparisons, corrected after Holm)" in text
+    stored = json.loads(json.dumps(t.to_dict()))
+    assert stored["worlds"] == 3 and stored["controls"]["inherited"]["mAP"]["gain"] == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="must be paired by world"):
+        ControlTable([], t.control, t.distilled, controls={"inherited": []}, unit="world")
