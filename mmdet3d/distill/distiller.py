@@ -137,8 +137,7 @@ class Distiller(Trainable):
     def init_weights(self) -> None:
         """Start the student from its checkpoint; without one from the pretrained parts that its config names.
 
-        Modules of `init_from_teacher` then get the teacher's weights; with them, and without a checkpoint, pretrained
-        parts are not loaded. Not called for testing, nor when a run is resumed.
+        Modules of `init_from_teacher` get the teacher's weights. Not called for testing, nor when a run is resumed.
 
         Raises:
             FileNotFoundError: no such checkpoint.
@@ -148,8 +147,8 @@ class Distiller(Trainable):
         if spec.checkpoint is not None:
             check_file(spec.checkpoint, "model.student.checkpoint")
             load_weights(self.student, spec.checkpoint, tuple(spec.new_modules), part="student")
-        elif not spec.init_from_teacher:
-            self.student.init_weights()
+        else:
+            self.student.init_weights(spec.init_from_teacher)
         for name in spec.init_from_teacher:
             self._copy_from_teacher(name)
 

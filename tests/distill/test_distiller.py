@@ -26,21 +26,28 @@ CELLS = 8
 BOX = torch.tensor([[0.5, 0.5, 0.0, 2.0, 1.0, 1.5, 0.2, 0.0, 0.0]])
 
 
+class ToyBackbone(nn.Sequential):
+    loaded = False
+
+    def init_weights(self):
+        self.loaded = True
+
+
 @MODELS.register
 class ToyDetector(Detector):
     """A detector whose sensor is the first column of `points` or `radar`."""
 
     loss_taps = ("heads.object",)
     predict_taps = ("heads.object",)
+    pretrained_parts = ("encoder",)
 
     def __init__(self, sensor: str, channels: int = 4, cell: float = 1.0, calibrated: bool = False) -> None:
         super().__init__()
         self.grid = BEVGrid((-4.0, -4.0), (cell, cell), (CELLS, CELLS))
-        self.encoder = nn.Sequential(nn.Conv2d(1, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.Dropout(0.5))
+        self.encoder = ToyBackbone(nn.Conv2d(1, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.Dropout(0.5))
         self.heatmap, self.box = nn.Conv2d(channels, 2, 1), nn.Conv2d(channels, 10, 1)
         self.heads = {"object": center_head([["car", "truck"]])}  # what losses compare; not a part of this model
         self.calls = 0
-        self.pretrained = False
         taps: tuple[str, ...] = (f"encoders.{sensor}",)
         if calibrated:
             self.activation = nn.Conv2d(channels, 1, 1)
@@ -58,8 +65,9 @@ class ToyDetector(Detector):
         parts = dict(zip(("reg", "height", "dim", "rot", "vel"), self.box(bev).split([2, 1, 3, 2, 2], 1), strict=True))
         return [parts | {"heatmap": self.heatmap(bev)}]
 
-    def init_weights(self):
-        self.pretrained = True
+    @property
+    def pretrained(self):
+        return self.encoder.loaded
 
     def losses(self, features, batch):
         return {"loss/object/heatmap/task0": features["heads.object"][0]["heatmap"].sigmoid().mean()}
@@ -340,6 +348,12 @@ def test_student_starts_from_modules_of_the_teacher(files):
     for key in ("encoder.0.weight", "encoder.1.running_mean", "heatmap.bias"):
         assert torch.equal(distiller.student.state_dict()[key], state[key])
     assert torch.equal(distiller.student.box.weight, box) and not distiller.student.pretrained
+
+
+def test_what_is_not_inherited_starts_from_its_pretrained_weights(files):
+    distiller = make(files, student={"checkpoint": None, "init_from_teacher": ["heatmap"]})
+    distiller.init_weights()
+    assert distiller.student.pretrained
 
 
 def test_teachers_modules_replace_those_of_the_students_checkpoint(files):

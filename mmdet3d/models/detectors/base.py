@@ -83,11 +83,13 @@ class Detector(Trainable):
     Attributes:
         loss_taps, predict_taps: what `losses` and `predictions` read.
         grid: the BEV raster of decoder and heads; None for detectors that see through one camera.
+        pretrained_parts: names of the modules whose `init_weights` loads the pretrained weights that the config names.
     """
 
     loss_taps: tuple[str, ...] = ()
     predict_taps: tuple[str, ...] = ()
     grid: BEVGrid | None = None
+    pretrained_parts: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,6 +109,12 @@ class Detector(Trainable):
         for name in stage.outputs:
             assert name not in self._stages, f"tap {name} declared twice"
             self._stages[name] = stage
+
+    def init_weights(self, inherited: Collection[str] = ()) -> None:
+        """Load the pretrained parts, but for those below one of the modules `inherited`, which get others."""
+        for part in self.pretrained_parts:
+            if not any(f"{part}.".startswith(f"{name}.") for name in inherited):
+                self.get_submodule(part).init_weights()
 
     @property
     def taps(self) -> tuple[str, ...]:

@@ -77,10 +77,9 @@ class BEVFusion(Detector):
     def fused(self) -> tuple[str, ...]:
         return self.sensors
 
-    def init_weights(self) -> None:
-        """Load the pretrained image backbone that the config names; call it before training from scratch only."""
-        if "camera" in self.encoders:
-            self.encoders["camera"]["backbone"].init_weights()
+    @property
+    def pretrained_parts(self) -> tuple[str, ...]:
+        return ("encoders.camera.backbone",) if "camera" in self.encoders else ()
 
     def _build_encoders(self, encoders: Mapping[str, Any]) -> nn.ModuleDict:
         modules = nn.ModuleDict()

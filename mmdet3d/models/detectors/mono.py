@@ -68,6 +68,7 @@ class MonoDetector(Detector):
 
     loss_taps = ("heads.dense", "heads.roi", "targets")
     predict_taps = ("neck", "heads.candidates")
+    pretrained_parts = ("backbone",)
 
     def __init__(
         self,
@@ -109,10 +110,6 @@ class MonoDetector(Detector):
             self.depth_branch = DepthBranch.from_config(self.feat_up.out_channels[-3:], depth_branch)
             self.add_stage("depth.logits", self._depth_logits, ("neck",))
             self.add_stage("depth.bins", self._depth_bins, ("neck",))
-
-    def init_weights(self) -> None:
-        """Load the pretrained backbone that the config names."""
-        self.backbone.init_weights()
 
     def start_epoch(self, epoch: int) -> None:
         """Set the weights of the losses, see `htl`."""
