@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from mmdet3d.distill.balance import Balance, BalanceSettings
 from mmdet3d.distill.blocks import check_file, read_block
+from mmdet3d.distill.class_gate import ClassGate
 from mmdet3d.distill.losses import DistillLoss
+from mmdet3d.distill.losses.center_heads import center_head
 from mmdet3d.distill.schedule import LossSchedule
 from mmdet3d.distill.teacher import Evaluate, LiveTeacher, StoredTeacher, Teacher, build_detector, check_score
 from mmdet3d.interop.checkpoints import load_weights
@@ -71,6 +73,8 @@ class Distiller(Trainable):
             (see `LossSchedule`) and the arguments of its class. A loss that is null is off. Without any loss this is
             the control of an experiment: the same student and schedule, no distillation, and no teacher is needed.
         balance: see `BalanceSettings`; weights are then shares of detection's gradient. None takes them as they are.
+        class_gate: see `ClassGate`; losses that tell classes apart then leave out those that the teacher does not know
+            better than a student of old. None lets all count.
 
     Raises:
         ValueError: unknown keys, types, or taps of the student.
@@ -83,6 +87,7 @@ class Distiller(Trainable):
         student: Mapping[str, Any],
         losses: Mapping[str, Mapping[str, Any] | None],
         balance: Mapping[str, Any] | None = None,
+        class_gate: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._teacher: Teacher | None = None
@@ -92,6 +97,7 @@ class Distiller(Trainable):
                 raise ValueError(f"model.student.{key} must be a list of names, got {names!r}")
         self.student = build_detector(self._student_spec.config, self._student_spec.overrides)
         self._balance = None if balance is None else Balance(read_block(BalanceSettings, balance, "model.balance"))
+        self._gate = None if class_gate is None else read_block(ClassGate, class_gate, "model.class_gate")
         self._progress = 0.0
         self._reported: set[tuple[str, str]] = set()
         self._terms: dict[str, _Term] = {}
@@ -172,8 +178,8 @@ class Distiller(Trainable):
 
         Raises:
             FileNotFoundError: the teacher's config or checkpoint does not exist.
-            ValueError: the checkpoint does not fit the teacher, the two BEV grids differ, a tap does not exist, or the
-                teacher's score is below `min_score`.
+            ValueError: the checkpoint does not fit the teacher, the two BEV grids differ, a tap does not exist, the
+                teacher's score is below `min_score`, or `class_gate` has nothing to compare or to gate.
         """
         wanted = self._teacher_spec
         if wanted is None or not self._terms:
@@ -195,7 +201,18 @@ class Distiller(Trainable):
             check_score(teacher, wanted.checkpoint, wanted.metric, wanted.min_score, evaluate)
         for loss in self.losses.values():
             loss.bind(teacher.loaded() if loss.uses_teacher else teacher.model, self.student)
+        if self._gate is not None:
+            self._gate_classes(wanted.checkpoint)
         self._teacher = teacher
+
+    def _gate_classes(self, checkpoint: str) -> None:
+        classes = [name for task in center_head(self.student, "student", "model.class_gate").tasks for name in task]
+        check_file(self._gate.student, "model.class_gate.student")
+        taught = self._gate.taught(checkpoint, classes)
+        gated = [name for name, loss in self.losses.items() if loss.gate(taught)]
+        if not gated:
+            raise ValueError("model.class_gate: no loss tells classes apart, such as ResponseLoss or CrossHeadLoss")
+        logger.info("%s teach %s", ", ".join(f"model.losses.{n}" for n in gated), ", ".join(taught) or "no class")
 
     def start_epoch(self, epoch: int) -> None:
         self.student.start_epoch(epoch)

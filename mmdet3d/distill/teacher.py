@@ -27,6 +27,7 @@ __all__ = [
     "Teacher",
     "build_detector",
     "check_score",
+    "recorded_metrics",
     "recorded_score",
     "refuse_weak",
     "teacher_digest",
@@ -232,12 +233,17 @@ def refuse_weak(score: float, checkpoint: str | Path, metric: str, min_score: fl
 
 
 def recorded_score(checkpoint: str | Path, metric: str) -> float | None:
-    """`metrics[metric]` of the JSON beside the checkpoint, if its `sha256` is the digest of this very checkpoint."""
+    """One of `recorded_metrics`; None if it is not among them."""
+    value = recorded_metrics(checkpoint).get(metric)
+    return None if value is None else float(value)
+
+
+def recorded_metrics(checkpoint: str | Path) -> dict[str, float]:
+    """`metrics` of the JSON beside the checkpoint, if its `sha256` is that of this checkpoint; else empty."""
     side = metadata_path(checkpoint)
     if not side.is_file():
-        return None
+        return {}
     record = json.loads(side.read_text())
-    value = (record.get("metrics") or {}).get(metric)
-    if value is None or record.get("sha256") != file_digest(checkpoint):
-        return None
-    return float(value)
+    if not record.get("metrics") or record.get("sha256") != file_digest(checkpoint):
+        return {}
+    return record["metrics"]

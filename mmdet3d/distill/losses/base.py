@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -46,6 +46,10 @@ class DistillLoss(nn.Module, ABC):
 
     def bind(self, teacher: Detector, student: Detector) -> None:
         """Called once, before training, when both models exist. Raises ValueError if they do not suit this loss."""
+
+    def gate(self, taught: Collection[str]) -> bool:
+        """Let only the classes of these names count, after `bind`; returns whether the loss tells classes apart."""
+        return False
 
     def start_epoch(self, epoch: int) -> None:
         """See `Trainable.start_epoch`."""

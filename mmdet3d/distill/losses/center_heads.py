@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from torch import Tensor
 
 from mmdet3d.distill.losses.base import DistillLoss
@@ -26,7 +28,14 @@ def center_head(detector: Detector, side: str, owner: str) -> CenterHead:
 
 
 class CenterHeadLoss(DistillLoss):
-    """Compares the maps of two `CenterHead`s with the same tasks, task by task."""
+    """Compares the maps of two `CenterHead`s with the same tasks, task by task.
+
+    Attributes:
+        by_class: whether `forward` leaves out classes that are not taught, by `_gate`.
+    """
+
+    by_class: bool = False
+    _taught: Sequence[bool] = ()  # per class; empty: all
 
     def bind(self, teacher: Detector, student: Detector) -> None:
         name = type(self).__name__
@@ -47,6 +56,18 @@ class CenterHeadLoss(DistillLoss):
         self._tasks = tasks["student"]
         self._train_cfg = heads["student"].train_cfg
         self._grid = student.grid
+
+    def gate(self, taught: Collection[str]) -> bool:
+        self._taught = [name in taught for task in self._tasks for name in task]
+        return self.by_class
+
+    def _gate(self, maps: Tensor, task: int | None = None) -> Tensor:
+        """Probabilities (B, classes, X, Y), of all classes or of those of a task, 0 where a class is not taught.
+
+        With both sides at 0 such a class costs nothing and none of its cells has a response.
+        """
+        taught = self._taught if task is None else self._taught[self._classes()[task]]
+        return maps if all(taught) else maps * maps.new_tensor(taught)[:, None, None]
 
     def _objects(self, batch: Batch) -> Objects:
         """The ground truth on the student's raster."""

@@ -35,6 +35,7 @@ class CrossHeadLoss(CenterHeadLoss):
 
     needs_labels = False
     uses_teacher = True
+    by_class = True
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class CrossHeadLoss(CenterHeadLoss):
         crossed = self._head.module.eval()(aligned(student, teacher) if self.align else student)
         terms = {}
         for t, (ours, theirs) in enumerate(zip(crossed, answers, strict=True)):
-            p, q = clamped_sigmoid(ours["heatmap"]), clamped_sigmoid(theirs["heatmap"])
+            p, q = (self._gate(clamped_sigmoid(side["heatmap"]), t) for side in (ours, theirs))
             terms[f"heatmap/task{t}"] = quality_focal_loss(p, q, self.beta)
             terms[f"bbox/task{t}"] = self._box_distance(ours, theirs, q.amax(1))
         return terms

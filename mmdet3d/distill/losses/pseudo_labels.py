@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -51,6 +52,11 @@ class PseudoLabelLoss(CenterHeadLoss):
             if name not in (*classes, "default"):
                 raise ValueError(f"PseudoLabelLoss.min_score: no class {name!r}{nearest(name, classes)}")
         self._least = [given.get(name, given.get("default", 0.3)) for name in classes]
+
+    def gate(self, taught: Collection[str]) -> bool:
+        classes = self._head.module.classes
+        self._least = [least if name in taught else math.inf for name, least in zip(classes, self._least, strict=True)]
+        return True
 
     @full_precision
     def forward(

@@ -30,6 +30,7 @@ class ResponseLoss(CenterHeadLoss):
     """
 
     needs_labels = False
+    by_class = True
 
     def __init__(self, task_weights: Sequence[float] = (2, 2, 2, 1, 2, 1), beta: float = 2.0) -> None:
         super().__init__()
@@ -54,6 +55,7 @@ class ResponseLoss(CenterHeadLoss):
         """Both are head outputs: a list over tasks of dicts of (B, C, X, Y), `heatmap` in logits."""
         classes = [task["heatmap"].shape[1] for task in teacher_value]
         p, q = (clamped_sigmoid(torch.cat([t["heatmap"] for t in side], 1)) for side in (student_value, teacher_value))
+        p, q = self._gate(p), self._gate(q)
         focal = quality_focal(p, q, self.beta).split(classes, 1)
         terms = {}
         for i, (student, teacher, loss, seen, weight) in enumerate(
