@@ -42,7 +42,7 @@ class _StudentSpec:
     checkpoint: str | None = None
     overrides: Mapping[str, Any] | None = None
     new_modules: Sequence[str] = ()
-    init_from_teacher: Sequence[str] = ()
+    init_from_teacher: Sequence[str] | Mapping[str, str] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Distiller(Trainable):
             again (see `StoredTeacher`), by default none.
         student: `config` of the student; `overrides` of that config by dotted key; `checkpoint` to start from;
             `new_modules`, prefixes of keys that this checkpoint need not hold; `init_from_teacher`, names of modules
-            that start with the weights of the teacher's modules of these names.
+            that start with the weights of the teacher's modules of these names, or by name that of the teacher's.
         losses: by name, each `type`, `student` tap, `teacher` tap (or lists of taps), `weight` (default 1), `schedule`
             (see `LossSchedule`) and the arguments of its class. A loss that is null is off. Without any loss this is
             the control of an experiment: the same student and schedule, no distillation, and no teacher is needed.
@@ -155,10 +155,11 @@ class Distiller(Trainable):
             load_weights(self.student, spec.checkpoint, tuple(spec.new_modules), part="student")
         else:
             self.student.init_weights(spec.init_from_teacher)
-        for name in spec.init_from_teacher:
-            self._copy_from_teacher(name)
+        inherited = spec.init_from_teacher
+        for name in inherited:
+            self._copy_from_teacher(name, inherited[name] if isinstance(inherited, Mapping) else name)
 
-    def _copy_from_teacher(self, name: str) -> None:
+    def _copy_from_teacher(self, name: str, source: str) -> None:
         key = "model.student.init_from_teacher"
         modules = dict(self.student.named_modules())
         if name not in modules:
@@ -166,7 +167,7 @@ class Distiller(Trainable):
         if self._teacher_spec is None:
             raise ValueError(f"{key} names {name!r}, but there is no model.teacher to take it from")
         check_file(self._teacher_spec.checkpoint, "model.teacher.checkpoint")
-        load_weights(modules[name], self._teacher_spec.checkpoint, prefix=f"{name}.")
+        load_weights(modules[name], self._teacher_spec.checkpoint, prefix=f"{source}.")
 
     def setup_training(self, evaluate: Evaluate) -> None:
         """Build, check and freeze the teacher, if there is anything to distil.

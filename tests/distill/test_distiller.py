@@ -350,6 +350,20 @@ def test_student_starts_from_modules_of_the_teacher(files):
     assert torch.equal(distiller.student.box.weight, box) and not distiller.student.pretrained
 
 
+def test_a_module_may_have_another_name_in_the_teacher(files):
+    distiller = make(
+        files, student={"checkpoint": None, "init_from_teacher": {"encoder": "encoder", "heatmap": "heatmap"}}
+    )
+    distiller.init_weights()
+    state = torch.load(files["teacher_weights"])["state_dict"]
+    assert torch.equal(distiller.student.heatmap.weight, state["heatmap.weight"])
+    renamed = {f"inner.{key}": value for key, value in state.items()}
+    torch.save({"state_dict": renamed}, files["teacher_weights"])
+    distiller = make(files, student={"checkpoint": None, "init_from_teacher": {"heatmap": "inner.heatmap"}})
+    distiller.init_weights()
+    assert torch.equal(distiller.student.heatmap.weight, state["heatmap.weight"])
+
+
 def test_what_is_not_inherited_starts_from_its_pretrained_weights(files):
     distiller = make(files, student={"checkpoint": None, "init_from_teacher": ["heatmap"]})
     distiller.init_weights()
