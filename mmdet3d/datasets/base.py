@@ -49,8 +49,8 @@ class PackedRecords(Sequence):
 class FrameDataset(torch.utils.data.Dataset):
     """Frames through a pipeline.
 
-    While training, a sample that lacks a file, that a transform drops, or that has no box of a wanted class after the
-    pipeline gives way to another; in test mode every sample is returned.
+    While training, a sample that a transform drops, or that has no box of a wanted class after the pipeline, gives way
+    to another; in test mode every sample is returned.
 
     Args:
         records: the frames, with the annotations that count.
@@ -61,7 +61,7 @@ class FrameDataset(torch.utils.data.Dataset):
         filter_empty_gt: replace samples without boxes while training.
         seed: of all random streams.
         interval: every n-th frame is a sample; the others only serve as history.
-        incomplete: tokens of frames that lack a file.
+        incomplete: tokens of frames that lack a file; they are no samples either.
         cache, cache_limit: what keeps the files that were read, see `open_cache`.
         views: fixed augmentations of each sample, see `Views`; None augments anew in every epoch.
         content: plain values that the records depend on, for the samples' names (`Sample.view`).
@@ -91,19 +91,15 @@ class FrameDataset(torch.utils.data.Dataset):
         self.test_mode = test_mode
         self.filter_empty_gt = filter_empty_gt
         self.epoch = 0
-        self.tokens = [r.token for r in records[::interval]]
-        self._incomplete = frozenset() if test_mode else frozenset(incomplete)
+        self._samples = [k for k in range(0, len(records), interval) if records[k].token not in incomplete]
+        self.tokens = [records[k].token for k in self._samples]
         label = {name: k for k, name in enumerate(self.classes)}
-        self.classes_present = [
-            set() if r.token in self._incomplete else {label[n] for n in _names(r) if n in label}
-            for r in records[::interval]
-        ]
-        self._interval = interval
+        self.classes_present = [{label[n] for n in _names(records[k]) if n in label} for k in self._samples]
         self._records = PackedRecords(records)
         self._place = {r.token: k for k, r in enumerate(records)}
         self._pipeline = Compose(pipeline)
         self._read = open_cache(cache, self.root, cache_limit)
-        depends = [content, pipeline, self.classes, test_mode, filter_empty_gt, interval, sorted(self._incomplete)]
+        depends = [content, pipeline, self.classes, test_mode, filter_empty_gt, interval, sorted(incomplete)]
         self._views = Views(views, seed, {"depends": depends}, self._pipeline.transforms)
         self.seed = self._views.seed
 
@@ -131,7 +127,7 @@ class FrameDataset(torch.utils.data.Dataset):
 
     def frame(self, index: int) -> FrameRecord:
         """What is known about sample `index` before anything is loaded."""
-        return self._records[index * self._interval]
+        return self._records[self._samples[index]]
 
     def draw(self, index: int, place: int) -> Sample:
         """Sample `index`, augmented from random stream (seed, epoch, `place`), or (epoch % views, `place`).
@@ -182,8 +178,6 @@ class FrameDataset(torch.utils.data.Dataset):
         )
 
     def _load(self, index: int, rng: np.random.RandomState) -> Sample | None:
-        if self.tokens[index] in self._incomplete:
-            return None
         record = self.frame(index)
         context = Context(
             record,
