@@ -185,7 +185,7 @@ def evaluate_submission(
     if missing:
         raise ValueError(
             f"{results_json} has no entry for {len(missing)} of {len(wanted)} samples of split {split!r} of {version}, "
-            f"such as {missing[0]}; each sample needs one, if only an empty list, unless the samples to score are named (`tokens`)"
+            f"such as {missing[0]}; each sample needs one, if only an empty list (`tokens` scores some samples)"
         )
     results = {t: results[t] for t in wanted}
     summary = _official_summary(load_tables(dataroot, version), results, meta, split, Path(out_dir), str(results_json))

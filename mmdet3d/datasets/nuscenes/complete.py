@@ -16,9 +16,10 @@ _NAMED = 3  # frames that a message names
 
 
 def incomplete_frames(records: Sequence[FrameRecord], root: Path, pipeline: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Tokens of the frames that lack a camera that others have, or the key-frame scan if `pipeline` reads it.
+    """Tokens of the frames that lack a camera that others have, or what `pipeline` reads: the key-frame scan, a radar.
 
-    A pipeline that reads no sensor needs no file. One line of the log counts and names them.
+    A pipeline that reads no sensor needs no file. Where no frame has a radar, none lacks it. One line of the log counts
+    and names the frames.
 
     Raises:
         ValueError: no other frame is left.
@@ -29,10 +30,14 @@ def incomplete_frames(records: Sequence[FrameRecord], root: Path, pipeline: Sequ
     blind = {r.token for r in records if not channels <= r.cameras.keys()}
     reads_scan = "LoadPointsFromFile" in steps
     without_scan = {r.token for r in records if not (root / r.lidar.path).is_file()} if reads_scan else set()
-    found = blind | without_scan
+    without_radar = {r.token for r in records if not any(r.radars.values())}
+    if "LoadRadarPointsMultiSweeps" not in steps or len(without_radar) == len(records):
+        without_radar = set()
+    found = blind | without_scan | without_radar
     if not found:
         return found
     reasons = f"{len(blind)} without all {len(channels)} cameras, {len(without_scan)} without their LiDAR scan"
+    reasons += f", {len(without_radar)} without radar" if without_radar else ""
     if len(found) == len(records):
         raise ValueError(
             f"no frame in {root} can be used: of {len(records)}, {reasons}; complete the data set, or make a split of "

@@ -100,7 +100,10 @@ class NuScenesDataset(FrameDataset):
         if not records:
             raise ValueError(f"info file {ann_file} in {dataset_root} holds no frame")
         records = _of_scenes(records, part)
-        records = [with_annotations(r, _counting(r, use_valid_flag)) if labelled else unannotated(r) for r in records]
+        why = "without LiDAR or radar points" if use_valid_flag else "without LiDAR points"
+        records = [
+            with_annotations(r, _counting(r, use_valid_flag), why) if labelled else unannotated(r) for r in records
+        ]
         if frame == "ego":
             records = [in_ego_frame(r) for r in records]
         # Every file of the others was there when they were written; looking again costs time on a network drive.

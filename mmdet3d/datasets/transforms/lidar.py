@@ -35,7 +35,8 @@ def read_points(path: Path, load_dim: int = 5) -> np.ndarray:
     if not content or len(content) % (4 * load_dim):
         raise ValueError(
             f"point file {path} holds {len(content)} bytes, expected a positive multiple of {4 * load_dim} "
-            f"({load_dim} float32 per point); it is empty or truncated, fetch it again"
+            f"({load_dim} float32 per point); it is empty or truncated (fetch it again), or its points have another "
+            "number of values (set load_dim)"
         )
     points = np.frombuffer(content, dtype="<f4").reshape(-1, load_dim)
     finite = np.isfinite(points).all(axis=1)
