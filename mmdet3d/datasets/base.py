@@ -24,7 +24,7 @@ from mmdet3d.structures import Boxes3D, Detections3D, Sample
 
 __all__ = ["FrameDataset", "PackedRecords"]
 
-_MAX_REPLACEMENTS = 1000
+_MAX_REPLACEMENTS, _TRIES_PER_FRAME = 1000, 50
 _SEES: Mapping[str, Callable[[FrameRecord], bool]] = {
     "camera": lambda record: bool(record.cameras),
     "lidar": lambda record: bool(record.lidar.path),
@@ -196,7 +196,8 @@ class FrameDataset(torch.utils.data.Dataset):
         stream = self._views.stream(self.epoch, place)
         if not self.test_mode and self.filter_empty_gt and self.tally.frames and not self.tally.counting:
             raise ValueError(self.nothing())
-        for _ in range(_MAX_REPLACEMENTS):
+        tries = min(_MAX_REPLACEMENTS, _TRIES_PER_FRAME * len(self))
+        for _ in range(tries):
             stream.begin()
             sample = self._load(index, stream.rng)
             if sample is not None and (self.test_mode or not self._is_empty(sample)):
@@ -206,8 +207,8 @@ class FrameDataset(torch.utils.data.Dataset):
                 raise ValueError(f"a transform drops sample {self.tokens[index]}, but in test mode every sample counts")
             index = int(stream.rng.randint(len(self)))
         raise ValueError(
-            f"{_MAX_REPLACEMENTS} samples in a row have no object of {', '.join(self.classes)} after the pipeline; "
-            "check object_classes and the ranges of the filters, or set filter_empty_gt: false"
+            f"{tries} samples in a row have no object of {', '.join(self.classes)} after the pipeline, although there "
+            f"are {self.tally.counting.total()} in {self.tally.frames} frames; check the ranges of the filters"
         )
 
     def ground_truth(self, index: int) -> Detections3D:

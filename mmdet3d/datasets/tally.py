@@ -43,8 +43,10 @@ class Tally:
     def __str__(self) -> str:
         if not self.annotated:
             return f"{self.frames} annotated frames without an object"
-        rest = f"; left out: {counted(self.left_out)}" if self.left_out else ""
-        return f"{self.counting.total()} of {self.annotated} annotated objects in {self.frames} frames{rest}"
+        where = f"annotated objects in {self.frames} frames"
+        if not self.left_out:
+            return f"all {self.annotated} {where}"
+        return f"{self.counting.total()} of {self.annotated} {where}; left out: {counted(self.left_out)}"
 
 
 def counted(numbers: Counter[str]) -> str:

@@ -129,8 +129,14 @@ def test_empty_samples_are_replaced_while_training_only(tmp_path: Path) -> None:
 
 
 def test_only_empty_samples_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no object of car, bus"):
+    message = (
+        "no object of car, bus to learn in .*: 0 of 1 annotated objects in 2 frames; left out: 1 animal of no class"
+    )
+    with pytest.raises(ValueError, match=message):
         made_up([[], ["animal"]], tmp_path)[0]
+    far = {"type": "ObjectRangeFilter", "point_cloud_range": [50, 50, -5, 60, 60, 3]}
+    with pytest.raises(ValueError, match=r"100 samples in a row have no object of .* 3 in 2 frames; check the ranges"):
+        made_up([["car"], ["bus", "car"]], tmp_path, far)[0]
 
 
 # -- incomplete data sets -------------------------------------------------------------------------------------------
