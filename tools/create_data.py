@@ -62,7 +62,11 @@ def _add_nuscenes(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--version", default="v1.0", help="v1.0 (trainval), v1.0-mini, v1.0-test or v1.0-synthetic")
     command.add_argument("--max-sweeps", type=int, default=10, help="LiDAR sweeps recorded per key frame")
     _add_workers(command)
-    command.add_argument("--allow-missing", action="store_true", help="use what exists of an incomplete data set")
+    command.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="use what exists of an incomplete data set; frames that lack what others have are then left out",
+    )
     command.set_defaults(run=_nuscenes)
 
 

@@ -40,6 +40,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(words: list[str]) -> None:
     args, rest = parse(words)
+    from mmdet3d.datasets import check_data
     from mmdet3d.engine import distributed
     from mmdet3d.engine.pictures import detect, draw_sample, picture_extent
     from mmdet3d.engine.run_dir import writable_folder
@@ -52,6 +53,8 @@ def main(words: list[str]) -> None:
             raise ValueError(f"--bbox-classes {label}: labels go from 0 to {len(dataset.classes) - 1}")
     device = distributed.init()
     model = None if args.mode == "gt" else load_model(cfg, args.checkpoint).to(device)
+    if model is not None:
+        check_data(dataset, model.inputs, f"data.{args.split}")
     out_dir = writable_folder(args.out_dir)
     count = len(dataset) if args.limit is None else min(args.limit, len(dataset))
     for index in progress_bar(range(count), desc="draw", unit="sample"):
@@ -70,6 +73,8 @@ def main(words: list[str]) -> None:
         time = sample.meta.get("timestamp")
         picture.save(out_dir / f"{'' if time is None else f'{time}-'}{sample.token}.png")
     print(f"{count} pictures: {out_dir}")
+    if args.mode != "pred":
+        print(f"ground truth: {dataset.annotations(range(count))}")
 
 
 def open_split(cfg: Config, split: str) -> FrameDataset | KittiDataset:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmdet3d.datasets.base import FrameDataset
@@ -19,6 +19,7 @@ __all__ = [
     "NuScenesDataset",
     "build_dataset",
     "build_split",
+    "check_data",
 ]
 
 
@@ -77,3 +78,26 @@ def build_split(
             "ann_file or part"
         )
     return mixed
+
+
+def check_data(dataset: Any, inputs: Collection[str], key: str, scored: bool = False) -> None:
+    """Say before a training or test what a model needs and its data never has. Data sets of other projects pass.
+
+    Args:
+        inputs: sensors that the model reads.
+        key: of the config, which the message names.
+        scored: detections will be scored.
+
+    Raises:
+        ValueError: what is missing, see the data set's `check`.
+    """
+    if isinstance(dataset, MixedDataset):
+        check_data(dataset.labelled, inputs, key, scored)
+        check_data(dataset.unlabelled, inputs, "data.unlabelled")
+        return
+    dataset = dataset.dataset if isinstance(dataset, CBGSDataset) else dataset
+    if isinstance(dataset, (FrameDataset, KittiDataset)):
+        try:
+            dataset.check(inputs, scored)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None

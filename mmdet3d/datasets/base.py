@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pickle
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from mmdet3d.datasets.cache import open_cache
 from mmdet3d.datasets.records import Context, FrameRecord
 from mmdet3d.datasets.scene import Scene
+from mmdet3d.datasets.tally import Tally
 from mmdet3d.datasets.transforms.compose import Compose
 from mmdet3d.datasets.transforms.images import read_image
 from mmdet3d.datasets.views import Views
@@ -21,7 +24,12 @@ from mmdet3d.structures import Boxes3D, Detections3D, Sample
 
 __all__ = ["FrameDataset", "PackedRecords"]
 
-_MAX_REPLACEMENTS = 1000
+_MAX_REPLACEMENTS, _TRIES_PER_FRAME = 1000, 50
+_SEES: Mapping[str, Callable[[FrameRecord], bool]] = {
+    "camera": lambda record: bool(record.cameras),
+    "lidar": lambda record: bool(record.lidar.path),
+    "radar": lambda record: any(record.radars.values()),
+}
 
 
 class PackedRecords(Sequence):
@@ -49,8 +57,8 @@ class PackedRecords(Sequence):
 class FrameDataset(torch.utils.data.Dataset):
     """Frames through a pipeline.
 
-    While training, a sample that lacks a file, that a transform drops, or that has no box of a wanted class after the
-    pipeline gives way to another; in test mode every sample is returned.
+    While training, a sample that a transform drops, or that has no box of a wanted class after the pipeline, gives way
+    to another; in test mode every sample is returned.
 
     Args:
         records: the frames, with the annotations that count.
@@ -61,7 +69,7 @@ class FrameDataset(torch.utils.data.Dataset):
         filter_empty_gt: replace samples without boxes while training.
         seed: of all random streams.
         interval: every n-th frame is a sample; the others only serve as history.
-        incomplete: tokens of frames that lack a file.
+        incomplete: tokens of frames that lack a file; they are no samples either.
         cache, cache_limit: what keeps the files that were read, see `open_cache`.
         views: fixed augmentations of each sample, see `Views`; None augments anew in every epoch.
         content: plain values that the records depend on, for the samples' names (`Sample.view`).
@@ -91,19 +99,16 @@ class FrameDataset(torch.utils.data.Dataset):
         self.test_mode = test_mode
         self.filter_empty_gt = filter_empty_gt
         self.epoch = 0
-        self.tokens = [r.token for r in records[::interval]]
-        self._incomplete = frozenset() if test_mode else frozenset(incomplete)
+        self._samples = [k for k in range(0, len(records), interval) if records[k].token not in incomplete]
+        self.tokens = [records[k].token for k in self._samples]
         label = {name: k for k, name in enumerate(self.classes)}
-        self.classes_present = [
-            set() if r.token in self._incomplete else {label[n] for n in _names(r) if n in label}
-            for r in records[::interval]
-        ]
-        self._interval = interval
+        self.classes_present = [{label[n] for n in _names(records[k]) if n in label} for k in self._samples]
+        self.tally = self._count(records[k] for k in self._samples)
         self._records = PackedRecords(records)
         self._place = {r.token: k for k, r in enumerate(records)}
         self._pipeline = Compose(pipeline)
         self._read = open_cache(cache, self.root, cache_limit)
-        depends = [content, pipeline, self.classes, test_mode, filter_empty_gt, interval, sorted(self._incomplete)]
+        depends = [content, pipeline, self.classes, test_mode, filter_empty_gt, interval, sorted(incomplete)]
         self._views = Views(views, seed, {"depends": depends}, self._pipeline.transforms)
         self.seed = self._views.seed
 
@@ -129,18 +134,70 @@ class FrameDataset(torch.utils.data.Dataset):
     def __iter__(self) -> Iterator[Sample]:
         return (self[k] for k in range(len(self)))
 
+    def check(self, inputs: Collection[str], scored: bool = False) -> None:
+        """Find what no frame has before anything is trained; say which annotated objects are not learnt.
+
+        Args:
+            inputs: sensors that the model reads, out of camera, lidar and radar.
+            scored: detections will be scored.
+
+        Raises:
+            ValueError: no frame has anything of a sensor, or there is no object to learn or to score.
+        """
+        for sensor in inputs:
+            if not any(_SEES[sensor](self.frame(k)) for k in range(len(self))):
+                raise ValueError(
+                    f"no frame in {self.root} has a file of a {sensor}, which the model reads; take a model without "
+                    f"{sensor}, or complete the data set and its info files"
+                )
+        learns = not self.test_mode and self.filter_empty_gt and self.tally.frames > 0
+        if (learns or scored) and not self.tally.counting:
+            raise ValueError(self.nothing(to="score" if scored else "learn"))
+        if learns:
+            log = logging.getLogger("mmdet3d")
+            log.info("learnt: %s", self.tally)
+            boxes = (record.boxes for record in map(self.frame, range(len(self))))
+            if not any(b is not None and np.isfinite(b[:, 7:]).any() for b in boxes):
+                log.warning("no object in %s has a velocity; all are learnt as standing still", self.root)
+
+    def nothing(self, to: str = "learn") -> str:
+        """Why no object counts, in a sentence."""
+        if not self.tally.frames:
+            return f"there is no object to {to}: no frame in {self.root} is annotated"
+        why = f"there is no object of {', '.join(self.classes)} to {to} in {self.root}: {self.tally}"
+        if self.tally.left_out and all("points" in reason for reason in self.tally.left_out):
+            why += (
+                "; if nobody counted the points (num_lidar_pts, num_radar_pts), count those in each box, write the "
+                "numbers into sample_annotation.json and create the info files anew"
+            )
+        return why
+
+    def annotations(self, indices: Iterable[int]) -> Tally:
+        """Which annotated objects of these samples count."""
+        return self._count(self.frame(k) for k in indices)
+
+    def _count(self, records: Iterable[FrameRecord]) -> Tally:
+        tally = Tally()
+        for record in records:
+            if record.names is not None:
+                tally.add(record.names.tolist(), self.classes, record.left_out)
+        return tally
+
     def frame(self, index: int) -> FrameRecord:
         """What is known about sample `index` before anything is loaded."""
-        return self._records[index * self._interval]
+        return self._records[self._samples[index]]
 
     def draw(self, index: int, place: int) -> Sample:
         """Sample `index`, augmented from random stream (seed, epoch, `place`), or (epoch % views, `place`).
 
         Raises:
-            ValueError: nothing but empty samples was found, or a transform drops a sample in test mode.
+            ValueError: there are none but empty samples, or a transform drops a sample in test mode.
         """
         stream = self._views.stream(self.epoch, place)
-        for _ in range(_MAX_REPLACEMENTS):
+        if not self.test_mode and self.filter_empty_gt and self.tally.frames and not self.tally.counting:
+            raise ValueError(self.nothing())
+        tries = min(_MAX_REPLACEMENTS, _TRIES_PER_FRAME * len(self))
+        for _ in range(tries):
             stream.begin()
             sample = self._load(index, stream.rng)
             if sample is not None and (self.test_mode or not self._is_empty(sample)):
@@ -150,8 +207,8 @@ class FrameDataset(torch.utils.data.Dataset):
                 raise ValueError(f"a transform drops sample {self.tokens[index]}, but in test mode every sample counts")
             index = int(stream.rng.randint(len(self)))
         raise ValueError(
-            f"{_MAX_REPLACEMENTS} samples in a row have no object of {', '.join(self.classes)} after the pipeline; "
-            "check object_classes and the ranges of the filters, or set filter_empty_gt: false"
+            f"{tries} samples in a row have no object of {', '.join(self.classes)} after the pipeline, although there "
+            f"are {self.tally.counting.total()} in {self.tally.frames} frames; check the ranges of the filters"
         )
 
     def ground_truth(self, index: int) -> Detections3D:
@@ -182,8 +239,6 @@ class FrameDataset(torch.utils.data.Dataset):
         )
 
     def _load(self, index: int, rng: np.random.RandomState) -> Sample | None:
-        if self.tokens[index] in self._incomplete:
-            return None
         record = self.frame(index)
         context = Context(
             record,
@@ -209,13 +264,17 @@ def _names(record: FrameRecord) -> Sequence[str]:
     return () if record.names is None else record.names
 
 
-def with_annotations(record: FrameRecord, mask: np.ndarray) -> FrameRecord:
-    """The record with the annotations in `mask` (N,) bool only."""
+def with_annotations(record: FrameRecord, mask: np.ndarray, why: str) -> FrameRecord:
+    """The record with the annotations in `mask` (N,) bool only; `why` the others do not count."""
+    if record.boxes is None or mask.all():
+        return record
     fields = ("boxes", "names", "num_lidar_pts", "num_radar_pts")
     values = {f: getattr(record, f) for f in fields}
-    return dataclasses.replace(record, **{f: v[mask] for f, v in values.items() if v is not None})
+    dropped = Counter(f"{name} {why}" for name in record.names[~mask].tolist())
+    kept = {f: v[mask] for f, v in values.items() if v is not None}
+    return dataclasses.replace(record, **kept, left_out={**record.left_out, **dropped})
 
 
 def unannotated(record: FrameRecord) -> FrameRecord:
     """The record as if nobody had labelled the frame."""
-    return dataclasses.replace(record, boxes=None, names=None, num_lidar_pts=None, num_radar_pts=None)
+    return dataclasses.replace(record, boxes=None, names=None, num_lidar_pts=None, num_radar_pts=None, left_out={})

@@ -38,10 +38,27 @@ class CameraRecord(SensorRecord):
     Args:
         intrinsics: (3, 3) float64, pixels of the raw image.
         camera2ego: (4, 4) float64, ego at camera time.
+        size: width and height of the raw image that the intrinsics belong to, None if the source does not say.
     """
 
     intrinsics: np.ndarray = field(default_factory=lambda: np.eye(3))
     camera2ego: np.ndarray = field(default_factory=lambda: np.eye(4))
+    size: tuple[int, int] | None = None
+
+    def check_size(self, found: tuple[int, int]) -> None:
+        """Raises ValueError if the calibration cannot belong to an image of `found` width and height."""
+        u, v = self.intrinsics[:2, 2]
+        if self.size is not None and tuple(self.size) != tuple(found):
+            why = f"sample_data.json gives its calibration for {self.size[0]} x {self.size[1]}"
+        elif not (0 <= u <= found[0] and 0 <= v <= found[1]):
+            why = f"its calibration puts the principal point at ({u:.0f}, {v:.0f})"
+        else:
+            return
+        raise ValueError(
+            f"image file {self.path} has {found[0]} x {found[1]} pixels, but {why}; it belongs to an image of another "
+            "size: take the original images, or scale camera_intrinsic, width and height with them and create the info "
+            "files anew"
+        )
 
 
 @dataclass
@@ -62,6 +79,7 @@ class FrameRecord:
         radars: by channel, each the key-frame sweep first, then earlier ones; a channel without files is absent.
         boxes: (N, 9) float64, velocity NaN where unknown; None where there is no annotation (test split).
         names: (N,) class names, the full category for classes outside the ten.
+        left_out: annotated objects that are not in `boxes`, by class and reason in words, see `Tally`.
         num_lidar_pts, num_radar_pts: (N,) int.
         scene_token, location: empty where the info file lacks them.
         prev_token, next_token: samples before and after this one in its scene; empty at its ends, None where the info
@@ -80,6 +98,7 @@ class FrameRecord:
     names: np.ndarray | None = None
     num_lidar_pts: np.ndarray | None = None
     num_radar_pts: np.ndarray | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
     scene_token: str = ""
     prev_token: str | None = None
     next_token: str | None = None

@@ -83,9 +83,7 @@ class CBGSDataset(torch.utils.data.Dataset):
         rng = np.random.RandomState(self.dataset.seed if seed is None else seed)
         self.indices = balanced_indices(self.dataset.classes_present, len(self.dataset.classes), rng)
         if not self.indices:
-            raise ValueError(
-                f"no frame has an object of {', '.join(self.dataset.classes)}, so CBGS has nothing to draw"
-            )
+            raise ValueError(f"CBGS has nothing to draw: {self.dataset.nothing()}")
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mmdet3d.config import Config, load_config
-from mmdet3d.datasets import build_split
+from mmdet3d.datasets import build_split, check_data
 from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import LoadReport, RunCheckpoints, load_checkpoint
 from mmdet3d.engine.data import DetectionDataset
@@ -67,6 +67,9 @@ def _fit(cfg: Config, folder: Path, device: torch.device | None = None) -> None:
     model = build_model(cfg.model)
     train_dataset = build_split(cfg.data, "train", seed)
     val_dataset = build_split(cfg.data, "val", test_mode=True) if cfg.data.get("val") else None
+    check_data(train_dataset, model.inputs, "data.train")
+    if val_dataset is not None:
+        check_data(val_dataset, model.inputs, "data.val", scored=True)
     parameters = sum(p.numel() for p in model.parameters())
     get_logger().info("%d training samples, %d parameters", len(train_dataset), parameters)
     Trainer(model, train_dataset, val_dataset, cfg, folder, device).fit()
@@ -85,6 +88,7 @@ def predict_split(
         ValueError: the weights do not fit the model, or a sample is damaged.
     """
     model = build_model(cfg.model)
+    check_data(dataset, model.inputs, "the data set to test on")
     report = load_checkpoint(model, checkpoint)
     get_logger().info("loaded %s", report)
     workers = cfg.data.get("workers_per_gpu", 0)

@@ -23,6 +23,7 @@ MODALITIES = ("use_camera", "use_lidar", "use_radar", "use_map", "use_external")
 MAX_BOXES = 500
 MOVING = 0.2  # m/s, from which on an object counts as moving
 DISTANCES = (0.5, 1.0, 2.0, 4.0)
+_FRAMES, _FRAMES_OF_SPLIT = "object/frames", "object/frames_of_split"
 ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
 
 _STILL = {
@@ -166,7 +167,8 @@ def evaluate_submission(
 
     Returns:
         `object/nds`, `object/map`, `object/mATE`, ..., `object/{class}_ap_dist_{0.5, 1.0, 2.0, 4.0}` and
-        `object/{class}_{trans, scale, orient, vel, attr}_err`; NaN where an error is not defined for a class.
+        `object/{class}_{trans, scale, orient, vel, attr}_err`; NaN where an error is not defined for a class. Where not
+        all samples of the split are scored, also `object/frames` and `object/frames_of_split`.
 
     Raises:
         FileNotFoundError: the file, the tables or the splits are missing.
@@ -175,19 +177,20 @@ def evaluate_submission(
     if version == "v1.0-test" or split is None:
         split = evaluation_split(dataroot, version)
     results, meta = read_submission(results_json)
-    wanted = split_tokens(dataroot, version, split)
+    whole = wanted = split_tokens(dataroot, version, split)
     if tokens is not None:
-        _check_tokens(set(tokens), set(wanted), split)
-        wanted = [t for t in wanted if t in set(tokens)]
+        _check_tokens(set(tokens), set(whole), split)
+        wanted = [t for t in whole if t in set(tokens)]
     missing = [t for t in wanted if t not in results]
     if missing:
         raise ValueError(
             f"{results_json} has no entry for {len(missing)} of {len(wanted)} samples of split {split!r} of {version}, "
-            f"such as {missing[0]}; each sample needs one, if only an empty list"
+            f"such as {missing[0]}; each sample needs one, if only an empty list (`tokens` scores some samples)"
         )
     results = {t: results[t] for t in wanted}
     summary = _official_summary(load_tables(dataroot, version), results, meta, split, Path(out_dir), str(results_json))
-    return _metrics(summary)
+    counts = {} if len(wanted) == len(whole) else {_FRAMES: float(len(wanted)), _FRAMES_OF_SPLIT: float(len(whole))}
+    return _metrics(summary) | counts
 
 
 def read_submission(path: str | Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
@@ -275,7 +278,8 @@ def _metrics(summary: Mapping[str, Any]) -> dict[str, float]:
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
     """The familiar nuScenes block with a table of classes, from the dict of `evaluate_submission`."""
-    lines = [f"mAP: {metrics['object/map']:.4f}"]
+    part = f"scored on {metrics[_FRAMES]:.0f} of {metrics[_FRAMES_OF_SPLIT]:.0f} frames" if _FRAMES in metrics else ""
+    lines = [*filter(None, [part]), f"mAP: {metrics['object/map']:.4f}"]
     lines += [f"{short}: {metrics[f'object/{short}']:.4f}" for short in ERRORS.values()]
     lines += [f"NDS: {metrics['object/nds']:.4f}", "", "Per-class results:"]
     lines.append(_row("Object Class", ["AP", "ATE", "ASE", "AOE", "AVE", "AAE"]))

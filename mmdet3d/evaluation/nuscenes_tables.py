@@ -13,7 +13,16 @@ from mmdet3d.registry import nearest
 if TYPE_CHECKING:
     from nuscenes import NuScenes
 
-__all__ = ["CLASSES", "OFFICIAL_SPLITS", "evaluation_split", "load_tables", "split_tokens", "version_splits"]
+__all__ = [
+    "CATEGORIES",
+    "CLASSES",
+    "CLASS_OF_CATEGORY",
+    "OFFICIAL_SPLITS",
+    "evaluation_split",
+    "load_tables",
+    "split_tokens",
+    "version_splits",
+]
 
 # The detection classes in the order of the labels (that of the published configs and checkpoints).
 CLASSES = (
@@ -28,6 +37,38 @@ CLASSES = (
     "pedestrian",
     "traffic_cone",
 )
+
+CLASS_OF_CATEGORY = {
+    "movable_object.barrier": "barrier",
+    "movable_object.trafficcone": "traffic_cone",
+    "vehicle.bicycle": "bicycle",
+    "vehicle.bus.bendy": "bus",
+    "vehicle.bus.rigid": "bus",
+    "vehicle.car": "car",
+    "vehicle.construction": "construction_vehicle",
+    "vehicle.motorcycle": "motorcycle",
+    "vehicle.trailer": "trailer",
+    "vehicle.truck": "truck",
+    "human.pedestrian.adult": "pedestrian",
+    "human.pedestrian.child": "pedestrian",
+    "human.pedestrian.construction_worker": "pedestrian",
+    "human.pedestrian.police_officer": "pedestrian",
+}
+# All categories of annotated objects, those of no detection class too.
+CATEGORIES = (
+    *CLASS_OF_CATEGORY,
+    "animal",
+    "human.pedestrian.personal_mobility",
+    "human.pedestrian.stroller",
+    "human.pedestrian.wheelchair",
+    "movable_object.debris",
+    "movable_object.pushable_pullable",
+    "static_object.bicycle_rack",
+    "vehicle.emergency.ambulance",
+    "vehicle.emergency.police",
+)
+# Own data may call a category by its class.
+_CATEGORY_OF_CLASS = {name: category for category, name in reversed(CLASS_OF_CATEGORY.items())}
 
 # Version -> role -> split name of the devkit.
 OFFICIAL_SPLITS = {
@@ -56,6 +97,8 @@ _TABLES = (
 def load_tables(root: str | Path, version: str) -> NuScenes:
     """The devkit's `NuScenes` object, kept for later calls in this process as long as the tables do not change.
 
+    A category that has the name of a detection class (`car`) counts as one of that class (`vehicle.car`).
+
     Raises:
         FileNotFoundError: a table is missing.
     """
@@ -77,20 +120,24 @@ def load_tables(root: str | Path, version: str) -> NuScenes:
 def _load_tables(root: str, version: str, changed: tuple[int, ...]) -> NuScenes:
     from nuscenes import NuScenes
 
-    return NuScenes(version=version, dataroot=root, verbose=False)
+    tables = NuScenes(version=version, dataroot=root, verbose=False)
+    for annotation in tables.sample_annotation:
+        name = annotation["category_name"]
+        annotation["category_name"] = _CATEGORY_OF_CLASS.get(name, name)
+    return tables
 
 
 def version_splits(root: str | Path, version: str) -> dict[str, dict[str, list[str]]]:
     """Role (train, val, test) to {split name: scene names} of a data version.
 
-    Official versions have the devkit's splits; any other version needs `{root}/{version}/splits.json` (split name to
-    list of scene names), where the role is how the split's name ends.
+    The splits are those of `{root}/{version}/splits.json` (split name to list of scene names), where the role is how
+    the split's name ends. Without that file an official version has the devkit's splits, and any other version none.
 
     Raises:
         FileNotFoundError: no such `splits.json`.
         ValueError: it does not hold what it should.
     """
-    if version in OFFICIAL_SPLITS:
+    if _is_official(root, version):
         from nuscenes.utils.splits import create_splits_scenes
 
         scenes = create_splits_scenes()
@@ -143,7 +190,7 @@ def split_tokens(root: str | Path, version: str, split: str) -> list[str]:
 
 
 def _split_scenes(root: str | Path, version: str, split: str) -> list[str]:
-    if version in OFFICIAL_SPLITS:
+    if _is_official(root, version):
         known: Mapping[str, list[str]] = {k: v for r in version_splits(root, version).values() for k, v in r.items()}
     else:
         known = _custom_splits(root, version)
@@ -152,6 +199,11 @@ def _split_scenes(root: str | Path, version: str, split: str) -> list[str]:
             f"version {version} has no split {split!r}{nearest(split, known)} (splits: {', '.join(known)})"
         )
     return known[split]
+
+
+def _is_official(root: str | Path, version: str) -> bool:
+    """Whether the devkit's splits hold: own scenes in a folder of an official name bring splits of their own."""
+    return version in OFFICIAL_SPLITS and not (Path(root) / version / "splits.json").is_file()
 
 
 def _custom_splits(root: str | Path, version: str) -> dict[str, list[str]]:

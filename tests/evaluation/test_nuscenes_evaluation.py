@@ -131,6 +131,8 @@ def test_a_data_set_that_is_part_of_a_split(shared: Path, root: Path, tmp_path: 
     part = NuScenesDataset(str(infos), str(root), load_interval=20, use_valid_flag=True, test_mode=True)
     metrics = part.evaluate([part.ground_truth(k) for k in range(len(part))], tmp_path)
     assert metrics["object/car_ap_dist_1.0"] == pytest.approx(1.0)
+    assert (metrics["object/frames"], metrics["object/frames_of_split"]) == (len(part), 81)
+    assert format_metrics(metrics).splitlines()[0] == f"scored on {len(part)} of 81 frames"
 
 
 def test_no_detection_at_all_scores_zero(val: NuScenesDataset, tmp_path: Path) -> None:

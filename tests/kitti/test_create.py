@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,26 @@ def test_made_depth_is_near_the_true_one(world: Path, copied: Callable[..., Path
         near = (true > 0) & (true < 40)
         errors.append(np.abs(made / np.where(near, true, 1) - 1)[near])
     assert np.median(np.concatenate(errors)) < 0.05
+
+
+def test_labels_are_looked_into(copied: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
+    """Which objects are learnt; and a folder with none of them is not complete."""
+    root = copied()
+    assert command("kitti", "--root-path", root) == 0
+    assert re.search(r"learnt: \d+ of \d+ annotated objects in 8 frames; left out: \d+ ", capsys.readouterr().out)
+    for file in (root / "training" / "label_2").iterdir():
+        file.write_text("")
+    assert command("kitti", "--root-path", root) == 2
+    assert "no object of Car, Pedestrian, Cyclist to learn in" in capsys.readouterr().err
+
+
+def test_scans_of_another_layout(copied: Callable[..., Path]) -> None:
+    root = copied()
+    file = next((root / "training" / "velodyne").iterdir()).with_name("000000.bin")
+    points = np.fromfile(file, dtype="<f4").reshape(-1, 4)
+    np.hstack([points, points[:, 3:]])[: len(points) // 4 * 4].tofile(file)
+    with pytest.raises(ValueError, match="it reads like 5 values per point"):
+        check_tree(root)
 
 
 def test_missing_files_are_named(copied: Callable[..., Path]) -> None:

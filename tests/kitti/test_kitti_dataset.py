@@ -15,7 +15,7 @@ from kitti_rules import dont_care, frame, row
 from PIL import Image
 
 from mmdet3d.config import load_config
-from mmdet3d.datasets import KittiDataset, build_dataset
+from mmdet3d.datasets import KittiDataset, build_dataset, check_data
 from mmdet3d.datasets.kitti.files import read_points
 from mmdet3d.datasets.kitti.results import image_boxes, to_objects
 from mmdet3d.engine.data import TrainSampler, batches, build_loader
@@ -161,6 +161,7 @@ def high(pixels: float) -> dict:
 def test_what_is_too_hard_is_not_learnt(copied: Callable[..., Path]) -> None:
     """Heights count one pixel more than in the evaluation, as published; every other limit is inclusive."""
     usable = [
+        row(**high(50), truncated=-1, occluded=-1),  # not given, as in pseudo labels
         row(**high(24)),
         row(**high(50), truncated=0.5),
         row(**high(50), occluded=2),
@@ -175,9 +176,9 @@ def test_what_is_too_hard_is_not_learnt(copied: Callable[..., Path]) -> None:
         dont_care([0, 0, 50, 50]),
     ]
     sample = labelled(copied, *usable, *hard)
-    assert len(sample.objects) == 4
+    assert len(sample.objects) == 5
     assert sample.objects.regressed.all()
-    assert sample.objects.labels.tolist() == [1] * 4
+    assert sample.objects.labels.tolist() == [1] * 5
 
 
 def test_more_objects_than_slots_are_all_learnt(copied: Callable[..., Path]) -> None:
@@ -417,3 +418,53 @@ def test_frames_without_their_labels(world: Path) -> None:
     sample = small_world(world, labelled=False)[0]
     assert sample.unlabelled and sample.objects is None and sample.depths is not None
     assert not whole[0].unlabelled
+
+
+# -- before a training ----------------------------------------------------------------------------------------------
+
+
+def relabelled(copied: Callable[..., Path], *rows: dict) -> Path:
+    root = copied()
+    for file in (root / "training" / "label_2").iterdir():
+        write_labels(file, frame(*rows))
+    return root
+
+
+def test_nothing_to_learn_or_to_score_is_said_at_once(copied: Callable[..., Path], world: Path) -> None:
+    check_data(small_world(world), ("camera",), "data.train")
+    check_data(small_world(world, test_mode=True), ("camera",), "data.val", scored=True)
+    root = relabelled(copied, row(**high(5)), row("Van", **high(50)), dont_care([0, 0, 9, 9]))
+    with pytest.raises(
+        ValueError, match=r"data\.train: there is no object of Pedestrian, Car, Cyclist to learn in .*"
+    ) as e:
+        check_data(small_world(root), ("camera",), "data.train")
+    message = "0 of 16 annotated objects in 8 frames; left out: 8 Van of no class here, 8 Car less than 25 pixels high"
+    assert str(e.value).endswith(message)
+    check_data(small_world(root, test_mode=True), ("camera",), "data.val", scored=True)  # too small, but labelled
+    for file in (root / "training" / "label_2").iterdir():
+        file.write_text("")
+    for arguments, text in (
+        ({}, "to learn in .*: 8 annotated frames without an object"),
+        ({"test_mode": True}, "to score"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            check_data(small_world(root, **arguments), ("camera",), "data.x", scored=bool(arguments))
+    check_data(small_world(root, labelled=False), ("camera",), "data.unlabelled")
+    with pytest.raises(ValueError, match="the split test of KITTI has no labels"):
+        check_data(small_world(root, "test", test_mode=True), ("camera",), "data.val", scored=True)
+
+
+def test_images_of_another_size_than_their_labels(copied: Callable[..., Path]) -> None:
+    root = copied()
+    for file in (root / "training" / "image_2").iterdir():
+        image = Image.open(file).convert("RGB")
+        image.resize((image.width // 2, image.height // 2)).save(file)
+    with pytest.raises(ValueError, match=r"has 160 x 48 pixels, but .* belong to another size: take the original"):
+        check_data(small_world(root), ("camera",), "data.train")
+
+
+def test_what_pictures_show_is_counted(world: Path) -> None:
+    dataset = small_world(world, classes=("Car",), test_mode=True)
+    tally = dataset.annotations(range(len(dataset)))
+    assert tally.counting.total() == sum(len(dataset.ground_truth(k)) for k in range(len(dataset)))
+    assert tally.left_out["Pedestrian of no class here"] > 0

@@ -17,6 +17,7 @@ from mmdet3d.datasets.nuscenes.create import create_nuscenes
 from mmdet3d.datasets.nuscenes.infos import read_infos, write_infos
 from mmdet3d.datasets.records import Context, FrameRecord, SensorRecord, Transform
 from mmdet3d.datasets.sampling import balanced_indices
+from mmdet3d.datasets.transforms import Compose
 from mmdet3d.structures import Batch, Sample
 
 ANNOTATIONS = [{"type": "LoadAnnotations3D"}]
@@ -128,8 +129,14 @@ def test_empty_samples_are_replaced_while_training_only(tmp_path: Path) -> None:
 
 
 def test_only_empty_samples_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no object of car, bus"):
+    message = (
+        "no object of car, bus to learn in .*: 0 of 1 annotated objects in 2 frames; left out: 1 animal of no class"
+    )
+    with pytest.raises(ValueError, match=message):
         made_up([[], ["animal"]], tmp_path)[0]
+    far = {"type": "ObjectRangeFilter", "point_cloud_range": [50, 50, -5, 60, 60, 3]}
+    with pytest.raises(ValueError, match=r"100 samples in a row have no object of .* 3 in 2 frames; check the ranges"):
+        made_up([["car"], ["bus", "car"]], tmp_path, far)[0]
 
 
 # -- incomplete data sets -------------------------------------------------------------------------------------------
@@ -154,35 +161,45 @@ SCAN = {"type": "LoadPointsFromFile", "load_dim": 5, "use_dim": 5}
 
 def left_out(caplog: pytest.LogCaptureFixture) -> set[str]:
     """A message may be captured twice, where an earlier test made the project's logger one of its own."""
-    return {message for message in caplog.messages if "not trained on" in message}
+    return {message for message in caplog.messages if "are left out" in message}
 
 
-@pytest.mark.parametrize(("steps", "trained"), [([SCAN], {"t2"}), ([], {"t0", "t2"})])
-def test_frames_without_a_file_are_not_trained_on(
+RADAR = {"type": "LoadRadarPointsMultiSweeps"}
+
+
+@pytest.mark.parametrize("test_mode", [False, True])
+@pytest.mark.parametrize(("steps", "used"), [([SCAN], ["t2"]), ([RADAR], ["t0", "t2"]), ([], ["t0", "t1", "t2"])])
+def test_frames_without_a_file_are_left_out(
     incomplete: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     steps: list[dict],
-    trained: set[str],
+    used: list[str],
+    test_mode: bool,
 ) -> None:
+    """In training and in test mode alike, so that what trains also evaluates."""
     monkeypatch.setattr(logging.getLogger("mmdet3d"), "propagate", True)
-    training = NuScenesDataset("infos.pkl", str(incomplete), [*steps, *ANNOTATIONS])
-    (line,) = left_out(caplog)
-    assert f"{3 - len(trained)} of 3 frames" in line and "1 without all 6 cameras" in line
-    assert f"{len({SCAN['type']} & {s['type'] for s in steps})} without their LiDAR scan" in line
-    assert {s.token for epoch in range(5) for s in (training.set_epoch(epoch), *training)[1:]} == trained
-    balanced = CBGSDataset(training)
-    assert {training.tokens[i] for i in balanced.indices} == trained
+    dataset = NuScenesDataset("infos.pkl", str(incomplete), [*steps, *ANNOTATIONS], test_mode=test_mode)
+    for line in left_out(caplog):
+        assert f"{3 - len(used)} of 3 frames" in line and "1 without all 6 cameras" in line
+        assert f"{len({SCAN['type']} & {s['type'] for s in steps})} without their LiDAR scan" in line
+        assert line.endswith("(t0, t1)" if steps == [SCAN] else "(t1)")
+    assert len(left_out(caplog)) == (len(used) < 3)
+    monkeypatch.setattr(dataset, "_pipeline", Compose(ANNOTATIONS))  # most files are not there
+    assert dataset.tokens == [s.token for s in dataset] == used
+    assert {dataset.tokens[i] for i in CBGSDataset(dataset).indices} == set(used)
+
+
+def test_numbers_of_cameras_that_differ(incomplete: Path) -> None:
     evaluated = NuScenesDataset("infos.pkl", str(incomplete), ANNOTATIONS, test_mode=True)
-    assert [s.token for s in evaluated] == ["t0", "t1", "t2"] and len(left_out(caplog)) == 1
     with pytest.raises(ValueError, match=r"numbers of cameras \(t1 has 5, t2 has 6\); complete the data set"):
         Batch.collate([evaluated[1], evaluated[2]])
 
 
-def test_nothing_complete_to_train_on(incomplete: Path) -> None:
+def test_nothing_complete_to_use(incomplete: Path) -> None:
     records, metadata = read_infos(incomplete / "infos.pkl")
     write_infos(records[:2], metadata, incomplete / "infos.pkl")
-    with pytest.raises(ValueError, match=r"no frame in .* can be trained on: of 2, 1 without all 6 cameras, 1 without"):
+    with pytest.raises(ValueError, match=r"no frame in .* can be used: of 2, 1 without all 6 cameras, 1 without"):
         NuScenesDataset("infos.pkl", str(incomplete), [SCAN])
 
 

@@ -98,13 +98,12 @@ def test_missing_frames(real: Any) -> None:
 def test_a_frame_without_its_images_is_missing(real: Any) -> None:
     """Of the 40 key frames of the scene two have images here; another scene is never reached."""
     dataset, _ = real(pipeline([-1]))
-    third = dataset.tokens.index(SECOND) + 1
-    record = dataset.frame(third)
+    record = dataset._find(dataset._find(SECOND).next_token)
     context = frames.context(record, dataset.root, find=dataset._find)
     assert context.earlier(1).token == SECOND and context.earlier(2).token == FIRST
     assert context.earlier(3) is None
-    other = next(k for k in range(len(dataset)) if dataset.frame(k).scene_token != record.scene_token)
-    assert frames.context(dataset.frame(other), dataset.root, find=dataset._find).earlier(1) is None
+    other = next(r for r in dataset._records if r.scene_token != record.scene_token)
+    assert frames.context(other, dataset.root, find=dataset._find).earlier(1) is None
 
 
 def test_frames_between_samples_serve_as_history(created: dict[str, Path], root: Path) -> None:

@@ -169,6 +169,7 @@ class OneCarWorld:
         data = {c: {"token": c, "timestamp": 1, "filename": f"samples/{c}/x", "prev": ""} for c in sensors}
         for channel, row in data.items():
             row |= {"calibrated_sensor_token": channel, "ego_pose_token": "ego"}
+            row["sensor_modality"] = "lidar" if channel == "LIDAR_TOP" else "camera"
         sample = {"token": "s", "timestamp": 1, "scene_token": "scene", "prev": "", "next": "", "anns": ["car"]}
         self.rows = {
             "scene": {"scene": {"first_sample_token": "s", "log_token": "log"}},

@@ -42,7 +42,7 @@ def test_student_at_full_size(name: str, shared: Path, info_file: Path) -> None:
     batches = {}
     for split in ("train", "val"):
         dataset = build_dataset({**cfg.data[split], "ann_file": str(info_file)})
-        record = dataset.frame(dataset.tokens.index(SECOND))
+        record = dataset._find(SECOND)
         # Its own scan is not among the real data; the sweep before it is.
         record = replace(record, lidar=record.sweeps[0], sweeps=record.sweeps[1:])
         context = Context(record, root, np.random.RandomState(0), classes=dataset.classes, find=dataset._find)

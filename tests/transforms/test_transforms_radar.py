@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import frames
@@ -144,17 +145,70 @@ def test_damaged_files(tmp_path: Path) -> None:
     broken.write_bytes(content[:-30])
     with pytest.raises(ValueError, match=r"broken\.pcd announces 2 points but holds 1; it is truncated"):
         read_radar_pcd(broken)
-    for damage in (
-        b"",
-        content[:100],
-        content.replace(b"DATA binary", b"DATA ascii "),
-        content.replace(b" 1 2 4", b" 1 4 4"),
-    ):
+    for damage in (b"", content[:100], b"no line" * 10_000):
         broken.write_bytes(damage)
-        with pytest.raises(ValueError, match=r"broken\.pcd does not start with the 11 header lines"):
+        with pytest.raises(ValueError, match=r"broken\.pcd is no \.pcd, or is cut off in its header"):
             read_radar_pcd(broken)
     with pytest.raises(FileNotFoundError, match=r"absent\.pcd does not exist; check dataset_root"):
         read_radar_pcd(tmp_path / "absent.pcd")
+
+
+def as_text(content: bytes) -> bytes:
+    *header, body = content.split(b"\n", 11)
+    rows = np.frombuffer(body, frames.RADAR_DTYPE, count=2).tolist()
+    lines = [" ".join(map(str, row)).encode() for row in rows]
+    return b"\n".join(header).replace(b"DATA binary", b"DATA ascii") + b"\n" + b"\n".join(lines) + b"\n"
+
+
+def reordered(content: bytes) -> bytes:
+    """Doubles in the opposite order, with a field of three numbers and two of padding between."""
+    rows = np.frombuffer(content.split(b"\n", 11)[11], frames.RADAR_DTYPE, count=2)
+    names = frames.RADAR_FIELDS[::-1]
+    columns = [("a", "<f4", (3,)), ("b", "<u2"), *((name, "<f8") for name in names), ("c", "<u1", (5,))]
+    table = np.zeros(2, dtype=np.dtype(columns))
+    for name in names:
+        table[name] = rows[name]
+    words = {"FIELDS": ["normal", "_", *names, "_"], "SIZE": ["4", "2", *["8"] * 18, "1"]}
+    words |= {"TYPE": ["F", "U", *["F"] * 18, "U"], "COUNT": ["3", "1", *["1"] * 18, "5"], "POINTS": ["2"]}
+    header = "".join(f"{key} {' '.join(value)}\n" for key, value in words.items())
+    return b"# another writer\nVERSION .7\n" + header.encode() + b"DATA binary\n" + table.tobytes()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        as_text,
+        reordered,
+        lambda content: b"# made by a tool\n\n" + content,
+        lambda content: content.replace(b"\n", b"\r\n", 11),
+    ],
+)
+def test_files_of_other_writers(tmp_path: Path, written: Callable[[bytes], bytes]) -> None:
+    file = tmp_path / "a.pcd"
+    frames.write_radar(file, [{"x": 1.5, "dyn_prop": 3, "id": 300, "vx_comp": -2.25}, {"y": 7, "pdh0": 1}])
+    expected = read_radar_pcd(file)
+    file.write_bytes(written(file.read_bytes()))
+    np.testing.assert_array_equal(read_radar_pcd(file), expected)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"ambig_state", b"quality", r"has no ambig_state \(its fields: x, .*quality.*\).*write all of them"),
+        (b"DATA binary", b"DATA binary_compressed", "compressed detections; write it anew with DATA binary"),
+        (b"POINTS 2", b"POINTS two", "does not say how many POINTS"),
+        (b"SIZE 4 4", b"SIZE 4", "FIELDS, SIZE, TYPE and COUNT of its header do not fit"),
+        (b"SIZE 4 4", b"SIZE 4 5", "a TYPE or SIZE that there is not"),
+        (b"DATA binary", b"DATA ascii", "announces 2 points of 18 numbers but holds"),
+    ],
+)
+def test_files_that_cannot_be_read_say_why(tmp_path: Path, old: bytes, new: bytes, message: str) -> None:
+    file = tmp_path / "a.pcd"
+    frames.write_radar(file, [{"x": 1}, {"x": 2}])
+    file.write_bytes(file.read_bytes().replace(old, new))
+    with pytest.raises(ValueError, match=message) as error:
+        read_radar_pcd(file)
+    assert "fetch" not in str(error.value)
 
 
 def test_arguments_are_checked() -> None:

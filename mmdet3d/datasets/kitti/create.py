@@ -11,7 +11,10 @@ from PIL import Image
 
 from mmdet3d.datasets.kitti.completion import complete, project_scan
 from mmdet3d.datasets.kitti.files import read_calibration, read_ids, read_points, split_ids, write_depth
+from mmdet3d.datasets.kitti.learnt import check_frames, count_objects
+from mmdet3d.datasets.plausible import check_scan
 from mmdet3d.datasets.processes import in_processes
+from mmdet3d.evaluation.kitti import CLASSES
 from mmdet3d.evaluation.kitti_objects import read_labels
 from mmdet3d.progress import progress_bar
 
@@ -20,6 +23,7 @@ __all__ = ["check_tree", "make_depth"]
 _PNG = b"\x89PNG\r\n\x1a\n"
 _DEPTH = "training/depth_dense"
 _NAMED = 5  # files that a message names
+_LOOKED_AT = 20  # frames whose labels are compared with their images
 
 
 @dataclass(frozen=True)
@@ -70,18 +74,18 @@ _TESTING = (
 
 
 def check_tree(root: str | Path) -> list[str]:
-    """Look for every file of the splits, and read labels, calibrations and the ends of the others.
+    """Look for every file of the splits, and read labels, calibrations, some image sizes and the ends of the others.
 
     The frames are those of `ImageSets/trainval.txt` and `test.txt`, or all of KITTI where those lists are absent. A
     folder `testing` may be absent; it serves submissions only. LiDAR scans may be absent where there is dense depth.
 
     Returns:
-        A line per folder: how many files are there.
+        A line per folder: how many files are there; and which labelled objects are learnt.
 
     Raises:
         FileNotFoundError: files that are needed are missing; the message names the folders, the first files of each and
             where to get them.
-        ValueError: damaged files, named likewise.
+        ValueError: damaged files, named likewise; files of another layout; or labels with nothing to learn.
     """
     root = _existing(root)
     parts = [(part, _ids(root, "trainval")) for part in _TRAINING]
@@ -98,9 +102,26 @@ def check_tree(root: str | Path) -> list[str]:
         raise ValueError(f"{len(damaged)} damaged files in {root}: {'; '.join(damaged[:_NAMED])}")
     if missing:
         raise FileNotFoundError(f"{root} is incomplete: {'; '.join(missing)}")
+    lines.append(_look_into(root / "training", _ids(root, "trainval")))
     if not (root / "testing").is_dir():
         lines.append("testing: absent, which only submissions need")
     return lines
+
+
+def _look_into(folder: Path, ids: Sequence[str]) -> str:
+    """What the labels of a complete folder hold.
+
+    Raises:
+        ValueError: labels, images or scans do not fit, or there is nothing to learn.
+    """
+    check_frames(folder, ids[:_LOOKED_AT])
+    scans = (folder / "velodyne" / f"{frame}.bin" for frame in ids)
+    if (scan := next((s for s in scans if s.is_file()), None)) is not None:
+        check_scan(scan, 4)
+    tally = count_objects((read_labels(folder / "label_2" / f"{frame}.txt") for frame in ids), CLASSES)
+    if not tally.counting:
+        raise ValueError(f"there is no object of {', '.join(CLASSES)} to learn in {folder}: {tally}")
+    return f"learnt: {tally}"
 
 
 def make_depth(root: str | Path, workers: int = 1, progress: bool = True) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from torch import Tensor
 from mmdet3d.datasets.cache import open_cache
 from mmdet3d.datasets.kitti.augment import Augmentation, View, flip_calibration, warp_depth, warp_image
 from mmdet3d.datasets.kitti.files import KittiCalibration, read_calibration, read_depths, read_ids, split_ids
+from mmdet3d.datasets.kitti.learnt import check_frames, count_objects, why_left_out
 from mmdet3d.datasets.kitti.results import metrics_by_name, to_objects
 from mmdet3d.datasets.kitti.scene import kitti_scene
 from mmdet3d.datasets.sampling import part_of
 from mmdet3d.datasets.scene import Scene
+from mmdet3d.datasets.tally import Tally
 from mmdet3d.datasets.transforms.images import read_image, read_images
 from mmdet3d.datasets.views import Views
 from mmdet3d.evaluation.kitti import CLASSES, LOOSE, STRICT, evaluate_folder, write_metrics
@@ -30,8 +32,6 @@ __all__ = ["KittiDataset"]
 
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 _STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
-# What is learnt: objects that the benchmark counts as hard or easier, the height as upstream measures it, not too near.
-_MIN_HEIGHT, _MAX_TRUNCATION, _MAX_OCCLUSION, _MIN_DEPTH = 25.0, 0.5, 2, 2.0
 _MERGED = {"Van": "Car", "Truck": "Car"}
 
 
@@ -93,6 +93,7 @@ class KittiDataset(torch.utils.data.Dataset):
     ) -> None:
         self.root = Path(dataset_root)
         self.split = split
+        self.test_mode = test_mode
         self.annotated = split != "test"
         self.labelled = labelled and self.annotated
         self.folder = self.root / ("training" if self.annotated else "testing")
@@ -153,6 +154,39 @@ class KittiDataset(torch.utils.data.Dataset):
             ) from None
         sample.view = stream.name(token)
         return sample
+
+    def check(self, inputs: Collection[str], scored: bool = False) -> None:
+        """Find before anything is trained that there is nothing to learn or to score.
+
+        Args:
+            inputs: sensors that the model reads; every frame has an image, and a dense depth map if they are loaded.
+            scored: detections will be scored.
+
+        Raises:
+            ValueError: no object is learnt, none of `eval_classes` is labelled, or labels and images do not fit.
+            FileNotFoundError: a label file, or a file of the first frame, is missing.
+        """
+        if scored and not self.annotated:
+            raise ValueError(f"the split {self.split} of KITTI has no labels to score by")
+        learns = self.labelled and not self.test_mode
+        if not (learns or scored):
+            return
+        check_frames(self.folder, self.tokens[:1])
+        frames = range(len(self))
+        # The first frame with an object ends the search; all are counted only where there is none.
+        if learns and not any(count_objects([self.labels(k)], self._learnt).counting for k in frames):
+            tally = count_objects(map(self.labels, frames), self._learnt)
+            raise ValueError(f"there is no object of {', '.join(self._learnt)} to learn in {self.folder}: {tally}")
+        if scored and not any(np.isin(self.labels(k).names, self.eval_classes).any() for k in frames):
+            classes = ", ".join(self.eval_classes)
+            raise ValueError(f"there is no object of {classes} to score in the {len(frames)} frames of {self.folder}")
+
+    def annotations(self, indices: Iterable[int]) -> Tally:
+        """Which labelled objects of these frames are of the known classes; `ground_truth` has those, also hard ones."""
+        tally = Tally()
+        for objects in map(self.labels, indices):
+            tally.add(objects.names[objects.names != DONT_CARE].tolist(), self.classes, {})
+        return tally
 
     def calibration(self, index: int) -> KittiCalibration:
         """Matrices of a frame, as in its file."""
@@ -292,11 +326,7 @@ class KittiDataset(torch.utils.data.Dataset):
 
     def _objects(self, objects: Objects, calibration: KittiCalibration) -> ImageObjects:
         """What a network learns from; the observation angle follows from yaw and 2-D box, as decoding inverts it."""
-        height = objects.boxes2d[:, 3] - objects.boxes2d[:, 1] + 1
-        visible = (height >= _MIN_HEIGHT) & (objects.occluded <= _MAX_OCCLUSION)
-        inside = (objects.truncated >= 0) & (objects.truncated <= _MAX_TRUNCATION)
-        wanted = np.isin(objects.names, list(self._learnt)) & (objects.locations[:, 2] >= _MIN_DEPTH)
-        objects = objects[visible & inside & wanted]
+        objects = objects[np.isin(objects.names, list(self._learnt)) & (why_left_out(objects) == "")]
         p2 = calibration.p2
         column = objects.boxes2d[:, [0, 2]].mean(1)
         learnt = [self._learnt[name] for name in objects.names]

@@ -1,4 +1,4 @@
-"""Which frames of an incomplete data set can be trained on."""
+"""Which frames of an incomplete data set can be used."""
 
 from __future__ import annotations
 
@@ -11,26 +11,46 @@ from mmdet3d.datasets.records import FrameRecord
 
 __all__ = ["incomplete_frames"]
 
+_READERS = {"LoadMultiViewImageFromFiles", "LoadPointsFromFile", "LoadRadarPointsMultiSweeps"}
+_NAMED = 3  # frames that a message names
+
 
 def incomplete_frames(records: Sequence[FrameRecord], root: Path, pipeline: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Tokens of the frames that lack a camera that others have, or the key-frame scan if `pipeline` reads it.
+    """Tokens of the frames that lack a camera that others have, or what `pipeline` reads: the key-frame scan, a radar.
 
-    One line of the log counts them.
+    A pipeline that reads no sensor needs no file. Where no frame has a radar, none lacks it. One line of the log counts
+    and names the frames.
 
     Raises:
         ValueError: no other frame is left.
     """
-    channels = {c for r in records for c in r.cameras}
+    steps = {step.get("type") for step in pipeline if isinstance(step, Mapping)}
+    # Batches hold the geometry of all cameras, so their number must be the same whatever is read.
+    channels = {c for r in records for c in r.cameras} if steps & _READERS else set()
     blind = {r.token for r in records if not channels <= r.cameras.keys()}
-    reads_scan = any(isinstance(step, Mapping) and step.get("type") == "LoadPointsFromFile" for step in pipeline)
+    reads_scan = "LoadPointsFromFile" in steps
     without_scan = {r.token for r in records if not (root / r.lidar.path).is_file()} if reads_scan else set()
-    found = blind | without_scan
+    without_radar = {r.token for r in records if not any(r.radars.values())}
+    if "LoadRadarPointsMultiSweeps" not in steps or len(without_radar) == len(records):
+        without_radar = set()
+    found = blind | without_scan | without_radar
     if not found:
         return found
     reasons = f"{len(blind)} without all {len(channels)} cameras, {len(without_scan)} without their LiDAR scan"
+    reasons += f", {len(without_radar)} without radar" if without_radar else ""
     if len(found) == len(records):
-        raise ValueError(f"no frame in {root} can be trained on: of {len(records)}, {reasons}; complete the data set")
+        raise ValueError(
+            f"no frame in {root} can be used: of {len(records)}, {reasons}; complete the data set, or make a split of "
+            "scenes whose files are there"
+        )
+    names = [r.token for r in records if r.token in found]
     logging.getLogger("mmdet3d").warning(
-        "%d of %d frames in %s are not trained on: %s", len(found), len(records), root, reasons
+        "%d of %d frames in %s are left out: %s (%s%s)",
+        len(found),
+        len(records),
+        root,
+        reasons,
+        ", ".join(names[:_NAMED]),
+        ", ..." if len(names) > _NAMED else "",
     )
     return found

@@ -11,11 +11,15 @@ from typing import Any
 from mmdet3d.datasets.nuscenes.database import create_database
 from mmdet3d.datasets.nuscenes.frames import FrameReader
 from mmdet3d.datasets.nuscenes.infos import FORMAT, record_from_dict, write_infos
+from mmdet3d.datasets.nuscenes.plausible import check_files
+from mmdet3d.datasets.nuscenes.report import report
 from mmdet3d.datasets.nuscenes.resumable import digest, digest_files, resumable_map
 from mmdet3d.datasets.pickles import load_pickle
 from mmdet3d.evaluation.nuscenes_tables import load_tables, version_splits
 
 __all__ = ["create_nuscenes"]
+
+_NAMED = 5  # scenes that a message names
 
 
 def create_nuscenes(
@@ -30,7 +34,8 @@ def create_nuscenes(
 ) -> dict[str, Path]:
     """Write `{tag}_infos_{train, val, test}.pkl` and, from the train infos, the ground-truth database.
 
-    Frames of scenes that belong to no split are left out. Finished files of the same tables and settings are kept, so
+    What is unusual or lost is printed: scenes and with them frames that belong to no split, absent files, channels and
+    categories of other names than nuScenes', see `report`. Finished files of the same tables and settings are kept, so
     that an interrupted run continues.
 
     Args:
@@ -38,7 +43,7 @@ def create_nuscenes(
         out_dir: where the files go; the data set expects them in `root`.
         tag: first part of the file names.
         version: `v1.0-mini`, `v1.0-trainval` or `v1.0`, `v1.0-test`, or any version with a `splits.json`, whose splits
-            count as train, val or test by how their names end.
+            count as train, val or test by how their names end and hold for official versions too.
         workers: processes.
         max_sweeps: LiDAR history per frame.
         allow_missing: use what exists of an incomplete data set.
@@ -49,12 +54,12 @@ def create_nuscenes(
 
     Raises:
         FileNotFoundError: tables or (without `allow_missing`) sensor files are missing.
-        ValueError: a bad split file or calibration.
+        ValueError: a bad split file or calibration, no scene of a split, or files of another layout, see `check_files`.
     """
     root, out_dir = Path(root), Path(out_dir)
     version = "v1.0-trainval" if version == "v1.0" else version
     roles = version_splits(root, version)
-    load_tables(root, version)
+    _check_scenes(root, version, roles)
     source = {
         "version": version,
         "max_sweeps": max_sweeps,
@@ -73,6 +78,24 @@ def create_nuscenes(
     return written
 
 
+def _check_scenes(root: Path, version: str, roles: Mapping[str, Mapping[str, list[str]]]) -> None:
+    """Print which scenes of the tables are in no split; raises ValueError if none is in one."""
+    splits = {name: set(scenes) for split in roles.values() for name, scenes in split.items()}
+    listed = set().union(*splits.values())
+    scenes = [s["name"] for s in load_tables(root, version).scene]
+    outside = [name for name in scenes if name not in listed]
+    if not outside:
+        return
+    named = ", ".join(outside[:_NAMED]) + (", ..." if len(outside) > _NAMED else "")
+    if len(outside) == len(scenes):
+        raise ValueError(
+            f"none of the {len(scenes)} scenes of {version} ({named}) is in its splits {', '.join(splits)}; for own "
+            f"scenes write {root / version / 'splits.json'}, a JSON object from split name (own_train, own_val) to a "
+            "list of scene names"
+        )
+    print(f"{len(outside)} of {len(scenes)} scenes are in no split ({', '.join(splits)}) and left out: {named}")
+
+
 def _create_infos(
     root: Path, path: Path, metadata: dict[str, Any], scenes: list[str], annotated: bool, workers: int
 ) -> bool:
@@ -89,8 +112,9 @@ def _create_infos(
     reader = FrameReader(tables, metadata["max_sweeps"], metadata["allow_missing"], annotated)
 
     def read(scene_token: str) -> dict[str, Any]:
-        frames = [dataclasses.asdict(r) for r in reader.scene(scene_token)]
-        return {"frames": frames, "missing": sorted(reader.missing)}
+        frames = reader.scene(scene_token)
+        check_files(frames, root)
+        return {"frames": [dataclasses.asdict(r) for r in frames], "missing": sorted(reader.missing)}
 
     parts = path.with_name(f".{path.stem}.{digest(metadata)}.parts")
     results = resumable_map(read, chosen, parts, workers, f"{path.name}, scenes")
@@ -98,6 +122,8 @@ def _create_infos(
     missing = sorted({m for r in results for m in r["missing"]})
     write_infos(records, {**metadata, "missing": len(missing)}, path)
     print(f"{path}: {len(records)} frames" + (f"; {len(missing)} files missing, e.g. {missing[0]}" if missing else ""))
+    for line in report(records, missing):
+        print(f"  {line}")
     return True
 
 

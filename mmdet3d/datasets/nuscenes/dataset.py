@@ -35,7 +35,7 @@ class NuScenesDataset(FrameDataset):
     """Key frames of an info file, in time order.
 
     Of an info file that was made with `--allow-missing`, frames without one of the cameras, or without the scan that
-    the pipeline reads, are not trained on; in test mode they count.
+    the pipeline reads, are left out, in training and in test mode; scores are of the other frames.
 
     Args:
         ann_file: info file (ours, CRKD's, BEVFusion's, mmdetection3d's), relative to `dataset_root`.
@@ -100,12 +100,14 @@ class NuScenesDataset(FrameDataset):
         if not records:
             raise ValueError(f"info file {ann_file} in {dataset_root} holds no frame")
         records = _of_scenes(records, part)
-        records = [with_annotations(r, _counting(r, use_valid_flag)) if labelled else unannotated(r) for r in records]
+        why = "without LiDAR or radar points" if use_valid_flag else "without LiDAR points"
+        records = [
+            with_annotations(r, _counting(r, use_valid_flag), why) if labelled else unannotated(r) for r in records
+        ]
         if frame == "ego":
             records = [in_ego_frame(r) for r in records]
         # Every file of the others was there when they were written; looking again costs time on a network drive.
-        allowed = not test_mode and metadata.get("missing")
-        lacking = incomplete_frames(records, Path(dataset_root), pipeline) if allowed else ()
+        lacking = incomplete_frames(records, Path(dataset_root), pipeline) if metadata.get("missing") else set()
         super().__init__(
             records,
             dataset_root,

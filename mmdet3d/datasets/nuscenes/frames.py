@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from mmdet3d.datasets.nuscenes.infos import check_calibration, drop_bad_boxes
 from mmdet3d.datasets.nuscenes.published import CAMERAS, RADARS, pose_matrix
 from mmdet3d.datasets.records import CameraRecord, FrameRecord, SensorRecord
+from mmdet3d.evaluation.nuscenes_tables import CLASS_OF_CATEGORY
 
 if TYPE_CHECKING:
     from nuscenes import NuScenes
@@ -19,23 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["FrameReader"]
 
 RADAR_SWEEPS = 10
-
-_CLASS_OF_CATEGORY = {
-    "movable_object.barrier": "barrier",
-    "movable_object.trafficcone": "traffic_cone",
-    "vehicle.bicycle": "bicycle",
-    "vehicle.bus.bendy": "bus",
-    "vehicle.bus.rigid": "bus",
-    "vehicle.car": "car",
-    "vehicle.construction": "construction_vehicle",
-    "vehicle.motorcycle": "motorcycle",
-    "vehicle.trailer": "trailer",
-    "vehicle.truck": "truck",
-    "human.pedestrian.adult": "pedestrian",
-    "human.pedestrian.child": "pedestrian",
-    "human.pedestrian.construction_worker": "pedestrian",
-    "human.pedestrian.police_officer": "pedestrian",
-}
 
 
 class FrameReader:
@@ -77,7 +61,11 @@ class FrameReader:
 
     def _frame(self, sample: dict[str, Any], location: str) -> FrameRecord:
         if "LIDAR_TOP" not in sample["data"]:
-            raise ValueError(f"sample {sample['token']} of {self.tables.version} has no LIDAR_TOP key frame")
+            others = ", ".join(self._channels(sample, "lidar", ())) or "none"
+            raise ValueError(
+                f"sample {sample['token']} of {self.tables.version} has no LIDAR_TOP key frame (LiDARs: {others}), "
+                "the channel of sensor.json that frames and the devkit hang on"
+            )
         key = self.tables.get("sample_data", sample["data"]["LIDAR_TOP"])
         lidar2ego, ego2global = self._sensor_pose(key), self._ego_pose(key)
         global2lidar = np.linalg.inv(ego2global @ lidar2ego)
@@ -105,31 +93,36 @@ class FrameReader:
 
     def _cameras(self, sample: dict[str, Any], global2lidar: np.ndarray) -> dict[str, CameraRecord]:
         cameras = {}
-        for channel in CAMERAS:
-            if channel in sample["data"]:
-                data = self.tables.get("sample_data", sample["data"][channel])
-                if self._exists(data, sample):
-                    camera2ego = self._sensor_pose(data)
-                    sensor = self.tables.get("calibrated_sensor", data["calibrated_sensor_token"])
-                    cameras[channel] = CameraRecord(
-                        path=data["filename"],
-                        timestamp=data["timestamp"],
-                        sensor2lidar=global2lidar @ self._ego_pose(data) @ camera2ego,
-                        token=data["token"],
-                        intrinsics=np.asarray(sensor["camera_intrinsic"], dtype=np.float64),
-                        camera2ego=camera2ego,
-                    )
+        for channel in self._channels(sample, "camera", CAMERAS):
+            data = self.tables.get("sample_data", sample["data"][channel])
+            if self._exists(data, sample):
+                camera2ego = self._sensor_pose(data)
+                sensor = self.tables.get("calibrated_sensor", data["calibrated_sensor_token"])
+                cameras[channel] = CameraRecord(
+                    path=data["filename"],
+                    timestamp=data["timestamp"],
+                    sensor2lidar=global2lidar @ self._ego_pose(data) @ camera2ego,
+                    token=data["token"],
+                    intrinsics=np.asarray(sensor["camera_intrinsic"], dtype=np.float64),
+                    camera2ego=camera2ego,
+                    size=_size(data),
+                )
         return cameras
 
     def _radars(self, sample: dict[str, Any], global2lidar: np.ndarray) -> dict[str, list[SensorRecord]]:
         radars = {}
-        for channel in RADARS:
-            if channel in sample["data"]:
-                data = self.tables.get("sample_data", sample["data"][channel])
-                sweeps = self._history(data, sample, global2lidar, RADAR_SWEEPS)
-                if sweeps and sweeps[0].token == data["token"]:
-                    radars[channel] = sweeps
+        for channel in self._channels(sample, "radar", RADARS):
+            data = self.tables.get("sample_data", sample["data"][channel])
+            sweeps = self._history(data, sample, global2lidar, RADAR_SWEEPS)
+            if sweeps and sweeps[0].token == data["token"]:
+                radars[channel] = sweeps
         return radars
+
+    def _channels(self, sample: dict[str, Any], modality: str, known: Sequence[str]) -> list[str]:
+        """The sample's channels of a sort of sensor: nuScenes' in their order, then those of other names by name."""
+        others = sorted(sample["data"].keys() - {*known})
+        own = [c for c in others if self.tables.get("sample_data", sample["data"][c])["sensor_modality"] == modality]
+        return [*(c for c in known if c in sample["data"]), *own]
 
     def _history(
         self, key: dict[str, Any], sample: dict[str, Any], global2lidar: np.ndarray, length: int
@@ -175,7 +168,7 @@ class FrameReader:
         annotations = [self.tables.get("sample_annotation", token) for token in sample["anns"]]
         record.boxes = np.array([self._box(a, global2lidar) for a in annotations], dtype=np.float64).reshape(-1, 9)
         categories = [a["category_name"] for a in annotations]
-        record.names = np.array([_CLASS_OF_CATEGORY.get(c, c) for c in categories], dtype=str)
+        record.names = np.array([CLASS_OF_CATEGORY.get(c, c) for c in categories], dtype=str)
         record.num_lidar_pts = np.array([a["num_lidar_pts"] for a in annotations], dtype=np.int64)
         record.num_radar_pts = np.array([a["num_radar_pts"] for a in annotations], dtype=np.int64)
 
@@ -187,3 +180,9 @@ class FrameReader:
         yaw = np.arctan2(-pose[0, 1], pose[0, 0])
         velocity = np.append(self.tables.box_velocity(annotation["token"])[:2], 0.0)
         return np.array([*pose[:3, 3], length, width, height, yaw, *(global2lidar[:3, :3] @ velocity)[:2]])
+
+
+def _size(data: dict[str, Any]) -> tuple[int, int] | None:
+    """Width and height of an image; own tables need not say."""
+    width, height = data.get("width"), data.get("height")
+    return (int(width), int(height)) if width and height else None

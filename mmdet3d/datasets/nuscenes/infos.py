@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,9 @@ def drop_bad_boxes(record: FrameRecord) -> None:
         "position is not finite",
         stacklevel=3,
     )
+    if record.names is not None:
+        bad = Counter(f"{name} of no positive size or finite position" for name in record.names[~good].tolist())
+        record.left_out = {**record.left_out, **bad}
     for name in ("boxes", "names", "num_lidar_pts", "num_radar_pts"):
         value = getattr(record, name)
         setattr(record, name, None if value is None else value[good])

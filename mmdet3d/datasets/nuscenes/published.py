@@ -166,7 +166,7 @@ def _record_of_entry(entry: Mapping[str, Any], names: Mapping[int, str], annotat
     timestamp = _microseconds(entry["timestamp"])
     lidar2ego = _matrix(points["lidar2ego"])
     images = entry.get("images", {})
-    channels = [c for c in CAMERAS if images.get(c, {}).get("img_path")]
+    channels = [c for c in (*CAMERAS, *sorted(images.keys() - {*CAMERAS})) if images.get(c, {}).get("img_path")]
     return FrameRecord(
         token=entry["token"],
         timestamp=timestamp,

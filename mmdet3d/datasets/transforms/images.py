@@ -52,12 +52,7 @@ def read_views(record: FrameRecord, context: Context) -> list[Image.Image]:
     cameras = list(record.cameras.values())
     images = context.read(read_images, [context.root / camera.path for camera in cameras])
     for image, camera in zip(images, cameras, strict=True):
-        u, v = camera.intrinsics[:2, 2]
-        if not (0 <= u <= image.width and 0 <= v <= image.height):
-            raise ValueError(
-                f"image file {camera.path} has {image.width} x {image.height} pixels, but its calibration puts the "
-                f"principal point at ({u:.0f}, {v:.0f}); it belongs to an image of another size"
-            )
+        camera.check_size(image.size)
     return images
 
 
@@ -98,6 +93,9 @@ class ImageNormalize(Transform):
     def __call__(self, sample: Sample, context: Context) -> Sample:
         for frame in sample.frames:
             images = need(frame, "images", self, "LoadMultiViewImageFromFiles")
+            if not images:  # a rig without cameras, for models that need none
+                frame.images = torch.zeros(0, 3, 1, 1)
+                continue
             sizes = {image.size for image in images}
             if len(sizes) > 1:
                 raise ValueError(f"the images of sample {frame.token} differ in size {sorted(sizes)}; add ImageAug3D")
@@ -149,7 +147,7 @@ class GridMask(Transform):
         if not isinstance(images, Tensor):
             raise ValueError("GridMask works on normalised images; put ImageNormalize before it in the pipeline")
         probability = self.prob if self.fixed_prob else self.prob * context.epoch / self.max_epoch
-        if context.rng.rand() >= probability:
+        if context.rng.rand() >= probability or not len(images):
             return sample
         height, width = images.shape[-2:]
         mask = torch.from_numpy(self._mask(height, width, context.rng))

@@ -35,7 +35,8 @@ def read_points(path: Path, load_dim: int = 5) -> np.ndarray:
     if not content or len(content) % (4 * load_dim):
         raise ValueError(
             f"point file {path} holds {len(content)} bytes, expected a positive multiple of {4 * load_dim} "
-            f"({load_dim} float32 per point); it is empty or truncated, fetch it again"
+            f"({load_dim} float32 per point); it is empty or truncated (fetch it again), or its points have another "
+            "number of values (set load_dim)"
         )
     points = np.frombuffer(content, dtype="<f4").reshape(-1, load_dim)
     finite = np.isfinite(points).all(axis=1)
@@ -205,8 +206,10 @@ def _later_sweeps(context: Context, count: int) -> list[SensorRecord]:
     if following is None:
         return []
     next2own = np.linalg.inv(record.ego2global @ record.lidar2ego) @ following.ego2global @ following.lidar2ego
-    scans = [following.lidar, *following.sweeps]
-    later = sorted((s for s in scans if s.timestamp > record.lidar.timestamp), key=lambda s: s.timestamp)[:count]
+    # An incomplete data set keeps key frames whose scan is missing; sweeps without a file are in no record.
+    own = [following.lidar] if (context.root / following.lidar.path).is_file() else []
+    later = [s for s in (*own, *following.sweeps) if s.timestamp > record.lidar.timestamp]
+    later = sorted(later, key=lambda s: s.timestamp)[:count]
     return [replace(s, sensor2lidar=next2own @ s.sensor2lidar) for s in later]
 
 

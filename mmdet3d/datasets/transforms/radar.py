@@ -15,7 +15,7 @@ from mmdet3d.structures import Sample
 
 __all__ = ["LoadRadarPointsMultiSweeps", "read_radar_pcd"]
 
-# Name, kind and bytes of each field, little-endian and packed.
+# Name, kind and bytes of each field of a nuScenes file, which are little-endian and packed.
 _LAYOUT = {
     **dict.fromkeys(("x", "y", "z"), "f4"),
     "dyn_prop": "i1",
@@ -24,11 +24,8 @@ _LAYOUT = {
     **dict.fromkeys(("is_quality_valid", "ambig_state", "x_rms", "y_rms"), "i1"),
     **dict.fromkeys(("invalid_state", "pdh0", "vx_rms", "vy_rms"), "i1"),
 }
-_RECORD = np.dtype([(name, f"<{kind}") for name, kind in _LAYOUT.items()])
-_FIELDS_LINE = " ".join(["FIELDS", *_LAYOUT]).encode()
-_SIZE_LINE = " ".join(["SIZE", *(kind[1] for kind in _LAYOUT.values())]).encode()
-_TYPE_LINE = " ".join(["TYPE", *(kind[0].upper() for kind in _LAYOUT.values())]).encode()
-_HEADER_LINES = 11
+_LONGEST_LINE = 1 << 12
+_KINDS = {b"F": "f", b"I": "i", b"U": "u"}
 
 _COLUMN = {name: i for i, name in enumerate(_LAYOUT)}
 _STATES = {"dyn_prop": 8, "ambig_state": 5, "invalid_state": 18, "pdh0": 8}
@@ -43,39 +40,104 @@ _FULL_SCALE = np.array([50.0, 100.0, 100.0], dtype=np.float32)
 
 
 def read_radar_pcd(path: Path) -> np.ndarray:
-    """Detections of one radar sweep: (R, 18) float32 in the order of the file's fields.
+    """Detections of one radar sweep: (R, 18) float32 in the order of nuScenes' fields.
 
     Fields: x, y, z, dyn_prop, id, rcs, vx, vy, vx_comp, vy_comp, is_quality_valid, ambig_state, x_rms, y_rms,
-    invalid_state, pdh0, vx_rms, vy_rms; metres, m/s, dBsm, sensor frame (x forward, y left). Rows with a non-finite
-    value are removed: nuScenes writes a sweep without detections as one row of NaN.
+    invalid_state, pdh0, vx_rms, vy_rms; metres, m/s, dBsm, sensor frame (x forward, y left). A file may hold them in
+    any order and type, besides others, in binary or as text. Rows with a non-finite value are removed: nuScenes writes
+    a sweep without detections as one row of NaN.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a nuScenes radar file, or truncated.
+        ValueError: no .pcd, one without these fields or compressed, or truncated.
     """
-    content = read_bytes(path, "radar")
-    *header, body = content.split(b"\n", _HEADER_LINES) if content.count(b"\n") >= _HEADER_LINES else (b"",)
-    count = _point_count(header, path)
-    if len(body) < count * _RECORD.itemsize:
-        raise ValueError(
-            f"radar file {path} announces {count} points but holds {len(body) // _RECORD.itemsize}; it is truncated, "
-            f"fetch it again"
-        )
-    records = np.frombuffer(body, dtype=_RECORD, count=count)
-    points = np.stack([records[name].astype(np.float32) for name in _LAYOUT], axis=1)
+    header, body = _split(read_bytes(path, "radar"), path)
+    record = _record(header, path)
+    count = _number(header, b"POINTS" if b"POINTS" in header else b"WIDTH", path)
+    if header[b"DATA"] not in ([b"binary"], [b"ascii"]):
+        raise ValueError(f"radar file {path} holds compressed detections; write it anew with DATA binary or DATA ascii")
+    read = _read_binary if header[b"DATA"] == [b"binary"] else _read_text
+    table = read(body, record, count, path)
+    points = np.stack([table[name].astype(np.float32) for name in _LAYOUT], axis=1)
     return points[np.isfinite(points).all(axis=1)]
 
 
-def _point_count(header: list[bytes], path: Path) -> int:
-    lines = [line.strip() for line in header]
-    expected = [_FIELDS_LINE, _SIZE_LINE, _TYPE_LINE]
-    width = lines[6].split() if len(lines) == _HEADER_LINES else []
-    if lines[2:5] != expected or lines[10:] != [b"DATA binary"] or len(width) != 2 or not width[1].isdigit():
+def check_radar(path: Path) -> None:
+    """Raises as `read_radar_pcd`, and ValueError for a state that nuScenes' radars do not know."""
+    _check_states(read_radar_pcd(path), path)
+
+
+def _split(content: bytes, path: Path) -> tuple[dict[bytes, list[bytes]], bytes]:
+    """The words of each header line by the first, and what follows the header."""
+    header: dict[bytes, list[bytes]] = {}
+    place = 0
+    while b"DATA" not in header:
+        end = content.find(b"\n", place, place + _LONGEST_LINE)
+        if end < 0:
+            raise ValueError(f"radar file {path} is no .pcd, or is cut off in its header; fetch or write it again")
+        words = content[place:end].split()
+        if words and not words[0].startswith(b"#"):
+            header[words[0]] = words[1:]
+        place = end + 1
+    return header, content[place:]
+
+
+def _record(header: dict[bytes, list[bytes]], path: Path) -> np.dtype:
+    """One detection as the file holds it."""
+    names = [word.decode("ascii", "replace") for word in header.get(b"FIELDS", ())]
+    if absent := [name for name in _LAYOUT if name not in names]:
         raise ValueError(
-            f"radar file {path} does not start with the 11 header lines of a nuScenes radar .pcd (18 fields, DATA "
-            f"binary); fetch it again"
+            f"radar file {path} has no {', '.join(absent)} (its fields: {', '.join(names) or 'none'}); detections are "
+            "read by nuScenes' 18 fields, so write all of them, states that the radar does not tell as those of a "
+            "valid detection (dyn_prop 0, ambig_state 3, invalid_state 0, pdh0 1), or take the radar out of the tables"
         )
-    return int(width[1])
+    kinds = [_KINDS.get(word, "") for word in header.get(b"TYPE", ())]
+    sizes, repeats = header.get(b"SIZE", ()), header.get(b"COUNT", [b"1"] * len(names))
+    wanted = [name in _LAYOUT for name in names]
+    fits = len(names) == len(kinds) == len(sizes) == len(repeats) and sum(wanted) == len(_LAYOUT)
+    if not fits or any(n != b"1" for n, known in zip(repeats, wanted, strict=True) if known):
+        raise ValueError(f"radar file {path}: FIELDS, SIZE, TYPE and COUNT of its header do not fit; write it anew")
+    # Others may share a name, as the padding "_" does.
+    names = [name if known else f"{name} {k}" for k, (name, known) in enumerate(zip(names, wanted, strict=True))]
+    try:
+        columns = zip(names, kinds, sizes, repeats, strict=True)
+        return np.dtype([(name, f"<{k}{int(s)}", (int(n),) if n != b"1" else ()) for name, k, s, n in columns])
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"radar file {path}: its header names a TYPE or SIZE that there is not; write it anew"
+        ) from None
+
+
+def _number(header: dict[bytes, list[bytes]], key: bytes, path: Path) -> int:
+    words = header.get(key, [])
+    if len(words) != 1 or not words[0].isdigit():
+        raise ValueError(f"radar file {path}: its header does not say how many {key.decode()} there are; write it anew")
+    return int(words[0])
+
+
+def _read_binary(body: bytes, record: np.dtype, count: int, path: Path) -> np.ndarray:
+    if len(body) < count * record.itemsize:
+        raise ValueError(
+            f"radar file {path} announces {count} points but holds {len(body) // record.itemsize}; it is truncated, "
+            f"fetch it again"
+        )
+    return np.frombuffer(body, dtype=record, count=count)
+
+
+def _read_text(body: bytes, record: np.dtype, count: int, path: Path) -> dict[str, np.ndarray]:
+    rows = [line.split() for line in body.splitlines() if line.strip()]
+    width = sum(int(np.prod(record[name].shape)) for name in record.names)
+    if len(rows) < count or any(len(row) != width for row in rows[:count]):
+        raise ValueError(
+            f"radar file {path} announces {count} points of {width} numbers but holds {len(rows)} lines that are not "
+            "all so; it is cut off or damaged"
+        )
+    try:
+        numbers = np.array(rows[:count], dtype=np.float64).reshape(count, width)
+    except ValueError:
+        raise ValueError(f"radar file {path} holds a word that is no number") from None
+    first = np.cumsum([0, *(int(np.prod(record[name].shape)) for name in record.names)])
+    return {name: numbers[:, k] for name, k in zip(record.names, first[:-1], strict=True)}
 
 
 @TRANSFORMS.register
@@ -200,6 +262,6 @@ def _check_states(raw: np.ndarray, path: Path) -> None:
         wrong = values[(values < 0) | (values >= size)]
         if len(wrong):
             raise ValueError(
-                f"radar file {path}: {name} is {int(wrong[0])}, expected 0 to {size - 1}; the file is damaged, "
-                f"fetch it again"
+                f"radar file {path}: {name} is {int(wrong[0])}, expected 0 to {size - 1}; the file is damaged (fetch "
+                "it again), or its writer has other states than nuScenes (write those of nuScenes)"
             )

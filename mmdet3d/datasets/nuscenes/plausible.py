@@ -1,0 +1,42 @@
+"""Whether the files of a scene fit what the tables say about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from mmdet3d.datasets.plausible import check_scan
+from mmdet3d.datasets.records import CameraRecord, FrameRecord
+from mmdet3d.datasets.transforms.radar import check_radar
+
+__all__ = ["check_files"]
+
+_SCAN_WIDTH = 5  # x, y, z, intensity, ring
+
+
+def check_files(frames: Sequence[FrameRecord], root: Path) -> None:
+    """Look at the first file of every sensor in a scene: image sizes, layout of LiDAR and radar files.
+
+    Raises:
+        ValueError: a file of another size or layout, or a damaged one.
+    """
+    cameras = {c: camera for frame in reversed(frames) for c, camera in frame.cameras.items()}
+    for camera in cameras.values():
+        _check_image(root / camera.path, camera)
+    scan = next((root / f.lidar.path for f in frames if (root / f.lidar.path).is_file()), None)
+    if scan is not None:
+        check_scan(scan, _SCAN_WIDTH)
+    radars = {c: sweeps[0] for frame in reversed(frames) for c, sweeps in frame.radars.items() if sweeps}
+    for sweep in radars.values():
+        check_radar(root / sweep.path)
+
+
+def _check_image(path: Path, camera: CameraRecord) -> None:
+    try:
+        with Image.open(path) as image:
+            found = image.size
+    except UnidentifiedImageError:
+        raise ValueError(f"image file {path} is of no known format; fetch it again") from None
+    camera.check_size(found)

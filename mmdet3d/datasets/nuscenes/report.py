@@ -1,0 +1,64 @@
+"""What an info file holds, and what a model would miss in it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from mmdet3d.datasets.nuscenes.published import CAMERAS, RADARS
+from mmdet3d.datasets.records import FrameRecord
+from mmdet3d.datasets.tally import Tally
+from mmdet3d.evaluation.nuscenes_tables import CATEGORIES, CLASSES
+from mmdet3d.registry import nearest
+
+__all__ = ["report"]
+
+
+def report(records: Sequence[FrameRecord], missing: Collection[str]) -> list[str]:
+    """Lines on sensors and annotations: what is there in a word, what is unusual or lost in a sentence each.
+
+    Args:
+        missing: paths of absent files.
+    """
+    absent = set(missing)
+    lines = list(_sensors("camera", CAMERAS, [r.cameras for r in records]))
+    lines += _sensors("radar", RADARS, [r.radars for r in records])
+    if without_scan := sum(r.lidar.path in absent for r in records):
+        lines.append(f"{without_scan} of {len(records)} frames are without their LiDAR scan")
+    annotated = [r for r in records if r.names is not None]
+    return [*lines, *_objects(annotated)] if annotated else lines
+
+
+def _sensors(sort: str, known: Sequence[str], frames: Sequence[Mapping[str, object]]) -> Iterator[str]:
+    channels = sorted({c for sensors in frames for c in sensors})
+    if not channels:
+        yield f"no frame has a {sort}: models that read one cannot be trained on this"
+        return
+    if others := [c for c in channels if c not in known]:
+        yield f"{sort} channels of other names than nuScenes': {', '.join(others)} (used like the others)"
+    if lacking := sum(len(sensors) < len(channels) for sensors in frames):
+        yield f"{lacking} of {len(frames)} frames are without all {len(channels)} {sort} channels"
+
+
+def _objects(annotated: Sequence[FrameRecord]) -> Iterator[str]:
+    tally = Tally()
+    for record in annotated:
+        tally.add(record.names.tolist(), CLASSES, record.left_out)
+    yield str(tally)
+    if not tally.annotated:
+        return
+    if not tally.counting:
+        yield f"no object is of a detection class ({', '.join(CLASSES)}), so there is nothing to train on or to score"
+    names = {name for record in annotated for name in record.names.tolist()}
+    for name in sorted(names - {*CLASSES, *CATEGORIES}):
+        number, guess = tally.left_out[f"{name} of no class here"], nearest(name.lower(), [*CATEGORIES, *CLASSES])
+        yield f"{number} objects are left out: their category {name!r} is none of nuScenes'{guess}"
+    counts = [n for r in annotated for n in (r.num_lidar_pts, r.num_radar_pts) if n is not None]
+    if not any(n.any() for n in counts):
+        yield (
+            "num_lidar_pts and num_radar_pts are 0 in all annotations, so none counts in training and evaluation: "
+            "count the points in each box, write the numbers into sample_annotation.json and create the info files anew"
+        )
+    if not any(np.isfinite(r.boxes[:, 7:]).any() for r in annotated):
+        yield "no object has a velocity, which needs prev and next of its annotations; all are learnt as standing still"
