@@ -42,7 +42,6 @@ def main(words: list[str]) -> None:
     from mmdet3d.interop.checkpoints import read_weights
     from mmdet3d.models import build_model
 
-    args.target.parent.mkdir(parents=True, exist_ok=True)
     if args.config:
         model = build_model(load_config(args.config, read_overrides(rest, args.overrides_file)).model)
         metadata = load_checkpoint(model, args.source, args.prefix, part=args.part).metadata
@@ -53,6 +52,7 @@ def main(words: list[str]) -> None:
         state = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
         if not state:
             raise ValueError(f"{args.source} holds nothing below {args.prefix!r}")
+    args.target.parent.mkdir(parents=True, exist_ok=True)
     save_weights(state, args.target, {k: v for k, v in metadata.items() if _plain(v)} | {"source": str(args.source)})
     print(f"{len(state)} tensors: {args.target}")
 

@@ -54,9 +54,9 @@ def main(words: list[str]) -> None:
     if args.dry_run:
         print(Plan.make(recipe, args.run_dir, args.seeds, overrides, root, args.jobs).describe())
         return
-    run_dir = writable_folder(args.run_dir)
-    # Before the data is made, which takes minutes.
+    # Before the data is made, which takes minutes, and before there is a folder.
     recipe.check(overrides)
+    run_dir = writable_folder(args.run_dir)
     if root is not None:
         recipe.make_data(root, args.world, args.workers)
     summary = run_recipe(recipe, run_dir, args.seeds, overrides, root, args.jobs, args.on_failure)

@@ -54,7 +54,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.datasets import build_split
     from mmdet3d.engine import distributed
     from mmdet3d.engine.jobs import predict_split
-    from mmdet3d.engine.logging import log_to_folder
+    from mmdet3d.engine.logging import hold_log, log_to_folder
     from mmdet3d.engine.run_dir import default_run_dir, writable_folder
     from mmdet3d.engine.trainer import seed_everything
 
@@ -62,13 +62,17 @@ def main(words: list[str]) -> None:
     if not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist")
     device = distributed.init()
-    out_dir = writable_folder(args.run_dir or default_run_dir(args.config, "-test"))
-    log_to_folder(out_dir)
-    if args.out:
-        writable_folder(Path(args.out).parent)
+    out_dir = Path(args.run_dir or default_run_dir(args.config, "-test"))
+    hold_log()
+
+    def begin() -> None:
+        for folder in [out_dir, *([Path(args.out).parent] if args.out else [])]:
+            writable_folder(folder)
+        log_to_folder(out_dir)
+
     seed_everything(args.seed, args.deterministic)
     dataset = build_split(cfg.data, "test" if cfg.data.get("test") else "val", test_mode=True)
-    detections, _ = predict_split(cfg, dataset, args.checkpoint, device)
+    detections, _ = predict_split(cfg, dataset, args.checkpoint, device, begin)
     distributed.on_main(lambda: write(args, cfg, dataset, detections, out_dir))
 
 

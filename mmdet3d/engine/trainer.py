@@ -7,7 +7,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +121,12 @@ class Trainer:
         """Batches done since the beginning of training, per process."""
         return self.epoch * self.epoch_iters + self.batch
 
-    def fit(self) -> dict[str, float]:
+    def fit(self, begin: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Train to `max_epochs` and return the metrics of the last evaluation.
+
+        Args:
+            begin: called before the first file is written, after all that can be wrong with config and weights; maybe
+                a second time.
 
         Raises:
             Interrupted: SIGINT or SIGTERM arrived; a checkpoint was saved first.
@@ -130,7 +134,8 @@ class Trainer:
                 written before stay.
         """
         with self._interrupt:
-            pending = self._prepare()
+            pending = self._prepare(begin)
+            begin()
             self._writer = Writer(self.run_dir, self.iteration)
             try:
                 if pending:
@@ -150,20 +155,26 @@ class Trainer:
 
     # -- before the first step --------------------------------------------------------------------------------------
 
-    def _prepare(self) -> bool:
+    def _prepare(self, begin: Callable[[], None]) -> bool:
         """Bring model, optimiser and position to where training starts; whether an evaluation was cut off there."""
         s = self.settings
         seed_everything(s.seed, s.deterministic)
         resumed = None
-        if s.resume_from:
-            resumed = read_training_state(s.resume_from)
-            self._check_resumable(resumed[0])
-            self._load_resumed_weights(resumed[0])
-        elif s.load_from:
-            get_logger().info("loaded %s", load_checkpoint(self.model, s.load_from))
-        else:
-            self.model.init_weights()
-        self.model.setup_training(lambda model: self.evaluate(model, "setup"))
+        with distributed.together():
+            if s.resume_from:
+                resumed = read_training_state(s.resume_from)
+                self._check_resumable(resumed[0])
+                self._load_resumed_weights(resumed[0])
+            elif s.load_from:
+                get_logger().info("loaded %s", load_checkpoint(self.model, s.load_from))
+            else:
+                self.model.init_weights()
+
+        def evaluate(model: Trainable) -> dict[str, float]:
+            begin()
+            return self.evaluate(model, "setup")
+
+        self.model.setup_training(evaluate)
         self._step_module = self._parallel(_LossSum(self.model))
         self._ema = EMA(self.model, **s.ema) if s.ema else None
         # The ranks need different dropout.
