@@ -14,7 +14,16 @@ import yaml
 
 from mmdet3d.registry import nearest
 
-__all__ = ["CONFIG_ROOT", "Config", "find_config", "load_config", "parse_overrides", "parse_yaml", "read_mapping"]
+__all__ = [
+    "CONFIG_ROOT",
+    "Config",
+    "config_chain",
+    "find_config",
+    "load_config",
+    "parse_overrides",
+    "parse_yaml",
+    "read_mapping",
+]
 
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 
@@ -97,7 +106,7 @@ def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     """
     file = find_config(path)
     config = Config()
-    for part in _chain(file):
+    for part in config_chain(file):
         _merge(config, read_mapping(part))
     pairs = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     # Top-level choices come first: an override below `${a[choice]}` changes a copy of the block that was chosen.
@@ -146,7 +155,13 @@ def _value(text: str) -> Any:
         return text
 
 
-def _chain(file: Path) -> list[Path]:
+def config_chain(path: str | Path) -> list[Path]:
+    """The files that `load_config(path)` merges, in their order.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    file = find_config(path)
     root = next((p for p in file.parents if p.name == "configs"), file.parent)
     folders = [p for p in reversed(file.parents) if p == root or root in p.parents]
     defaults = [f / "default.yaml" for f in folders]

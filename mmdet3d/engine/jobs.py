@@ -12,6 +12,7 @@ from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import build_split
 from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import LoadReport, RunCheckpoints, load_checkpoint
+from mmdet3d.engine.config_files import refuse_changed_files
 from mmdet3d.engine.data import DetectionDataset
 from mmdet3d.engine.evaluate import predict
 from mmdet3d.engine.logging import get_logger, hold_log, log_to_folder
@@ -97,11 +98,14 @@ def predict_split(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the weights do not fit the model, or a sample is damaged.
+        ValueError: the weights do not fit the model, a config file that it is built from has changed since they were
+            trained (`refuse_changed_files`), or a sample is damaged.
     """
     with distributed.together():
         model = build_model(cfg.model)
         report = load_checkpoint(model, checkpoint)
+        remedy = "give a file that holds it as the `config` of that part, such as --model.student.config FILE"
+        refuse_changed_files(report.metadata.get("config_files"), cfg.model, checkpoint, remedy)
     begin()
     get_logger().info("loaded %s", report)
     workers = cfg.data.get("workers_per_gpu", 0)

@@ -26,6 +26,7 @@ from mmdet3d.engine.checkpoint import (
     set_random_state,
 )
 from mmdet3d.engine.compilation import compile_dense_stages
+from mmdet3d.engine.config_files import file_digests, refuse_changed_files
 from mmdet3d.engine.data import DetectionDataset, batches, build_loader, train_sampler
 from mmdet3d.engine.divergence import Divergence
 from mmdet3d.engine.ema import EMA
@@ -88,6 +89,7 @@ class Trainer:
     ) -> None:
         self.settings = s = Settings.from_config(cfg)
         self.run_dir = Path(run_dir)
+        self._cfg_model = cfg.get("model")
         if device is None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = device
@@ -111,6 +113,7 @@ class Trainer:
         patience = None if scaled else math.ceil(s.log_interval / s.cumulative_iters)
         self._divergence = Divergence(self.run_dir, patience)
         self._checkpoints = RunCheckpoints(self.run_dir, s.checkpoint["max_keep_ckpts"])
+        self._config_files = file_digests(self._cfg_model)
         self._ema: EMA | None = None
         self._best: dict[str, Any] | None = None
         self._interrupt = Interrupt()
@@ -163,6 +166,8 @@ class Trainer:
         with distributed.together():
             if s.resume_from:
                 resumed = read_training_state(s.resume_from)
+                remedy = f"train with what it holds now from these weights: --load_from {s.resume_from}"
+                refuse_changed_files(resumed[1].get("config_files"), self._cfg_model, s.resume_from, remedy)
                 self._check_resumable(resumed[0])
                 self._load_resumed_weights(resumed[0])
             elif s.load_from:
@@ -447,6 +452,7 @@ class Trainer:
             "best": self._best,
             "model": type(self.model).__name__,
             "averaged": self._ema is not None,
+            "config_files": self._config_files,
             "versions": {"mmdet3d": __version__, "torch": torch.__version__},
             "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
