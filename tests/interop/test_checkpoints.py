@@ -1,6 +1,12 @@
 from __future__ import annotations
 
 import json
+import sys
+from argparse import Namespace
+from datetime import datetime
+from fractions import Fraction
+from pathlib import PurePosixPath
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -74,6 +80,73 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
     with pytest.raises(ValueError, match="more than weights"):
         read_weights(tmp_path / "evil.pth")
     assert not (tmp_path / "touched").exists()
+
+
+def test_what_is_refused_is_named_without_terminal_codes(tmp_path):
+    torch.save({"state_dict": {"w": torch.ones(1)}, "meta": Fraction(1, 2)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"more than weights .*an object of fractions\.Fraction, which") as caught:
+        read_weights(tmp_path / "w.pth")
+    assert "\x1b" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+class HistoryBuffer:
+    """As mmengine's: arrays, and statistics that are named by getattr."""
+
+    __module__ = "mmengine.logging.history_buffer"
+
+    def __init__(self):
+        self.history, self.least = np.arange(3.0), HistoryBuffer.min
+
+    def min(self):
+        raise AssertionError("code of the file ran")
+
+
+def test_records_beside_the_weights_are_left_alone(tmp_path, monkeypatch):
+    name = "mmengine.logging.history_buffer"
+    modules = {part: ModuleType(part) for part in ("mmengine", "mmengine.logging", name)}
+    modules[name].HistoryBuffer = HistoryBuffer
+    content = {
+        "state_dict": {"w": torch.ones(1)},
+        "message_hub": {"log_scalars": {"train/loss": HistoryBuffer()}},
+        "hyper_parameters": Namespace(lr=1e-3),
+        "meta": {"epoch": 2, "when": datetime(2023, 1, 1), "work_dir": PurePosixPath("/x")},
+    }
+    with monkeypatch.context() as patch:
+        for part, module in modules.items():
+            patch.setitem(sys.modules, part, module)
+        torch.save(content, tmp_path / "w.pth")
+    state, meta = read_weights(tmp_path / "w.pth")
+    assert state.keys() == {"w"} and meta["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"state_dict_ema": s, "state_dict": {k: torch.zeros_like(v) for k, v in s.items()}},
+        lambda s: {"model_ema": {f"module.{k}": v for k, v in s.items()} | {"steps": 7}, "model": {}},
+        lambda s: {"state_dict": s, "ema_state_dict": {f"module.{k}": torch.zeros_like(v) for k, v in s.items()}},
+        lambda s: {"state_dict": {f"module.module.{k}": v for k, v in s.items()}},
+        lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {k.replace("fuser.", "fuser._orig_mod."): v for k, v in s.items()},
+        lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 3},
+        lambda s: {"state_dict": {f"model.module.{k}": v for k, v in s.items()}},
+    ],
+    ids=[
+        "averaged",
+        "averaged-deit",
+        "averaged-mmengine",
+        "parallel-twice",
+        "compiled",
+        "part-compiled",
+        "lightning",
+        "lightning-parallel",
+    ],
+)
+def test_wrapped_weights_are_found(tmp_path, wrap):
+    state, module = state_of(STUDENT), Part(STUDENT)
+    torch.save(wrap(state), tmp_path / "w.pth")
+    load_weights(module, tmp_path / "w.pth")
+    assert all(torch.equal(module.get_parameter(k), v) for k, v in state.items())
 
 
 def test_every_tensor_is_accounted_for():
