@@ -21,6 +21,7 @@ from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import (
     RunCheckpoints,
     load_checkpoint,
+    load_start,
     random_state,
     read_training_state,
     set_random_state,
@@ -171,7 +172,7 @@ class Trainer:
                 self._check_resumable(resumed[0])
                 self._load_resumed_weights(resumed[0])
             elif s.load_from:
-                get_logger().info("loaded %s", load_checkpoint(self.model, s.load_from))
+                get_logger().info("loaded %s", load_start(self.model, s.load_from))
             else:
                 self.model.init_weights()
 

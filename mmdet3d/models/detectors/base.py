@@ -36,6 +36,10 @@ class Trainable(nn.Module, ABC):
     def init_weights(self) -> None:
         """Load what training from scratch starts from; the engine does not call it where it loads a checkpoint."""
 
+    def optional_parts(self) -> dict[str, Callable[[], None]]:
+        """Modules that a checkpoint to start training from may lack, each as a whole, and what starts them then."""
+        return {}
+
     def setup_training(self, evaluate: Callable[[Trainable], dict[str, float]]) -> None:
         """Called once by the engine before the first step, on the final device, with the starting weights loaded.
 

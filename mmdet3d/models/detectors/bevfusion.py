@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -79,8 +79,15 @@ class BEVFusion(Detector):
 
     def init_weights(self) -> None:
         """Load the pretrained image backbone that the config names; call it before training from scratch only."""
+        for start in self.optional_parts().values():
+            start()
+
+    def optional_parts(self) -> dict[str, Callable[[], None]]:
+        """Encoders and fuser, so that a detector of one sensor starts one of several (BEVFusion's second stage)."""
+        parts = {f"encoders.{name}": lambda: None for name in self.encoders}
         if "camera" in self.encoders:
-            self.encoders["camera"]["backbone"].init_weights()
+            parts["encoders.camera"] = self.encoders["camera"]["backbone"].init_weights
+        return parts | ({} if self.fuser is None else {"fuser": lambda: None})
 
     def _build_encoders(self, encoders: Mapping[str, Any]) -> nn.ModuleDict:
         modules = nn.ModuleDict()
