@@ -124,7 +124,19 @@ def find_config(path: str | Path) -> Path:
     for candidate in (Path(path), CONFIG_ROOT / path, CONFIG_ROOT.parent / path):
         if candidate.is_file():
             return candidate.resolve()
-    raise FileNotFoundError(f"config {path} not found, neither here nor in {CONFIG_ROOT}")
+    raise FileNotFoundError(f"config {path} not found, neither here nor in {CONFIG_ROOT}{_nearest_config(path)}")
+
+
+def _nearest_config(path: str | Path) -> str:
+    """The hint for a mistyped path: a config of that file name, else the one of the most similar path."""
+    wanted = Path(path)
+    shipped = [f"configs/{file.relative_to(CONFIG_ROOT).as_posix()}" for file in sorted(CONFIG_ROOT.rglob("*.yaml"))]
+    known = [*map(str, sorted(wanted.parent.glob("*.yaml"))), *shipped]
+    named = [file for file in known if Path(file).stem == wanted.stem != "default"]
+    if len(named) == 1:
+        return f", did you mean {named[0]!r}?"
+    inside = [file.removeprefix("configs/") for file in shipped]
+    return nearest(str(wanted), [*known, *inside])
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:

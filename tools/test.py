@@ -31,7 +31,6 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--out", help="also keep the raw detections in this .pkl")
     parser.add_argument("--run-dir", help="where results are written (default: runs/CONFIG-test-TIME)")
     parser.add_argument("--eval-options", nargs="+", default=[], help="jsonfile_prefix=DIR: the same as --run-dir")
-    parser.add_argument("--cfg-options", nargs="+", default=[], help="overrides, a.b.c=VALUE ...")
     parser.add_argument("--seed", type=int, default=0, help="of the random generators (default: 0)")
     parser.add_argument("--deterministic", action="store_true", help="the same kernels every time")
     add_override_options(parser)
@@ -46,7 +45,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if options.keys() - {"jsonfile_prefix"}:
         raise ValueError(f"--eval-options knows jsonfile_prefix only, got {', '.join(options)}")
     args.run_dir = args.run_dir or options.get("jsonfile_prefix")
-    return args, args.cfg_options + rest
+    return args, rest
 
 
 def main(words: list[str]) -> None:
