@@ -19,6 +19,7 @@ from mmdet3d.engine.logging import get_logger, hold_log, log_to_folder
 from mmdet3d.engine.run_dir import begin_run, choose_run_dir
 from mmdet3d.engine.settings import Settings
 from mmdet3d.engine.trainer import Trainer, seed_everything
+from mmdet3d.interop.checkpoints import published_options
 from mmdet3d.models import build_model
 from mmdet3d.progress import report_to
 from mmdet3d.structures import Detections3D
@@ -108,6 +109,9 @@ def predict_split(
         refuse_changed_files(report.metadata.get("config_files"), cfg.model, checkpoint, remedy)
     begin()
     get_logger().info("loaded %s", report)
+    for key, value in (report.metadata.get("options") or {}).items():
+        if published_options(model, {}).get(key) == value:
+            get_logger().warning("%s was trained by a program with another rule: give --%s %s", checkpoint, key, value)
     workers = cfg.data.get("workers_per_gpu", 0)
     get_logger().info("%s", distributed.share_cores(workers))
     detections = predict(

@@ -21,6 +21,7 @@ __all__ = [
     "load_state",
     "load_weights",
     "metadata_path",
+    "published_options",
     "read_weights",
 ]
 
@@ -90,6 +91,19 @@ def read_weights(path: str | Path) -> tuple[State, dict[str, Any]]:
     if path.suffix == ".safetensors" and side.is_file():
         meta = json.loads(side.read_text())
     return state, meta
+
+
+def published_options(model: nn.Module, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Config keys, and their values, that weights of another program need and that the config of `model` lacks.
+
+    Args:
+        model: a detector.
+        metadata: of the weight file; ours says by which version of this project it was written.
+    """
+    if "mmdet3d" in (metadata.get("versions") or {}):
+        return {}
+    drawing = ((name, module.depth_map) for name, module in model.named_modules() if hasattr(module, "depth_map"))
+    return {f"model.{name}.pixel_depth": "last" for name, rule in drawing if rule.pixel_depth != "last"}
 
 
 def load_weights(

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mmdet3d.interop.checkpoints import load_state, load_weights, metadata_path, read_weights
+from mmdet3d.interop.checkpoints import load_state, load_weights, metadata_path, published_options, read_weights
+from mmdet3d.registry import MODELS
 
 
 class Part(nn.Module):
@@ -240,3 +241,24 @@ def test_distilled_checkpoint_in_a_plain_student_names_the_encoder():
 def test_plain_checkpoint_in_a_distiller_names_the_key():
     with pytest.raises(ValueError, match=r"model\.student\.checkpoint"):
         load_state(Part({f"student.{k}": s for k, s in STUDENT.items()}), state_of(STUDENT))
+
+
+TINY = {
+    "in_channels": 6,
+    "out_channels": 5,
+    "image_size": [32, 64],
+    "feature_size": [4, 8],
+    "xbound": [-12.0, 12.0, 1.0],
+    "ybound": [-12.0, 12.0, 1.0],
+    "zbound": [-10.0, 10.0, 20.0],
+    "dbound": [1.0, 13.0, 1.0],
+}
+
+
+def test_what_published_weights_need_is_named():
+    model = nn.ModuleDict({"encoders": MODELS.build({"type": "DepthLSSTransform", **TINY})})
+    needed = {"model.encoders.pixel_depth": "last"}
+    assert published_options(model, {}) == published_options(model, {"versions": None}) == needed
+    assert published_options(model, {"versions": {"mmdet3d": "1"}}) == {}
+    ready = nn.ModuleDict({"encoders": MODELS.build({"type": "DepthLSSTransform", "pixel_depth": "last", **TINY})})
+    assert published_options(ready, {}) == {}
