@@ -48,7 +48,7 @@ def main() -> None:
         parts["peer_mmdet3d"] = _peer(json.loads(peer.read_text()))
     _update(DOCUMENT, parts)
     tables = _control_tables(RECIPES)
-    _update(CONTROL_TABLES, {name: table["text"] for name, table in (tables | _control_tables(PARTS)).items()})
+    _update(CONTROL_TABLES, _without_repeats({n: t["text"] for n, t in (tables | _control_tables(PARTS)).items()}))
     _update(CONTROL_TABLES, {f"{name}_classes": _by_class(tables[name]) for name in BY_CLASS if name in tables})
     if tables:
         _update(README, {"distillation": _heads(tables)})
@@ -57,6 +57,34 @@ def main() -> None:
 def _control_tables(recipes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Results of the recipes that were run."""
     return {name: json.loads(file.read_text()) for name in recipes if (file := RESULTS / f"{name}.json").is_file()}
+
+
+def _without_repeats(texts: Mapping[str, str]) -> dict[str, str]:
+    """Tables by name, without the rows that an earlier one of the same columns has; a sentence says where those are.
+
+    Runs that recipes share are trained once, so the rows are the same to the digit.
+    """
+    shown: dict[tuple[str, ...], str] = {}  # columns and a row's cells to the title of the table that has it
+    found = {}
+    for name, text in texts.items():
+        lines = text.splitlines()
+        title = lines[0].partition(":")[0]
+        columns = next((_cells(line) for line in lines if line.startswith("|")), ())
+        kept, repeated = [], {}
+        for line in lines:
+            cells = _cells(line)
+            is_row = line.startswith("|") and cells != columns and not set(line) <= set("|-: ")
+            if is_row and (home := shown.setdefault((*columns, *cells), title)) != title:
+                repeated.setdefault(home, []).append(cells[0])
+            else:
+                kept.append(line)
+        notes = [f"As in the table of {other}: {', '.join(rows)}." for other, rows in repeated.items()]
+        found[name] = "\n".join([*kept, *(["", *notes] if notes else [])])
+    return found
+
+
+def _cells(line: str) -> tuple[str, ...]:
+    return tuple(cell.strip() for cell in line.strip("|").split("|"))
 
 
 def _update(document: Path, parts: Mapping[str, str]) -> None:

@@ -221,18 +221,19 @@ def roles(cfg: Config, device: torch.device) -> list[tuple[str, Callable[[], Tra
 
     # A teacher of random weights, which responds everywhere: no trained one leaves the losses more to compare.
     folder = tempfile.TemporaryDirectory()
-    save_file(build_detector(teacher["config"]).state_dict(), f"{folder.name}/teacher.safetensors")
+    teaching = build_detector(teacher["config"], teacher.get("overrides"))
+    save_file(teaching.state_dict(), f"{folder.name}/teacher.safetensors")
 
     def distiller(**answers: str) -> Trainable:
         # The name is read here, so that the folder lives as long as this function does.
-        block = {"config": teacher["config"], "checkpoint": f"{folder.name}/teacher.safetensors", **answers}
-        model = build_model({**cfg.model, "teacher": block})
+        block = {"checkpoint": f"{folder.name}/teacher.safetensors", "min_score": None, **answers}
+        model = build_model({**cfg.model, "teacher": {**teacher, **block}})
         model.to(device)  # first, for the teacher is no part of the model and goes where the student lies
         model.setup_training(lambda _: {})
         return model
 
     return [
-        ("teacher", lambda: build_detector(teacher["config"]).to(device)),
+        ("teacher", lambda: build_detector(teacher["config"], teacher.get("overrides")).to(device)),
         ("student", lambda: build_detector(student["config"], student.get("overrides")).to(device)),
         ("distiller", distiller),
         ("stored", lambda: distiller(answers=f"{folder.name}/answers")),

@@ -14,7 +14,16 @@ import yaml
 
 from mmdet3d.registry import nearest
 
-__all__ = ["CONFIG_ROOT", "Config", "find_config", "load_config", "parse_overrides", "parse_yaml", "read_mapping"]
+__all__ = [
+    "CONFIG_ROOT",
+    "Config",
+    "config_chain",
+    "find_config",
+    "load_config",
+    "parse_overrides",
+    "parse_yaml",
+    "read_mapping",
+]
 
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 
@@ -97,7 +106,7 @@ def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     """
     file = find_config(path)
     config = Config()
-    for part in _chain(file):
+    for part in config_chain(file):
         _merge(config, read_mapping(part))
     pairs = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     # Top-level choices come first: an override below `${a[choice]}` changes a copy of the block that was chosen.
@@ -115,7 +124,19 @@ def find_config(path: str | Path) -> Path:
     for candidate in (Path(path), CONFIG_ROOT / path, CONFIG_ROOT.parent / path):
         if candidate.is_file():
             return candidate.resolve()
-    raise FileNotFoundError(f"config {path} not found, neither here nor in {CONFIG_ROOT}")
+    raise FileNotFoundError(f"config {path} not found, neither here nor in {CONFIG_ROOT}{_nearest_config(path)}")
+
+
+def _nearest_config(path: str | Path) -> str:
+    """The hint for a mistyped path: a config of that file name, else the one of the most similar path."""
+    wanted = Path(path)
+    shipped = [f"configs/{file.relative_to(CONFIG_ROOT).as_posix()}" for file in sorted(CONFIG_ROOT.rglob("*.yaml"))]
+    known = [*map(str, sorted(wanted.parent.glob("*.yaml"))), *shipped]
+    named = [file for file in known if Path(file).stem == wanted.stem != "default"]
+    if len(named) == 1:
+        return f", did you mean {named[0]!r}?"
+    inside = [file.removeprefix("configs/") for file in shipped]
+    return nearest(str(wanted), [*known, *inside])
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -146,7 +167,13 @@ def _value(text: str) -> Any:
         return text
 
 
-def _chain(file: Path) -> list[Path]:
+def config_chain(path: str | Path) -> list[Path]:
+    """The files that `load_config(path)` merges, in their order.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    file = find_config(path)
     root = next((p for p in file.parents if p.name == "configs"), file.parent)
     folders = [p for p in reversed(file.parents) if p == root or root in p.parents]
     defaults = [f / "default.yaml" for f in folders]

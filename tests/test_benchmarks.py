@@ -205,6 +205,17 @@ def test_the_document_is_written_from_results(monkeypatch, tmp_path):
     assert document.read_text() == first
 
 
+def test_a_row_that_an_earlier_table_has_is_not_shown_again():
+    head = "| | mAP |\n|---|---:|\n"
+    first = f"A: 3 seeds\n\n{head}| teacher | 0.5 |\n| control | 0.3 |\n| distilled | 0.4 |\n\nVerdict."
+    second = f"B: 3 seeds\n\n{head}| teacher   | 0.5 |\n| control | 0.3 |\n| distilled | 0.2 |\n\nVerdict."
+    others = f"C: 3 seeds\n\n{head.replace('mAP', 'NDS')}| teacher | 0.5 |"
+    shown = report._without_repeats({"a": first, "b": second, "c": others})
+    assert shown["a"] == first and shown["c"] == others
+    rest = f"B: 3 seeds\n\n{head}| distilled | 0.2 |\n\nVerdict."
+    assert shown["b"] == f"{rest}\n\nAs in the table of A: teacher, control."
+
+
 def test_control_tables_go_to_their_page_and_their_heads_to_the_readme(monkeypatch, tmp_path):
     table = ControlTable(
         *[

@@ -41,12 +41,14 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.run_dir import writable_folder
     from mmdet3d.engine.shipped import draw_first
 
+    recipe, overrides = Recipe.load(args.recipe), read_overrides(rest, args.overrides_file)
+    if not args.only_first:
+        recipe.check(overrides)
     run_dir, data = writable_folder(args.run_dir), Path(args.data_dir)
     picture = draw_first(data / "demo-first-scene", run_dir / "first")
     print(f"picture: {picture} ({time.monotonic() - began:.0f} s), what the models in pretrained/demo find", flush=True)
     if args.only_first:
         return
-    recipe, overrides = Recipe.load(args.recipe), read_overrides(rest, args.overrides_file)
     root = data / f"{Path(args.recipe).stem}-world-{args.seed}"
     plan = Plan.make(recipe, run_dir, [args.seed], overrides, root)
     print(f"now the same from nothing, world {args.seed}: {plan.describe()}", flush=True)

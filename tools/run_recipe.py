@@ -82,9 +82,9 @@ def main(words: list[str]) -> None:
     if args.dry_run:
         print(Plan.make(recipe, args.run_dir, seeds, overrides, roots, args.jobs).describe())
         return
-    run_dir = writable_folder(args.run_dir)
-    # Before the data is made, which takes minutes.
+    # Before the data is made, which takes minutes, and before there is a folder.
     recipe.check(overrides)
+    run_dir = writable_folder(args.run_dir)
     for world, root in worlds.items():
         recipe.make_data(root, world, args.workers)
     summary = run_recipe(recipe, run_dir, seeds, overrides, roots, args.jobs, args.on_failure)

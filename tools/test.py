@@ -31,7 +31,6 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--out", help="also keep the raw detections in this .pkl")
     parser.add_argument("--run-dir", help="where results are written (default: runs/CONFIG-test-TIME)")
     parser.add_argument("--eval-options", nargs="+", default=[], help="jsonfile_prefix=DIR: the same as --run-dir")
-    parser.add_argument("--cfg-options", nargs="+", default=[], help="overrides, a.b.c=VALUE ...")
     parser.add_argument("--seed", type=int, default=0, help="of the random generators (default: 0)")
     parser.add_argument("--deterministic", action="store_true", help="the same kernels every time")
     add_override_options(parser)
@@ -46,7 +45,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if options.keys() - {"jsonfile_prefix"}:
         raise ValueError(f"--eval-options knows jsonfile_prefix only, got {', '.join(options)}")
     args.run_dir = args.run_dir or options.get("jsonfile_prefix")
-    return args, args.cfg_options + rest
+    return args, rest
 
 
 def main(words: list[str]) -> None:
@@ -54,7 +53,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.datasets import build_split
     from mmdet3d.engine import distributed
     from mmdet3d.engine.jobs import predict_split
-    from mmdet3d.engine.logging import log_to_folder
+    from mmdet3d.engine.logging import hold_log, log_to_folder
     from mmdet3d.engine.run_dir import default_run_dir, writable_folder
     from mmdet3d.engine.trainer import seed_everything
 
@@ -62,13 +61,17 @@ def main(words: list[str]) -> None:
     if not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist")
     device = distributed.init()
-    out_dir = writable_folder(args.run_dir or default_run_dir(args.config, "-test"))
-    log_to_folder(out_dir)
-    if args.out:
-        writable_folder(Path(args.out).parent)
+    out_dir = Path(args.run_dir or default_run_dir(args.config, "-test"))
+    hold_log()
+
+    def begin() -> None:
+        for folder in [out_dir, *([Path(args.out).parent] if args.out else [])]:
+            writable_folder(folder)
+        log_to_folder(out_dir)
+
     seed_everything(args.seed, args.deterministic)
     dataset = build_split(cfg.data, "test" if cfg.data.get("test") else "val", test_mode=True)
-    detections, _ = predict_split(cfg, dataset, args.checkpoint, device)
+    detections, _ = predict_split(cfg, dataset, args.checkpoint, device, begin)
     distributed.on_main(lambda: write(args, cfg, dataset, detections, out_dir))
 
 

@@ -47,7 +47,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.datasets import build_split
     from mmdet3d.engine import distributed
     from mmdet3d.engine.jobs import predict_split, train
-    from mmdet3d.engine.logging import log_to_folder
+    from mmdet3d.engine.logging import hold_log, log_to_folder
     from mmdet3d.engine.run_dir import writable_folder
     from mmdet3d.engine.trainer import seed_everything
 
@@ -58,11 +58,13 @@ def main(words: list[str]) -> None:
     checkpoint = _checkpoint(args.checkpoint, args.run_dir)
     split = args.split or "val"
     device = distributed.init()
-    out_dir = writable_folder(args.run_dir / "evaluation" / f"{split}-{checkpoint.stem}")
-    log_to_folder(out_dir)
+    out_dir = args.run_dir / "evaluation" / f"{split}-{checkpoint.stem}"
+    hold_log()
     seed_everything(cfg.get("seed") or 0, cfg.get("deterministic", False))
     dataset = build_split({**cfg.data, split: _block(cfg, split)}, split, test_mode=True)
-    detections, report = predict_split(cfg, dataset, checkpoint, device)
+    detections, report = predict_split(
+        cfg, dataset, checkpoint, device, begin=lambda: log_to_folder(writable_folder(out_dir))
+    )
     distributed.on_main(lambda: write(args.config, cfg, split, dataset, detections, report, out_dir))
 
 

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 class _TeacherSpec:
     config: str
     checkpoint: str
+    overrides: Mapping[str, Any] | None = None
     min_score: float | None = None
     metric: str = "object/map"
     answers: str | None = None
@@ -63,9 +64,9 @@ class Distiller(Trainable):
     by `setup_training`; for testing it is not needed, nor is its file.
 
     Args:
-        teacher: `config` and `checkpoint` of a trained detector; `min_score`, the least value of the validation metric
-            `metric` (default `object/map`) it must reach; `answers`, a folder where its answers are kept and found
-            again (see `StoredTeacher`), by default none.
+        teacher: `config` and `checkpoint` of a trained detector; `overrides` of that config by dotted key; `min_score`,
+            the least value of the validation metric `metric` (default `object/map`) it must reach; `answers`, a folder
+            where its answers are kept and found again (see `StoredTeacher`), by default none.
         student: `config` of the student; `overrides` of that config by dotted key; `checkpoint` to start from;
             `new_modules`, prefixes of keys that this checkpoint need not hold; `init_from_teacher`, names of modules
             that start with the weights of the teacher's modules of these names, or by name that of the teacher's.
@@ -187,9 +188,9 @@ class Distiller(Trainable):
             return
         check_file(wanted.checkpoint, "model.teacher.checkpoint")
         if wanted.answers is None:
-            teacher: Teacher = LiveTeacher.load(wanted.config, wanted.checkpoint)
+            teacher: Teacher = LiveTeacher.load(wanted.config, wanted.checkpoint, wanted.overrides)
         else:
-            teacher = StoredTeacher(wanted.config, wanted.checkpoint, wanted.answers)
+            teacher = StoredTeacher(wanted.config, wanted.checkpoint, wanted.answers, wanted.overrides)
         if not _same_grid(teacher.grid, self.student.grid):
             raise ValueError(
                 f"teacher and student see different BEV grids: {teacher.grid} ({wanted.config}) and "

@@ -26,6 +26,7 @@ __all__ = ["LabelEncoderDetector"]
 class _DetectorBlock:
     config: str
     checkpoint: str
+    overrides: Mapping[str, Any] | None = None
     min_score: float | None = None
     metric: str = "object/map"
 
@@ -50,8 +51,9 @@ class LabelEncoderDetector(Detector):
     through encoder, neck and head.
 
     Args:
-        detector: `config` and `checkpoint` of the trained detector; `min_score`, the least value of its metric
-            `metric` (default `object/map`) that must be recorded beside the checkpoint.
+        detector: `config` and `checkpoint` of the trained detector; `overrides` of that config by dotted key;
+            `min_score`, the least value of its metric `metric` (default `object/map`) that must be recorded beside the
+            checkpoint.
         label_encoder: `channels`, `hidden`, `norm` (see `LabelEncoder`) and `raster` (see `paint_labels`).
 
     Raises:
@@ -68,7 +70,7 @@ class LabelEncoderDetector(Detector):
         if encoder.raster not in RASTERS:
             raise ValueError(f"model.label_encoder.raster must be one of {', '.join(RASTERS)}, got {encoder.raster!r}")
         self._raster = encoder.raster
-        self.detector = build_detector(self._block.config).requires_grad_(False).eval()
+        self.detector = build_detector(self._block.config, self._block.overrides).requires_grad_(False).eval()
         if not isinstance(self.heads["object"], CenterHead):
             raise ValueError(
                 f"model.detector: a label encoder is trained through a CenterHead, but {self._block.config} has a "

@@ -102,16 +102,18 @@ class LiveTeacher(Teacher):
         self.digest = digest
 
     @classmethod
-    def load(cls, config: str | Path, checkpoint: str | Path) -> LiveTeacher:
-        """Build the detector that `config` describes and fill every tensor from `checkpoint`.
+    def load(
+        cls, config: str | Path, checkpoint: str | Path, overrides: Mapping[str, Any] | None = None
+    ) -> LiveTeacher:
+        """Build the detector that `config` with `overrides` describes and fill every tensor from `checkpoint`.
 
         Raises:
             FileNotFoundError: no such config or checkpoint.
-            ValueError: the checkpoint does not hold exactly this detector's tensors.
+            ValueError: see `build_detector`, or the checkpoint does not hold exactly this detector's tensors.
         """
-        model = build_detector(config)
+        model = build_detector(config, overrides)
         load_weights(model, checkpoint, part="teacher")
-        return cls(model, teacher_digest(config, checkpoint))
+        return cls(model, teacher_digest(config, checkpoint, overrides))
 
     @torch.no_grad()
     def extract(self, batch: Batch, taps: Collection[str]) -> dict[str, Any]:
@@ -133,15 +135,24 @@ class StoredTeacher(Teacher):
     Args:
         config, checkpoint: of the detector.
         folder: of answers; those of other teachers may be there too.
+        overrides: of the config by dotted key.
 
     Raises:
         FileNotFoundError: no such config or checkpoint.
+        ValueError: see `build_detector`.
     """
 
-    def __init__(self, config: str | Path, checkpoint: str | Path, folder: str | Path) -> None:
-        self.model = build_detector(config).requires_grad_(False).eval()
-        self.digest = teacher_digest(config, checkpoint)
+    def __init__(
+        self,
+        config: str | Path,
+        checkpoint: str | Path,
+        folder: str | Path,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = build_detector(config, overrides).requires_grad_(False).eval()
+        self.digest = teacher_digest(config, checkpoint, overrides)
         about = {"config": str(config), "checkpoint": str(checkpoint), "sha256": file_digest(checkpoint)}
+        about |= {"overrides": dict(overrides)} if overrides else {}
         self.answers = Answers(Path(folder) / self.digest, about)
         self._checkpoint = checkpoint
         self._live: LiveTeacher | None = None
@@ -184,15 +195,16 @@ class StoredTeacher(Teacher):
         return self._live
 
 
-def teacher_digest(config: str | Path, checkpoint: str | Path) -> str:
-    """Of what decides a teacher's answers: its weights, and the `model` block of its config.
+def teacher_digest(config: str | Path, checkpoint: str | Path, overrides: Mapping[str, Any] | None = None) -> str:
+    """Of what decides a teacher's answers: its weights, and the `model` block of its config with `overrides`.
 
     Configs that this block names are part of it; checkpoints are not, as the teacher's own holds all weights.
 
     Raises:
         FileNotFoundError: no such config or checkpoint.
+        ValueError: an override has an unknown key.
     """
-    content = {"weights": file_digest(checkpoint), "model": _resolved(load_config(config).model)}
+    content = {"weights": file_digest(checkpoint), "model": _resolved(load_config(config, overrides or {}).model)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

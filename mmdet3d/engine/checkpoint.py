@@ -13,6 +13,7 @@ checkpoint whose JSON exists is complete:
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -26,12 +27,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mmdet3d.interop.checkpoints import file_digest, load_state, metadata_path, read_weights
+from mmdet3d.interop.checkpoints import file_digest, in_our_layout, load_state, metadata_path, read_weights
+from mmdet3d.models.detectors.base import Trainable
 
 __all__ = [
     "LoadReport",
     "RunCheckpoints",
     "load_checkpoint",
+    "load_start",
     "random_state",
     "read_training_state",
     "save_weights",
@@ -93,6 +96,29 @@ def load_checkpoint(
     own = model.state_dict()
     allowed = tuple(k for k in own if k not in state and k.startswith(tuple(allow_missing)))
     return LoadReport(path, len(own) - len(allowed), allowed, metadata)
+
+
+def load_start(model: Trainable, path: str | Path) -> LoadReport:
+    """`load_checkpoint` for the weights that a training starts from.
+
+    Of the model's `optional_parts`, the file need not hold every one. Those that it lacks as a whole start as in a
+    training from scratch, the image backbone from the file of its `init_cfg`, and the log names them.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_checkpoint`.
+    """
+    parts = model.optional_parts
+    state = in_our_layout(read_weights(path)[0], model.state_dict(), source=str(path)) if parts else {}
+    lacking = [part for part in parts if not any(key.startswith(f"{part}.") for key in state)]
+    if len(lacking) == len(parts):
+        return load_checkpoint(model, path)
+    report = load_checkpoint(model, path, allow_missing=[f"{part}." for part in lacking])
+    if lacking:
+        model.init_weights([part for part in parts if part not in lacking])
+        logging.getLogger("mmdet3d").warning(
+            "%s has nothing for %s, which starts as from scratch", path, " and ".join(lacking)
+        )
+    return report
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> None:

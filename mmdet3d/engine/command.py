@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import yaml
 
 from mmdet3d.config import parse_overrides, parse_yaml
+from mmdet3d.engine.habits import translate
 from mmdet3d.engine.interrupt import Interrupted
 from mmdet3d.engine.launchers import environment_rank
 
@@ -60,6 +61,9 @@ def rejoin(words: Sequence[str]) -> list[str]:
             pairs[-1].append(word)
         else:
             raise ValueError(f"unexpected argument {word!r}; overrides are written --a.b.c VALUE or a.b.c=VALUE")
+    for pair in pairs:
+        if pair == ["deterministic"]:  # a switch elsewhere
+            pair.append("true")
     for key, *values in pairs:
         if not values:
             raise ValueError(f"override --{key} needs a value: --{key} VALUE or {key}=VALUE")
@@ -96,7 +100,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     words = sys.argv[1:]
     _raise_file_limit()
     try:
-        main(words)
+        main(translate(words))
     except Interrupted as stop:
         print(f"interrupted: {stop}", file=sys.stderr)
         _leave(128 + (stop.number or 2))

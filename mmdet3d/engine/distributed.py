@@ -6,10 +6,11 @@ that evaluation needs no GPU memory and works with every backend.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +33,7 @@ __all__ = [
     "raise_everywhere",
     "rank",
     "share_cores",
+    "together",
     "world_size",
 ]
 
@@ -189,6 +191,17 @@ def raise_everywhere(error: Exception | None) -> None:
     if error is not None:
         raise error
     raise ValueError(next(t for t in texts if t is not None))
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Raise on every rank what a block raises on any as a user's mistake; every rank must run the block."""
+    error = None
+    try:
+        yield
+    except (ValueError, OSError) as caught:
+        error = caught
+    raise_everywhere(error)
 
 
 def broadcast_buffers(model: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,12 +12,14 @@ from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import build_split, check_data
 from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import LoadReport, RunCheckpoints, load_checkpoint
+from mmdet3d.engine.config_files import refuse_changed_files
 from mmdet3d.engine.data import DetectionDataset
 from mmdet3d.engine.evaluate import predict
-from mmdet3d.engine.logging import get_logger, log_to_folder
-from mmdet3d.engine.run_dir import open_run_dir
+from mmdet3d.engine.logging import get_logger, hold_log, log_to_folder
+from mmdet3d.engine.run_dir import begin_run, choose_run_dir
 from mmdet3d.engine.settings import Settings
 from mmdet3d.engine.trainer import Trainer, seed_everything
+from mmdet3d.interop.checkpoints import published_options
 from mmdet3d.models import build_model
 from mmdet3d.progress import report_to
 from mmdet3d.structures import Detections3D
@@ -24,7 +28,7 @@ __all__ = ["predict_split", "train", "train_recipe_run"]
 
 
 def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None) -> Path:
-    """Train what `cfg` describes.
+    """Train what `cfg` describes. Nothing is printed or written before everything is built and its weights are loaded.
 
     Args:
         config_path: where `cfg` was read, which names the folder if `run_dir` is None.
@@ -33,16 +37,22 @@ def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None) -> P
         The folder of the run.
 
     Raises:
-        ValueError, FileNotFoundError: see `open_run_dir`, `Trainer` and whatever the config builds.
+        ValueError, FileNotFoundError: see `choose_run_dir`, `Trainer` and whatever the config builds.
     """
     Settings.from_config(cfg)
     device = distributed.init()
-    folder = open_run_dir(run_dir, config_path, cfg)
-    log_to_folder(folder)
-    log = get_logger()
-    log.info("run folder %s, device %s, %s", folder, device, distributed.describe())
-    log.info("config\n%s", cfg.dump())
-    _fit(cfg, folder, device)
+    folder = choose_run_dir(run_dir, config_path, cfg)
+    hold_log()
+
+    @functools.cache
+    def begin() -> None:
+        begin_run(folder, cfg)
+        log_to_folder(folder)
+        log = get_logger()
+        log.info("run folder %s, device %s, %s", folder, device, distributed.describe())
+        log.info("config\n%s", cfg.dump())
+
+    _fit(cfg, folder, device, begin)
     return folder
 
 
@@ -61,36 +71,51 @@ def train_recipe_run(folder: Path, workers: int) -> None:
     _fit(config, folder)
 
 
-def _fit(cfg: Config, folder: Path, device: torch.device | None = None) -> None:
+def _fit(
+    cfg: Config, folder: Path, device: torch.device | None = None, begin: Callable[[], None] = lambda: None
+) -> None:
     seed = cfg.get("seed") or 0
     seed_everything(seed, cfg.get("deterministic", False))
-    model = build_model(cfg.model)
-    train_dataset = build_split(cfg.data, "train", seed)
-    val_dataset = build_split(cfg.data, "val", test_mode=True) if cfg.data.get("val") else None
-    check_data(train_dataset, model.inputs, "data.train")
-    if val_dataset is not None:
-        check_data(val_dataset, model.inputs, "data.val", scored=True)
-    parameters = sum(p.numel() for p in model.parameters())
-    get_logger().info("%d training samples, %d parameters", len(train_dataset), parameters)
-    Trainer(model, train_dataset, val_dataset, cfg, folder, device).fit()
+    with distributed.together():
+        model = build_model(cfg.model)
+        train_dataset = build_split(cfg.data, "train", seed)
+        val_dataset = build_split(cfg.data, "val", test_mode=True) if cfg.data.get("val") else None
+        check_data(train_dataset, model.inputs, "data.train")
+        if val_dataset is not None:
+            check_data(val_dataset, model.inputs, "data.val", scored=True)
+        parameters = sum(p.numel() for p in model.parameters())
+        get_logger().info("%d training samples, %d parameters", len(train_dataset), parameters)
+        trainer = Trainer(model, train_dataset, val_dataset, cfg, folder, device)
+    trainer.fit(begin)
 
 
 def predict_split(
-    cfg: Config, dataset: DetectionDataset, checkpoint: str | Path, device: torch.device
+    cfg: Config, dataset: DetectionDataset, checkpoint: str | Path, device: torch.device, begin: Callable[[], None]
 ) -> tuple[list[Detections3D] | None, LoadReport]:
     """Detections that the model of `cfg` with the weights of `checkpoint` finds, and what was loaded.
+
+    Args:
+        begin: called once the weights are loaded.
 
     Returns:
         Detections of every sample in data-set order on rank 0, None on the others; and the report.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the weights do not fit the model, or a sample is damaged.
+        ValueError: the weights do not fit the model, a config file that it is built from has changed since they were
+            trained (`refuse_changed_files`), or a sample is damaged.
     """
-    model = build_model(cfg.model)
-    check_data(dataset, model.inputs, "the data set to test on")
-    report = load_checkpoint(model, checkpoint)
+    with distributed.together():
+        model = build_model(cfg.model)
+        check_data(dataset, model.inputs, "the data set to test on")
+        report = load_checkpoint(model, checkpoint)
+        remedy = "give a file that holds it as the `config` of that part, such as --model.student.config FILE"
+        refuse_changed_files(report.metadata.get("config_files"), cfg.model, checkpoint, remedy)
+    begin()
     get_logger().info("loaded %s", report)
+    for key, value in (report.metadata.get("options") or {}).items():
+        if published_options(model, {}).get(key) == value:
+            get_logger().warning("%s was trained by a program with another rule: give --%s %s", checkpoint, key, value)
     workers = cfg.data.get("workers_per_gpu", 0)
     get_logger().info("%s", distributed.share_cores(workers))
     detections = predict(

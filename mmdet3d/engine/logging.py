@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,25 @@ from tqdm import tqdm
 
 from mmdet3d.engine import distributed
 
-__all__ = ["Window", "Writer", "finite", "get_logger", "log_to_folder"]
+__all__ = ["Window", "Writer", "finite", "get_logger", "hold_log", "log_to_folder"]
 
 
 def get_logger() -> logging.Logger:
     return logging.getLogger("mmdet3d")
 
 
+def hold_log() -> None:
+    """Keep the project's log back until `log_to_folder` says where it goes; who fails before says why alone."""
+    _replace_handlers([_Held()])
+
+
 def log_to_folder(folder: Path | None, console: bool = True) -> None:
     """Send the project's log to the console of rank 0 (if `console`) and to a file in `folder` (none for None).
 
-    The other ranks write a file of their own only when they have a warning or an error, because launchers hide their
-    console.
+    What was held back comes first. The other ranks write a file of their own only when they have a warning or an error,
+    because launchers hide their console.
     """
-    logger = get_logger()
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
+    held = [record for handler in get_logger().handlers if isinstance(handler, _Held) for record in handler.records]
     form = logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s")
     handlers: list[logging.Handler] = [_Console()] if console and distributed.is_main() else []
     if folder is not None:
@@ -45,7 +45,29 @@ def log_to_folder(folder: Path | None, console: bool = True) -> None:
     for handler in handlers:
         handler.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
         handler.setFormatter(form)
+    _replace_handlers(handlers)
+    for record in held:
+        get_logger().handle(record)
+
+
+def _replace_handlers(handlers: Sequence[logging.Handler]) -> None:
+    logger = get_logger()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    for handler in handlers:
         logger.addHandler(handler)
+
+
+class _Held(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
 
 
 class _Console(logging.StreamHandler):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mmdet3d.config import find_config, load_config, read_mapping
+from mmdet3d.config import Config, find_config, load_config, read_mapping
 from mmdet3d.datasets.nuscenes.create import create_nuscenes
 from mmdet3d.datasets.synthetic.generate import generate
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
@@ -15,12 +15,14 @@ from mmdet3d.datasets.synthetic.settings import Settings as WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
 from mmdet3d.engine.settings import Settings
 from mmdet3d.evaluation.control import COLUMNS, Column
+from mmdet3d.models import build_model
 from mmdet3d.registry import nearest
 
 __all__ = ["Recipe", "RecipeRun"]
 
 INFO_PREFIX = "synthetic"
 ROLES = {"teacher": True, "student": False, "control": True, "distilled": True}  # whether a table needs it
+_RUN_KEYS = ("config", "overrides", "shared", "cost")
 _PICTURE_KEYS = {"columns": True, "samples": True, "min_score": False, "scores": False}
 
 # What the command line has an option for, or decides by itself.
@@ -37,12 +39,16 @@ class RecipeRun:
         shared: train once, with the first seed, for all seeds (teachers).
         cost: CPU seconds per step on one core of the reference machine (`mmdet3d.engine.estimate`), start and
             evaluation included: `cpu_seconds / iterations` of `results.json`. None if not known.
+        name: in its recipe.
+        names: of all runs of its recipe.
     """
 
     config: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     shared: bool = False
     cost: float | None = None
+    name: str = ""
+    names: Collection[str] = ()
 
     @property
     def references(self) -> dict[str, str]:
@@ -51,9 +57,18 @@ class RecipeRun:
         return {key: value[1:-1] for key, value in texts.items() if value.startswith("{") and value.endswith("}")}
 
     def overrides_with(self, given: Mapping[str, Any], checkpoints: Mapping[str, str]) -> dict[str, Any]:
-        """Overrides of the config: `given` by the user, and those of this run that the user does not replace."""
-        own = {key: value for key, value in self.overrides.items() if not any(_covers(g, key) for g in given)}
-        return {**given, **own, **{key: checkpoints[name] for key, name in self.references.items()}}
+        """Overrides of the config: `given` by the user, and those of this run that the user does not replace.
+
+        What is given as `NAME.a.b.c` is for the run NAME alone and comes last.
+        """
+        addressed = [(*_address(key, self.names), value) for key, value in given.items()]
+        common = {key: value for name, key, value in addressed if name is None}
+        alone = {key: value for name, key, value in addressed if name is not None and name == self.name}
+        replaced = (*common, *alone)
+        own = {key: value for key, value in self.overrides.items() if not any(_covers(g, key) for g in replaced)}
+        checkpoints = {key: checkpoints[name] for key, name in self.references.items()}
+        # A later entry has the last word, so those for this run alone must not keep the place of an earlier one.
+        return {**{k: v for k, v in {**common, **own}.items() if k not in alone}, **alone, **checkpoints}
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,8 @@ class Recipe:
         file = find_config(path)
         content = read_mapping(file)
         _check_keys(content, [f.name for f in fields(cls)], ("title", "runs"), file.name)
-        runs = {name: _read_run(block, f"{file.name}, runs.{name}") for name, block in content["runs"].items()}
+        names = tuple(content["runs"])
+        runs = {n: _read_run(block, f"{file.name}, runs.{n}", n, names) for n, block in content["runs"].items()}
         recipe = cls(**{**content, "runs": runs})
         recipe._check_references(file.name)
         recipe._check_table(file.name)
@@ -141,17 +157,20 @@ class Recipe:
         """Find what would only show after hours of training.
 
         Args:
-            overrides: that the user gives, of every config.
+            overrides: that the user gives, of every config, or as `NAME.a.b.c` of that of the run NAME.
 
         Raises:
-            ValueError: an override that the recipe decides itself, a config that cannot be resolved, or a run that is
-                not evaluated at its end.
+            ValueError: an override that the recipe decides itself or that does not fit every run it is given to, a
+                config that cannot be resolved or whose model cannot be built, or a run that is not evaluated at its
+                end.
             FileNotFoundError: a config that does not exist.
         """
         self._check_overrides(overrides)
-        names = {name: f"{{{name}}}" for name in self.runs}
         for name, run in self.runs.items():
-            config = load_config(run.config, run.overrides_with(overrides, names))
+            try:
+                config = self._resolve(name, overrides)
+            except ValueError as error:
+                raise ValueError(self._misfit(name, overrides, str(error))) from error
             settings = Settings.from_config(config)
             start, interval = settings.evaluation["start"], settings.evaluation["interval"]
             if start > settings.max_epochs or (settings.max_epochs - start) % interval:
@@ -166,13 +185,55 @@ class Recipe:
         refused = dict(_NO_OVERRIDE)
         if self.data is not None:
             refused["dataset_root"] = "give --data-dir"
-        for name, run in self.runs.items():
-            for key, other in run.references.items():
-                refused[key] = f"run {name} gets the checkpoint of run {other} there"
         for key in overrides:
-            for fixed, remedy in refused.items():
-                if _covers(key, fixed):
+            addressee, inner = _address(key, self.runs)
+            handed_on = {
+                place: f"run {name} gets the checkpoint of run {other} there"
+                for name, run in self.runs.items()
+                for place, other in run.references.items()
+                if addressee in (None, name)
+            }
+            for fixed, remedy in (refused | handed_on).items():
+                if _covers(inner, fixed):
                     raise ValueError(f"--{key} has no effect in this recipe: {remedy}")
+
+    def _resolve(self, name: str, overrides: Mapping[str, Any]) -> Config:
+        """The config of a run, whose model can be built."""
+        run = self.runs[name]
+        config = load_config(run.config, run.overrides_with(overrides, {n: f"{{{n}}}" for n in self.runs}))
+        build_model(config.get("model"))
+        return config
+
+    def _misfit(self, name: str, overrides: Mapping[str, Any], problem: str) -> str:
+        """What is wrong with a run, and which runs the override fits that it stumbles over."""
+        culprit: str | None = None
+        given: dict[str, Any] = {}
+        for key, value in overrides.items():  # later ones may build on earlier ones
+            given[key] = value
+            if not self._resolves(name, given):
+                culprit = key
+                break
+        if culprit is None or not self._resolves(name, {}):
+            return f"run {name}: {problem}"
+        if _address(culprit, self.runs)[0] is not None:
+            return f"--{culprit} does not fit: {problem}"
+        fits = [other for other in self.runs if self._resolves(other, given)]
+        if not fits:
+            head = culprit.partition(".")[0]
+            unknown = head not in load_config(self.runs[name].config)
+            hint = f"; runs, which may stand before the key: {', '.join(self.runs)}" if unknown else ""
+            return f"--{culprit} fits no run: {problem}{hint}"
+        return (
+            f"--{culprit} fits {' and '.join(fits)}, not {name} ({problem}); give it to one run by that run's name: "
+            f"--{fits[-1]}.{culprit} VALUE"
+        )
+
+    def _resolves(self, name: str, overrides: Mapping[str, Any]) -> bool:
+        try:
+            self._resolve(name, overrides)
+        except ValueError:
+            return False
+        return True
 
     @property
     def table_columns(self) -> Sequence[Column]:
@@ -199,11 +260,18 @@ class Recipe:
         _MAKERS[options.pop("layout", "nuscenes")](root, options | {"seed": seed}, workers)
 
 
-def _read_run(block: Any, where: str) -> RecipeRun:
+def _read_run(block: Any, where: str, name: str, names: Collection[str]) -> RecipeRun:
     if not isinstance(block, Mapping):
         raise ValueError(f"{where} must be a mapping like {{config: FILE}}, got {block!r}")
-    _check_keys(block, [f.name for f in fields(RecipeRun)], ("config",), where)
-    return RecipeRun(**block)
+    _check_keys(block, _RUN_KEYS, ("config",), where)
+    return RecipeRun(**block, name=name, names=names)
+
+
+def _address(key: str, names: Iterable[str]) -> tuple[str | None, str]:
+    """The run that an override `NAME.a.b.c` is for, and the key of its config; None and `key` if it is for all."""
+    meant = [name for name in names if key.startswith(f"{name}.")]
+    name = max(meant, key=len, default=None)
+    return name, key if name is None else key[len(name) + 1 :]
 
 
 def _check_keys(given: Iterable[str], known: Collection[str], needed: Iterable[str], where: str) -> None:

@@ -1,7 +1,8 @@
-"""The folder of a run: where everything a training writes goes."""
+"""The folder of a run: where everything a training writes goes. It is chosen first and made last."""
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.resuming import refuse_changes
 
-__all__ = ["default_run_dir", "open_run_dir", "writable_folder"]
+__all__ = ["begin_run", "choose_run_dir", "default_run_dir", "writable_folder"]
 
 
 def default_run_dir(config_path: str | Path, suffix: str = "") -> Path:
@@ -43,25 +44,26 @@ def writable_folder(folder: str | Path) -> Path:
     return folder
 
 
-def open_run_dir(run_dir: str | Path | None, config_path: str | Path, config: Config) -> Path:
-    """Create the folder of a training, decide what it resumes, and write the resolved config there.
+def choose_run_dir(run_dir: str | Path | None, config_path: str | Path, config: Config) -> Path:
+    """Decide which folder a training gets and what it resumes; nothing is written.
 
     `resume_from: auto` in `config` is replaced by the folder's latest checkpoint, the only one that is resumed there.
     Without `run_dir`, a resumed training goes on in the folder of its checkpoint and a new one gets `default_run_dir`.
     Every rank must call.
 
     Raises:
-        ValueError: the folder cannot be written, it holds a run that is not to be resumed, it has nothing to resume, or
-            what is resumed was begun with another config (`refuse_changes`).
+        ValueError: the folder cannot be made or written, it holds a run that is not to be resumed, it has nothing to
+            resume, or what is resumed was begun with another config (`refuse_changes`).
     """
     resume = config.get("resume_from")
     if run_dir is None:
         if resume == "auto":
             raise ValueError("resume_from auto needs --run-dir, the folder whose latest checkpoint is meant")
         run_dir = Path(resume).parent if resume else default_run_dir(config_path)
-    folder = writable_folder(run_dir)
+    folder = Path(run_dir)
 
     def decide() -> str | None:
+        _check_place(folder)
         latest = RunCheckpoints(folder).resumable()[-1:]
         if resume == "auto" and not latest:
             raise ValueError(f"resume_from auto: {folder} holds no checkpoint; leave it out to start a training there")
@@ -77,11 +79,32 @@ def open_run_dir(run_dir: str | Path | None, config_path: str | Path, config: Co
             )
         if source := latest[0] if resume == "auto" else resume:
             refuse_changes(Path(source).parent, config, config_path)
-        target = folder / "configs.yaml"
-        if target.is_file() and target.read_text() != config.dump():
-            target.rename(folder / f"configs-until-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
-        target.write_text(config.dump())
         return str(latest[0]) if resume == "auto" else resume
 
     config["resume_from"] = distributed.on_main(decide)
     return folder
+
+
+def begin_run(folder: Path, config: Config) -> None:
+    """Create the folder of a training and write its resolved config there; every rank must call.
+
+    Raises:
+        ValueError: it cannot be created or written.
+    """
+    writable_folder(folder)
+
+    def write() -> None:
+        target = folder / "configs.yaml"
+        if target.is_file() and target.read_text() != config.dump():
+            target.rename(folder / f"configs-until-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
+        target.write_text(config.dump())
+
+    distributed.on_main(write)
+
+
+def _check_place(folder: Path) -> None:
+    """Raises ValueError if `folder` is sure not to be writable."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "no permission" if there.is_dir() else f"{there} is a file"
+        raise ValueError(f"cannot write into {folder} ({reason}); pass another folder with --run-dir")

@@ -7,7 +7,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import (
     RunCheckpoints,
     load_checkpoint,
+    load_start,
     random_state,
     read_training_state,
     set_random_state,
 )
 from mmdet3d.engine.compilation import compile_dense_stages
+from mmdet3d.engine.config_files import file_digests, refuse_changed_files
 from mmdet3d.engine.data import DetectionDataset, batches, build_loader, train_sampler
 from mmdet3d.engine.divergence import Divergence
 from mmdet3d.engine.ema import EMA
@@ -88,6 +90,7 @@ class Trainer:
     ) -> None:
         self.settings = s = Settings.from_config(cfg)
         self.run_dir = Path(run_dir)
+        self._cfg_model = cfg.get("model")
         if device is None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = device
@@ -111,6 +114,7 @@ class Trainer:
         patience = None if scaled else math.ceil(s.log_interval / s.cumulative_iters)
         self._divergence = Divergence(self.run_dir, patience)
         self._checkpoints = RunCheckpoints(self.run_dir, s.checkpoint["max_keep_ckpts"])
+        self._config_files = file_digests(self._cfg_model)
         self._ema: EMA | None = None
         self._best: dict[str, Any] | None = None
         self._interrupt = Interrupt()
@@ -121,8 +125,12 @@ class Trainer:
         """Batches done since the beginning of training, per process."""
         return self.epoch * self.epoch_iters + self.batch
 
-    def fit(self) -> dict[str, float]:
+    def fit(self, begin: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Train to `max_epochs` and return the metrics of the last evaluation.
+
+        Args:
+            begin: called before the first file is written, after all that can be wrong with config and weights; maybe
+                a second time.
 
         Raises:
             Interrupted: SIGINT or SIGTERM arrived; a checkpoint was saved first.
@@ -130,7 +138,8 @@ class Trainer:
                 written before stay.
         """
         with self._interrupt:
-            pending = self._prepare()
+            pending = self._prepare(begin)
+            begin()
             self._writer = Writer(self.run_dir, self.iteration)
             try:
                 if pending:
@@ -150,20 +159,28 @@ class Trainer:
 
     # -- before the first step --------------------------------------------------------------------------------------
 
-    def _prepare(self) -> bool:
+    def _prepare(self, begin: Callable[[], None]) -> bool:
         """Bring model, optimiser and position to where training starts; whether an evaluation was cut off there."""
         s = self.settings
         seed_everything(s.seed, s.deterministic)
         resumed = None
-        if s.resume_from:
-            resumed = read_training_state(s.resume_from)
-            self._check_resumable(resumed[0])
-            self._load_resumed_weights(resumed[0])
-        elif s.load_from:
-            get_logger().info("loaded %s", load_checkpoint(self.model, s.load_from))
-        else:
-            self.model.init_weights()
-        self.model.setup_training(lambda model: self.evaluate(model, "setup"))
+        with distributed.together():
+            if s.resume_from:
+                resumed = read_training_state(s.resume_from)
+                remedy = f"train with what it holds now from these weights: --load_from {s.resume_from}"
+                refuse_changed_files(resumed[1].get("config_files"), self._cfg_model, s.resume_from, remedy)
+                self._check_resumable(resumed[0])
+                self._load_resumed_weights(resumed[0])
+            elif s.load_from:
+                get_logger().info("loaded %s", load_start(self.model, s.load_from))
+            else:
+                self.model.init_weights()
+
+        def evaluate(model: Trainable) -> dict[str, float]:
+            begin()
+            return self.evaluate(model, "setup")
+
+        self.model.setup_training(evaluate)
         self._step_module = self._parallel(_LossSum(self.model))
         self._ema = EMA(self.model, **s.ema) if s.ema else None
         # The ranks need different dropout.
@@ -436,6 +453,7 @@ class Trainer:
             "best": self._best,
             "model": type(self.model).__name__,
             "averaged": self._ema is not None,
+            "config_files": self._config_files,
             "versions": {"mmdet3d": __version__, "torch": torch.__version__},
             "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         }

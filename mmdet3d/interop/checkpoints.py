@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmdet3d.interop import crkd, labeldistill, monoskd, simdistill
+from mmdet3d.models.weight_files import read_tensors
 
-__all__ = ["EXCEPTIONS", "TRAINING_ONLY", "file_digest", "load_state", "load_weights", "metadata_path", "read_weights"]
+__all__ = [
+    "EXCEPTIONS",
+    "TRAINING_ONLY",
+    "file_digest",
+    "in_our_layout",
+    "load_state",
+    "load_weights",
+    "metadata_path",
+    "published_options",
+    "read_weights",
+]
 
 State = dict[str, Tensor]
 
@@ -72,49 +77,33 @@ def metadata_path(path: str | Path) -> Path:
 def read_weights(path: str | Path) -> tuple[State, dict[str, Any]]:
     """Tensors (on the CPU) and metadata of a weight file.
 
-    `.safetensors` takes its metadata from the JSON beside it. Anything else is read as a PyTorch file without running
-    code from it: a bare state dict, or `{"state_dict": ..., "meta": ..., ...}` (MonoSKD says
-    `model_state`). The `module.` that DistributedDataParallel puts before every key is removed.
+    `.safetensors` takes its metadata from the JSON beside it; otherwise see `read_tensors`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file holds no weights, or objects that are not safe to load.
+        ValueError: see `read_tensors`.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weight file {path} does not exist")
-    if path.suffix == ".safetensors":
-        try:
-            state = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file ({error}); copy or download it again") from error
-        side = metadata_path(path)
-        return state, json.loads(side.read_text()) if side.is_file() else {}
-    content = _read_torch(path)
-    state, meta = content, {}
-    for key in ("state_dict", "model", "model_state"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            state, meta = content[key], content.get("meta") or {}
-            break
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no weights: expected tensors by name, or such a mapping under 'state_dict'")
-    return {k.removeprefix("module."): v for k, v in state.items()}, dict(meta)
+    state, meta = read_tensors(path)
+    side = metadata_path(path)
+    if path.suffix == ".safetensors" and side.is_file():
+        meta = json.loads(side.read_text())
+    return state, meta
 
 
-def _read_torch(path: Path) -> Any:
-    # Runners write scores into `meta` as NumPy scalars; both spellings of their module occur.
-    scalar = np.float64(0).__reduce__()[0]
-    numbers = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    numbers += [np.dtype, *(type(np.dtype(t)) for t in ("float32", "float64", "int64"))]
-    try:
-        with torch.serialization.safe_globals(numbers):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{path} is damaged or holds more than weights and plain values ({reason[:200]}); "
-            "save its 'state_dict' alone, or download it again"
-        ) from error
+def published_options(model: nn.Module, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Config keys, and their values, that weights of another program need and that the config of `model` lacks.
+
+    Args:
+        model: a detector.
+        metadata: of the weight file; ours says by which version of this project it was written.
+    """
+    if "mmdet3d" in (metadata.get("versions") or {}):
+        return {}
+    drawing = ((name, module.depth_map) for name, module in model.named_modules() if hasattr(module, "depth_map"))
+    return {f"model.{name}.pixel_depth": "last" for name, rule in drawing if rule.pixel_depth != "last"}
 
 
 def load_weights(
@@ -164,7 +153,7 @@ def load_state(
 ) -> None:
     """`load_weights` for tensors that are already in memory; `source` names them in messages."""
     own = module.state_dict()
-    state = _spconv_kernels(_layout(dict(state), own, part, source), own)
+    state = in_our_layout(state, own, part, source)
     state = {k: v for k, v in state.items() if not _derived(k) or (k in own and k.endswith("num_batches_tracked"))}
     needless = tuple(part for part in TRAINING_ONLY if not any(k.startswith(part) for k in own))
     state = {k: v for k, v in state.items() if not k.startswith(needless)}
@@ -183,6 +172,17 @@ def load_state(
     if problems:
         raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}. {_guess(state, own)}")
     module.load_state_dict(state, strict=False)
+
+
+def in_our_layout(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], part: str | None = None, source: str = "state"
+) -> State:
+    """The tensors of a published or wrapped state by the names, and with the shapes, of the state `own` of a model.
+
+    Raises:
+        ValueError: it holds two networks that fit, and `part` asks for none.
+    """
+    return _spconv_kernels(_layout(dict(state), own, part, source), own)
 
 
 def _derived(key: str) -> bool:
@@ -204,7 +204,18 @@ def _layout(state: State, own: Mapping[str, Tensor], part: str | None, source: s
         return labeldistill.model_state(state, own)
     if not distiller and any(k.startswith("student.") for k in state):
         return _below(state, "student.")
-    return state
+    return _without_common_prefix(state, own)
+
+
+def _without_common_prefix(state: State, own: Mapping[str, Tensor]) -> State:
+    """Names without the first parts that all share and that `own` does not know, such as Lightning's `model.`."""
+    inner = state
+    while inner and not any(k in own for k in inner):
+        prefix = f"{next(iter(inner)).partition('.')[0]}."
+        if not all(k.startswith(prefix) for k in inner):
+            return state
+        inner = _below(inner, prefix)
+    return inner
 
 
 def _half(student: State, teacher: State, own: Mapping[str, Tensor], part: str | None, source: str) -> State:

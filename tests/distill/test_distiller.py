@@ -503,3 +503,16 @@ def test_unknown_metric_names_the_nearest(files):
     distiller = make(files, teacher={"min_score": 0.6, "metric": "object/mAP"})
     with pytest.raises(ValueError, match=r"no 'object/mAP', did you mean 'object/map'"):
         distiller.setup_training(lambda model: {"object/map": 0.1})
+
+
+def test_a_teacher_block_takes_overrides_of_its_config(files, tmp_path):
+    """A teacher of other widths than its file says, as a published one may be."""
+    overrides = {"model.channels": 6}
+    wide = build_model(load_config(files["teacher"], overrides).model)
+    torch.save({"state_dict": wide.state_dict()}, tmp_path / "wide.pth")
+    block = {"checkpoint": str(tmp_path / "wide.pth"), "overrides": overrides}
+    for extra in ({}, {"answers": str(tmp_path / "answers")}):
+        teacher = ready(files, losses={"response": LOSSES["response"]}, teacher=block | extra).instructor.loaded()
+        assert torch.equal(teacher.encoder[0].weight, wide.encoder[0].weight)
+    with pytest.raises(ValueError, match=r"unknown config key 'model.chanels'"):
+        ready(files, teacher={"overrides": {"model.chanels.x": 6}})

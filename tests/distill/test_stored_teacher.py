@@ -150,6 +150,15 @@ def test_other_weights_and_other_configs_are_other_teachers(files, tmp_path):
     assert teacher.teacher_digest(outer, moved) != before
 
 
+def test_an_overridden_teacher_is_another_one(files):
+    overrides = {"model.cell": 2.0}
+    plain, changed = (teacher.teacher_digest(files["teacher"], files["teacher_weights"], o) for o in (None, overrides))
+    source = StoredTeacher(files["teacher"], files["teacher_weights"], files["answers"], overrides)
+    source.extract(named(), TAPS)
+    assert source.digest == changed != plain and source.grid.cell == (2.0, 2.0)
+    assert json.loads((source.answers.folder / "metadata.json").read_text())["overrides"] == overrides
+
+
 def test_a_damaged_file_is_answered_anew_with_one_warning(files, caplog):
     expected = stored(files).extract(named(), TAPS)
     source = stored(files)

@@ -20,6 +20,7 @@ from mmdet3d.engine.command import read_overrides, rejoin
         (["--a", "{x:", "1,", "y:", "b=2}"], {"a": {"x": 1, "y": "b=2"}}),
         (["--lr", "-1e-3", "--path", "/a=b/c"], {"lr": -1e-3, "path": "/a=b/c"}),
         (["--a", "it's fine"], {"a": "it's fine"}),
+        (["--deterministic", "--seed", "1"], {"deterministic": True, "seed": 1}),
         ([], {}),
     ],
 )

@@ -114,6 +114,58 @@ def test_overrides_that_a_recipe_decides_itself_are_refused() -> None:
             recipe.check({key: None})
 
 
+COSINE = {"type": "FeatureLoss", "student": "fuser", "teacher": "fuser"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"max_epochs": 8, "model.losses.cosine": COSINE, "model.losses.cosine.weight": 2.0},
+            r"--model\.losses\.cosine fits control and distilled, not teacher \(unknown config key 'model\.losses'.*"
+            r"give it to one run by that run's name: --distilled\.model\.losses\.cosine VALUE",
+        ),
+        (
+            {"model.losses": {"cosine": COSINE}},
+            r"--model\.losses fits distilled, not teacher .*--distilled\.model\.losses",
+        ),
+        ({"distilled.model.loses.cosine": COSINE}, r"--distilled\.model\.loses\.cosine does not fit: .*'losses'"),
+        ({"distiled.model.losses.cosine": COSINE}, r"fits no run: .*runs, which may stand before .*: .*, distilled"),
+        ({"model.encoders.camera.vtransform.typ": 1}, r"typ fits no run: unknown key 'typ' for DepthLSSTransform"),
+        ({"distilled.seed": 1}, r"--distilled\.seed has no effect in this recipe: give --seeds"),
+        ({"control.model.student.checkpoint": "x"}, r"run control gets the checkpoint of run student there"),
+    ],
+)
+def test_what_an_override_does_not_fit_is_said_with_the_runs_that_it_fits(overrides: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe.load("synthetic/recipes/crkd_small.yaml").check(overrides)
+
+
+def test_an_override_that_begins_with_a_run_is_for_that_run_alone() -> None:
+    recipe = Recipe.load("synthetic/recipes/crkd_small.yaml")
+    given = {
+        "distilled.model.losses.cosine": COSINE,
+        "distilled.model.losses.cosine.weight": 3.0,
+        "control.model.losses.cosine": None,
+        "distilled.max_epochs": 4,
+        "max_epochs": 6,
+    }
+    recipe.check(given)
+    names = dict.fromkeys(recipe.runs, "x.safetensors")
+    resolved = {n: load_config(run.config, run.overrides_with(given, names)) for n, run in recipe.runs.items()}
+    assert {n: c.max_epochs for n, c in resolved.items()} == {"teacher": 6, "student": 6, "control": 6, "distilled": 4}
+    assert resolved["distilled"].model.losses.cosine == COSINE | {"weight": 3.0}
+    # After the recipe's own `model.losses: {}` too: what is addressed has the last word.
+    assert resolved["control"].model.losses == {"cosine": None}
+    assert "losses" not in resolved["teacher"].model
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_run_is_named_like_a_key_of_its_configs(name: str) -> None:
+    recipe = Recipe.load(name)
+    assert not any(other in load_config(run.config) for run in recipe.runs.values() for other in recipe.runs)
+
+
 def test_the_tool_refuses_before_it_makes_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recipe, "make_data", lambda *_: pytest.fail("data was made"))
     tool = runpy.run_path(str(CONFIG_ROOT.parent / "tools" / "run_recipe.py"))["main"]

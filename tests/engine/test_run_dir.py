@@ -10,7 +10,7 @@ import torch
 
 from mmdet3d.config import Config
 from mmdet3d.engine.checkpoint import RunCheckpoints
-from mmdet3d.engine.run_dir import open_run_dir
+from mmdet3d.engine.run_dir import begin_run, choose_run_dir
 
 
 def hold_run(folder: Path, epochs: int) -> Path:
@@ -63,7 +63,7 @@ def changed(**keys: object) -> Config:
 )
 def test_what_a_resumed_run_may_change(keys: dict, tmp_path: Path) -> None:
     run = begun(tmp_path / "run")
-    assert open_run_dir(run, "x.yaml", changed(**keys)) == run
+    assert choose_run_dir(run, "x.yaml", changed(**keys)) == run
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_what_a_resumed_run_may_not_change(keys: dict, named: str, tmp_path: Pat
     run = begun(tmp_path / "run")
     before = (run / "configs.yaml").read_text()
     with pytest.raises(ValueError, match=named) as caught:
-        open_run_dir(run, "x.yaml", changed(**keys))
+        choose_run_dir(run, "x.yaml", changed(**keys))
     assert f"python tools/train.py --resume {run};" in str(caught.value)
     assert (run / "configs.yaml").read_text() == before
 
@@ -91,7 +91,7 @@ def test_a_folder_with_a_run_goes_on_from_its_latest_checkpoint_only(tmp_path: P
     for folder, source in refused:
         message = r"already holds a run up to epoch_[23]\.safetensors.*, or pass another --run-dir"
         with pytest.raises(ValueError, match=message):
-            open_run_dir(folder, "x.yaml", Config(resume_from=str(source)))
+            choose_run_dir(folder, "x.yaml", Config(resume_from=str(source)))
     assert (run / "configs.yaml").read_text() == (other / "configs.yaml").read_text() == "what was trained\n"
 
 
@@ -100,12 +100,21 @@ def test_the_latest_checkpoint_by_any_name(name: str, tmp_path: Path, monkeypatc
     run = hold_run(tmp_path / "run", 2)
     monkeypatch.chdir(tmp_path)
     config = Config(resume_from=name if name == "auto" else f"run/{name}")
-    assert open_run_dir(run, "x.yaml", config) == run
+    assert choose_run_dir(run, "x.yaml", config) == run
     assert Path(config.resume_from).resolve() == run / "epoch_2.safetensors"
 
 
 def test_an_earlier_checkpoint_goes_on_in_another_folder(tmp_path: Path) -> None:
     source = str(hold_run(tmp_path / "run", 2) / "epoch_1.safetensors")
     config = Config(resume_from=source)
-    assert open_run_dir(tmp_path / "new", "x.yaml", config) == tmp_path / "new"
+    assert choose_run_dir(tmp_path / "new", "x.yaml", config) == tmp_path / "new"
     assert config.resume_from == source
+
+
+def test_a_folder_is_chosen_without_a_trace_and_made_when_the_run_begins(tmp_path: Path) -> None:
+    folder = choose_run_dir(tmp_path / "deep" / "run", "x.yaml", Config(BEGUN))
+    assert list(tmp_path.iterdir()) == []
+    begin_run(folder, Config(BEGUN))
+    assert [p.name for p in folder.iterdir()] == ["configs.yaml"]
+    with pytest.raises(ValueError, match=r"cannot write into .*configs\.yaml is a file.*--run-dir"):
+        choose_run_dir(folder / "configs.yaml" / "x", "x.yaml", Config(BEGUN))

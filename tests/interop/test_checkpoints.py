@@ -1,6 +1,12 @@
 from __future__ import annotations
 
 import json
+import sys
+from argparse import Namespace
+from datetime import datetime
+from fractions import Fraction
+from pathlib import PurePosixPath
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -8,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mmdet3d.interop.checkpoints import load_state, load_weights, metadata_path, read_weights
+from mmdet3d.interop.checkpoints import load_state, load_weights, metadata_path, published_options, read_weights
+from mmdet3d.registry import MODELS
 
 
 class Part(nn.Module):
@@ -74,6 +81,73 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
     with pytest.raises(ValueError, match="more than weights"):
         read_weights(tmp_path / "evil.pth")
     assert not (tmp_path / "touched").exists()
+
+
+def test_what_is_refused_is_named_without_terminal_codes(tmp_path):
+    torch.save({"state_dict": {"w": torch.ones(1)}, "meta": Fraction(1, 2)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"more than weights .*an object of fractions\.Fraction, which") as caught:
+        read_weights(tmp_path / "w.pth")
+    assert "\x1b" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+class HistoryBuffer:
+    """As mmengine's: arrays, and statistics that are named by getattr."""
+
+    __module__ = "mmengine.logging.history_buffer"
+
+    def __init__(self):
+        self.history, self.least = np.arange(3.0), HistoryBuffer.min
+
+    def min(self):
+        raise AssertionError("code of the file ran")
+
+
+def test_records_beside_the_weights_are_left_alone(tmp_path, monkeypatch):
+    name = "mmengine.logging.history_buffer"
+    modules = {part: ModuleType(part) for part in ("mmengine", "mmengine.logging", name)}
+    modules[name].HistoryBuffer = HistoryBuffer
+    content = {
+        "state_dict": {"w": torch.ones(1)},
+        "message_hub": {"log_scalars": {"train/loss": HistoryBuffer()}},
+        "hyper_parameters": Namespace(lr=1e-3),
+        "meta": {"epoch": 2, "when": datetime(2023, 1, 1), "work_dir": PurePosixPath("/x")},
+    }
+    with monkeypatch.context() as patch:
+        for part, module in modules.items():
+            patch.setitem(sys.modules, part, module)
+        torch.save(content, tmp_path / "w.pth")
+    state, meta = read_weights(tmp_path / "w.pth")
+    assert state.keys() == {"w"} and meta["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"state_dict_ema": s, "state_dict": {k: torch.zeros_like(v) for k, v in s.items()}},
+        lambda s: {"model_ema": {f"module.{k}": v for k, v in s.items()} | {"steps": 7}, "model": {}},
+        lambda s: {"state_dict": s, "ema_state_dict": {f"module.{k}": torch.zeros_like(v) for k, v in s.items()}},
+        lambda s: {"state_dict": {f"module.module.{k}": v for k, v in s.items()}},
+        lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {k.replace("fuser.", "fuser._orig_mod."): v for k, v in s.items()},
+        lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "epoch": 3},
+        lambda s: {"state_dict": {f"model.module.{k}": v for k, v in s.items()}},
+    ],
+    ids=[
+        "averaged",
+        "averaged-deit",
+        "averaged-mmengine",
+        "parallel-twice",
+        "compiled",
+        "part-compiled",
+        "lightning",
+        "lightning-parallel",
+    ],
+)
+def test_wrapped_weights_are_found(tmp_path, wrap):
+    state, module = state_of(STUDENT), Part(STUDENT)
+    torch.save(wrap(state), tmp_path / "w.pth")
+    load_weights(module, tmp_path / "w.pth")
+    assert all(torch.equal(module.get_parameter(k), v) for k, v in state.items())
 
 
 def test_every_tensor_is_accounted_for():
@@ -167,3 +241,24 @@ def test_distilled_checkpoint_in_a_plain_student_names_the_encoder():
 def test_plain_checkpoint_in_a_distiller_names_the_key():
     with pytest.raises(ValueError, match=r"model\.student\.checkpoint"):
         load_state(Part({f"student.{k}": s for k, s in STUDENT.items()}), state_of(STUDENT))
+
+
+TINY = {
+    "in_channels": 6,
+    "out_channels": 5,
+    "image_size": [32, 64],
+    "feature_size": [4, 8],
+    "xbound": [-12.0, 12.0, 1.0],
+    "ybound": [-12.0, 12.0, 1.0],
+    "zbound": [-10.0, 10.0, 20.0],
+    "dbound": [1.0, 13.0, 1.0],
+}
+
+
+def test_what_published_weights_need_is_named():
+    model = nn.ModuleDict({"encoders": MODELS.build({"type": "DepthLSSTransform", **TINY})})
+    needed = {"model.encoders.pixel_depth": "last"}
+    assert published_options(model, {}) == published_options(model, {"versions": None}) == needed
+    assert published_options(model, {"versions": {"mmdet3d": "1"}}) == {}
+    ready = nn.ModuleDict({"encoders": MODELS.build({"type": "DepthLSSTransform", "pixel_depth": "last", **TINY})})
+    assert published_options(ready, {}) == {}

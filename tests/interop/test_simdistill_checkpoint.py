@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from mmdet3d.config import load_config
-from mmdet3d.distill.distiller import build_detector
+from mmdet3d.distill import LiveTeacher, teacher
+from mmdet3d.distill.teacher import build_detector
+from mmdet3d.interop import checkpoints
 from mmdet3d.interop.checkpoints import EXCEPTIONS, load_state
 from mmdet3d.models import build_model
 
 STUDENT = "nuscenes/det/centerhead/lssfpn/simulated/swint.yaml"
+TEACHER = "nuscenes/det/centerhead/lssfpn/camera+lidar/swint_v0p075/convfuser.yaml"
 DISTILLER = "nuscenes/distill/simdistill/swint/convfuser.yaml"
 
 # The published student lifts once, with image features that are compensated, and with LiDAR depth.
@@ -85,6 +88,15 @@ def published(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k: torch.empty(s, device="meta") for k, s in shapes.items()}
 
 
+def published_teacher() -> dict[str, torch.Tensor]:
+    """As a distillation is published, teacher and student in one; the teacher's parts are named as ours."""
+    with torch.device("meta"):
+        plain = build_detector(TEACHER)
+    shapes = {k: tuple(v.shape) for k, v in plain.state_dict().items() if "vtransform" not in k}
+    shapes |= _view_transform("encoders.camera.vtransform.") | {"trans_student.0.weight": (256, 80, 3, 3)}
+    return {k: torch.empty(s, device="meta") for k, s in shapes.items()}
+
+
 def as_published() -> torch.nn.Module:
     with torch.device("meta"):
         return build_detector(STUDENT, AS_PUBLISHED)
@@ -121,6 +133,17 @@ def test_the_projection_goes_to_the_loss_of_a_distiller():
     del state["trans_student.0.weight"]
     with pytest.raises(ValueError, match=r"1 missing \(losses\.lidar\.projection\.0\.weight\)"):
         load_state(distiller, state)
+
+
+def test_a_published_teacher_needs_the_compensation_of_its_view_transform(monkeypatch):
+    file = "published.pth"
+    monkeypatch.setattr(checkpoints, "read_weights", lambda _: (published_teacher(), {}))
+    monkeypatch.setattr(teacher, "file_digest", lambda _: "digest")
+    with torch.device("meta"), pytest.raises(ValueError, match=r"unexpected .*vtransform\.compensation"):
+        LiveTeacher.load(TEACHER, file)
+    overrides = {"model.encoders.camera.vtransform.compensation": {"points": 10, "legacy_reference_points": True}}
+    with torch.device("meta"):
+        LiveTeacher.load(TEACHER, file, overrides)
 
 
 def test_two_view_transforms_start_from_the_published_one():

@@ -118,17 +118,28 @@ def test_alone_from_training_to_submission(config: Path, tmp_path: Path) -> None
         (["train.py", "CONFIG", "--resume_from", "auto", "--run-dir", "RUN"], "holds no checkpoint"),
         (["train.py", "CONFIG", "--run-dir", "RUN", "--load_from", "CONFIG"], "toy.yaml is damaged or holds more"),
         (["test.py", "CONFIG", "nothing.pth", "--eval", "bbox"], "checkpoint nothing.pth does not exist"),
+        (["train.py", "CONFIG", "--load_from", "nothing.pth"], "nothing.pth does not exist"),
+        (["train.py", "CONFIG", "--data.train.sise", "3"], "unknown key 'sise' for EngineToyDataset"),
         (["test.py", "CONFIG", "nothing.pth"], "nothing to do"),
+        (["test.py", "CONFIG", "CONFIG", "--eval", "bbox", "--out", "OUT.pkl"], "toy.yaml is damaged or holds more"),
+        (["test.py", "CONFIG", "CONFIG", "--eval", "bbox", "--data.test.sise", "3"], "unknown key 'sise'"),
     ],
 )
-def test_mistakes_are_one_sentence(
-    words: list[str], message: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_mistakes_are_one_sentence_and_leave_nothing(
+    words: list[str],
+    message: str,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tool, *filled = [w.replace("CONFIG", str(config)).replace("RUN", str(tmp_path / "run")) for w in words]
     main = runpy.run_path(str(TOOLS / tool))["main"]
+    before = set(tmp_path.rglob("*"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         main(filled)
+    assert set(tmp_path.rglob("*")) == before and capsys.readouterr() == ("", "")
 
 
 def test_a_mistake_is_an_error_line_and_code_2(config: Path) -> None:

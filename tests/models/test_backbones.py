@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -373,6 +374,28 @@ def test_resnet_loads_torchvision_weights(tmp_path: Path, suffix: str) -> None:
         assert torch.equal(backbone.state_dict()[key], value), key
 
 
+@pytest.mark.parametrize(
+    "place", ["encoders.camera.backbone.", "module.student.encoders.camera.backbone.", "img_backbone."]
+)
+def test_a_detectors_file_holds_the_backbone(tmp_path: Path, place: str) -> None:
+    source = tiny_resnet(18)
+    nn.init.ones_(source.conv1.weight)
+    others = {place.replace("camera", "lidar").replace("img", "pts") + "conv1.weight": torch.zeros(3)}
+    others |= {"decoder.backbone.conv1.weight": torch.zeros(3)} if "module" not in place else {}
+    torch.save({"state_dict": {f"{place}{k}": v for k, v in source.state_dict().items()} | others}, tmp_path / "d.pth")
+    backbone = tiny_resnet(18, init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / "d.pth")})
+    backbone.init_weights()
+    assert torch.equal(backbone.conv1.weight, source.conv1.weight)
+
+
+def test_of_two_detectors_in_a_file_one_must_be_chosen(tmp_path: Path) -> None:
+    names = [f"{part}.camera.backbone.conv1.weight" for part in ("encoders", "encoders_student")]
+    torch.save(dict.fromkeys(names, torch.ones(1)), tmp_path / "two.pth")
+    backbone = tiny_resnet(18, init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / "two.pth")})
+    with pytest.raises(ValueError, match=r"several networks .*--prefix encoders\.camera\.backbone"):
+        backbone.init_weights()
+
+
 def test_resnet_with_deformable_stages(tmp_path: Path) -> None:
     """As mmdet's: the 3x3 of every bottleneck, strided ones too; torchvision's weights fit, offsets start at zero."""
     plain = tiny_resnet(50)
@@ -438,7 +461,8 @@ def test_missing_weights_say_what_to_do(
         ({"layer9.weight": torch.ones(2)}, "does not fit ResNet"),
         ({"conv1.weight": torch.ones(2)}, r"conv1.weight is \(2,\), expected \(4, 3, 7, 7\)"),
         ({"epoch": 3}, "holds no weights"),
-        ({"model": Path("x")}, "not a plain weights file"),
+        ({"model": Path("x")}, "holds no weights"),
+        ({"model": Fraction(1, 2)}, r"an object of fractions\.Fraction, which could run code"),
     ],
 )
 def test_wrong_weights_are_an_error(tmp_path: Path, content: dict, message: str) -> None:
@@ -452,7 +476,7 @@ def test_wrong_weights_are_an_error(tmp_path: Path, content: dict, message: str)
 def test_truncated_weights_are_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"no weights")
     backbone = tiny_resnet(18, init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / name)})
-    with pytest.raises(ValueError, match="not a plain weights file"):
+    with pytest.raises(ValueError, match=r"is damaged|is not a safetensors file"):
         backbone.init_weights()
 
 

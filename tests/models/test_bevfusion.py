@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 from bev_models import TRANSFUSION_HEAD, make_batch, model_config
 from torch import nn
 
+from mmdet3d.engine.checkpoint import load_start
 from mmdet3d.models.detectors import BEVFusion
 from mmdet3d.registry import MODELS
 
@@ -257,6 +259,42 @@ def test_image_weights_are_loaded_on_request_only(tmp_path: Path) -> None:
     model.init_weights()
     assert torch.equal(mine.conv1.weight, donor.conv1.weight)
     build("lidar", fuser=None).init_weights()
+
+
+def test_a_lidar_detector_starts_one_with_cameras(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """BEVFusion's second stage: parts that the file lacks start as from scratch, the image backbone pretrained."""
+    lidar, donor = build("lidar", fuser=None), build("camera", fuser=None).encoders["camera"]["backbone"]
+    nn.init.ones_(donor.conv1.weight)
+    torch.save({"state_dict": lidar.state_dict()}, tmp_path / "lidar.pth")
+    torch.save(donor.state_dict(), tmp_path / "image.pth")
+    cfg = model_config("camera", "lidar")
+    cfg["fuser"]["out_channels"] = cfg["decoder"]["backbone"]["in_channels"] = 7  # what the LiDAR branch alone gives
+    init = {"type": "Pretrained", "checkpoint": str(tmp_path / "image.pth")}
+    cfg["encoders"]["camera"]["backbone"]["init_cfg"] = init
+    fusion = MODELS.build(cfg)
+    lift = fusion.state_dict()["encoders.camera.vtransform.depthnet.weight"].clone()
+    logging.getLogger("mmdet3d").propagate = True
+    with caplog.at_level(logging.WARNING):
+        report = load_start(fusion, tmp_path / "lidar.pth")
+    assert "nothing for encoders.camera and fuser, which starts as from scratch" in caplog.text
+    assert report.loaded == len(lidar.state_dict())
+    own = fusion.state_dict()
+    assert all(torch.equal(own[k], v) for k, v in lidar.state_dict().items())
+    assert torch.equal(fusion.encoders["camera"]["backbone"].conv1.weight, donor.conv1.weight)
+    assert torch.equal(own["encoders.camera.vtransform.depthnet.weight"], lift)
+
+    whole = fusion.state_dict()
+    for lost, message in (
+        ("encoders.camera.neck.", "missing .encoders.camera.neck"),
+        ("heads.", "missing .heads"),
+        (("encoders.", "fuser."), "missing .encoders.camera"),
+    ):
+        torch.save({k: v for k, v in whole.items() if not k.startswith(lost)}, tmp_path / "part.pth")
+        with pytest.raises(ValueError, match=message):
+            load_start(MODELS.build(cfg), tmp_path / "part.pth")
+    torch.save(whole, tmp_path / "all.pth")
+    with pytest.raises(ValueError, match=r"unexpected .encoders\.camera"):
+        load_start(build("lidar", fuser=None), tmp_path / "all.pth")
 
 
 # -- construction ---------------------------------------------------------------------------------------------------

@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdet3d.interop.boxes import boxes_from_old
 from mmdet3d.models.heads.box_coder import decode_boxes, encode_boxes
 from mmdet3d.models.heads.centerhead import REGRESSION, CenterHead
 from mmdet3d.models.heads.gaussian import draw_gaussians, gaussian_radius
 from mmdet3d.models.heads.targets import gather_objects, heatmap_target
 from mmdet3d.models.losses import FocalLoss, GaussianFocalLoss, L1Loss
 from mmdet3d.registry import MODELS
-from mmdet3d.structures import BEVGrid, Boxes3D
+from mmdet3d.structures import BEVGrid, Boxes3D, limit_period
 
 TASKS = [
     ["car"],
@@ -124,6 +123,13 @@ def test_overlapping_gaussians_keep_the_maximum_and_their_own_radius() -> None:
     torch.testing.assert_close(both[0], torch.maximum(single[0][0], single[1][0]))
     torch.testing.assert_close(both[1], single[2][0])
     assert both[0, 5, 13] == 0 and both[0, 5, 12] > 0
+
+
+def boxes_from_old(boxes: torch.Tensor) -> Boxes3D:
+    """From (N, 9) of mmdet3d before v1.0: x, y, z (bottom), width, length, height, yaw = -heading - pi / 2, vx, vy."""
+    x, y, z, width, length, height, yaw, vx, vy = boxes.unbind(1)
+    heading = limit_period(-yaw - torch.pi / 2)
+    return Boxes3D(torch.column_stack([x, y, z + height / 2, length, width, height, heading, vx, vy]))
 
 
 def test_targets_match_published_code(crkd_values: dict) -> None:

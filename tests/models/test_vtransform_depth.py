@@ -48,6 +48,26 @@ def test_the_nearest_point_wins(order: list[int]) -> None:
     assert canvas[0, 0].count_nonzero() == 1
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
+@pytest.mark.parametrize("values", [0, 4])
+def test_the_last_point_wins_as_in_published_depth_maps(order: list[int], values: int) -> None:
+    points = torch.tensor([[9.0, 0, 0, 1], [4.0, 0, 0, 2], [6.0, 0, 0, 3], [5.0, 2.0, 0, 4]])
+    points = points[[*order, 3]]
+    canvas = DepthMap((32, 64), point_channels=values, pixel_depth="last")([points], straight_ahead())
+    assert canvas[0, 0, 16, 32] == points[2, 0] and canvas[0, 0].count_nonzero() <= 2
+    if values:
+        assert canvas[0, 1:, 16, 32].tolist() == points[2].tolist()
+
+
+def test_the_rule_of_a_pixel_is_an_option_of_the_view_transforms() -> None:
+    for name in ("DepthLSSTransform", "AwareDBEVDepth"):
+        cfg = {"type": name, **TINY}
+        assert MODELS.build(cfg).depth_map.pixel_depth == "nearest"
+        assert MODELS.build(cfg | {"pixel_depth": "last"}).depth_map.pixel_depth == "last"
+        with pytest.raises(ValueError, match="pixel_depth of a view transform must be nearest or last, got 'lst'"):
+            MODELS.build(cfg | {"pixel_depth": "lst"})
+
+
 def test_points_behind_the_camera_are_not_drawn() -> None:
     points = torch.tensor([[-5.0, 0, 0], [0.0, 0, 0]])
     assert DepthMap((32, 64))([points], straight_ahead()).count_nonzero() == 0

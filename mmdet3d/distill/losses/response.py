@@ -11,13 +11,12 @@ from torch.nn import functional as F
 from mmdet3d.distill.losses.base import full_precision
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
 from mmdet3d.models.detectors.base import Detector
+from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.models.losses import clamped_sigmoid
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
 
 __all__ = ["ResponseLoss", "quality_focal", "quality_focal_loss", "soft_box_loss"]
-
-_REGRESSION = ("reg", "height", "dim", "rot", "vel")
 
 
 @MODELS.register
@@ -56,13 +55,14 @@ class ResponseLoss(CenterHeadLoss):
         classes = [task["heatmap"].shape[1] for task in teacher_value]
         p, q = (clamped_sigmoid(torch.cat([t["heatmap"] for t in side], 1)) for side in (student_value, teacher_value))
         p, q = self._gate(p), self._gate(q)
+        boxes = CenterHead.regression_map
         focal = quality_focal(p, q, self.beta).split(classes, 1)
         terms = {}
         for i, (student, teacher, loss, seen, weight) in enumerate(
             zip(student_value, teacher_value, focal, q.split(classes, 1), self.task_weights, strict=True)
         ):
             terms[f"heatmap/task{i}"] = weight * loss.sum() / _count(seen)
-            terms[f"bbox/task{i}"] = weight * soft_box_loss(_boxes(student), _boxes(teacher), seen.sum(1))
+            terms[f"bbox/task{i}"] = weight * soft_box_loss(boxes(student), boxes(teacher), seen.sum(1))
         return terms
 
 
@@ -99,7 +99,3 @@ def soft_box_loss(student: Tensor, teacher: Tensor, response: Tensor) -> Tensor:
     ours, theirs = student[sample, :, x, y], teacher[sample, :, x, y]
     distance = F.smooth_l1_loss(ours, theirs, reduction="none").sum(1)
     return 4 * (distance * response[sample, x, y]).sum() / max(len(sample), 1)
-
-
-def _boxes(task: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([task[name] for name in _REGRESSION], dim=1)

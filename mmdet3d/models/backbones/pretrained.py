@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from mmdet3d.models.weight_files import read_tensors
 
 __all__ = ["FOLDER", "checkpoint_of", "load_weights", "read_weights"]
 
@@ -23,7 +22,11 @@ _TORCHVISION = {
     "resnet50": "resnet50-0676ba61.pth",
     "resnet101": "resnet101-63fe2227.pth",
 }
-_WRAPPERS = ("state_dict_ema", "state_dict", "model")
+# Where a file of a whole detector has its image backbone, the surest sign first.
+_PLACES = (
+    re.compile(r".*\b(?:camera\.backbone|img_backbone)\."),
+    re.compile(r"(?:student\.|centernet_\w+\.)?backbone\."),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,25 +49,30 @@ def checkpoint_of(init_cfg: Mapping[str, Any] | None, owner: str) -> str | None:
 def read_weights(checkpoint: str, owner: str, option: str = _OPTION) -> dict[str, Tensor]:
     """Tensors by name from a `.pth` or `.safetensors` file.
 
-    A URL stands for the file of that name in `pretrained/`. Wrappers (`{"model": ...}`, `{"state_dict": ...}`; averaged
-    weights in `state_dict_ema` come first) and the prefixes `module.` and `backbone.` are taken off.
+    A URL stands for the file of that name in `pretrained/`. What a file of a detector holds beside its image backbone
+    is left out, and the names lose what stands before those of the backbone; see also `read_tensors`.
 
     Args:
         owner: what error messages call the network.
         option: the command line's option for `init_cfg`, for error messages.
 
     Raises:
-        ValueError: the file is not there, or holds more than tensors; the message says what to do.
+        ValueError: the file is not there, cannot be read, or holds several image backbones; the message says what to
+            do.
     """
     path = _locate(checkpoint, owner, option)
-    content = _load(path)
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    weights = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
-    if not weights:
-        raise ValueError(f"{path} holds no weights by name; expected a state dict of {owner}")
-    return _without_prefix(_without_prefix(weights, "module."), "backbone.")
+    weights, _ = read_tensors(path)
+    for place in _PLACES:
+        prefixes = sorted({match[0] for match in map(place.match, weights) if match})
+        if len(prefixes) > 1:
+            raise ValueError(
+                f"{path} holds several networks ({', '.join(prefixes)}...), so it is not clear which is the image "
+                f"backbone of {owner}; take one out: python tools/convert_checkpoint.py {path} OUT.safetensors "
+                f"--prefix {prefixes[0].rstrip('.')}"
+            )
+        if prefixes:
+            return {k.removeprefix(prefixes[0]): v for k, v in weights.items() if k.startswith(prefixes[0])}
+    return weights
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> int:
@@ -116,20 +124,3 @@ def _locate(checkpoint: str, owner: str, option: str) -> Path:
 def _from_scratch(option: str) -> str:
     key = option.removeprefix("--")
     return f"{option} null (the student of a distillation: --model.student.overrides '{{{key}: null}}')"
-
-
-def _load(path: Path) -> Any:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
-        raise ValueError(
-            f"{path} is not a plain weights file (truncated, or it holds Python objects); download it again, or "
-            "save its state dict alone with torch.save"
-        ) from error
-
-
-def _without_prefix(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    inner = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    return inner or weights

@@ -21,9 +21,11 @@ class Trainable(nn.Module, ABC):
 
     Attributes:
         inputs: sensors whose data detection reads, out of camera, lidar and radar.
+        optional_parts: modules that a checkpoint to start training from may lack, each as a whole.
     """
 
     inputs: tuple[str, ...] = ("camera", "lidar", "radar")
+    optional_parts: tuple[str, ...] = ()
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -34,7 +36,7 @@ class Trainable(nn.Module, ABC):
         """One `Detections3D` per sample; needs neither ground truth nor anything but the model's own sensors."""
 
     def init_weights(self) -> None:
-        """Load what training from scratch starts from; the engine does not call it where it loads a checkpoint."""
+        """Load what training from scratch starts from; the engine does not call it where a checkpoint holds it all."""
 
     def setup_training(self, evaluate: Callable[[Trainable], dict[str, float]]) -> None:
         """Called once by the engine before the first step, on the final device, with the starting weights loaded.

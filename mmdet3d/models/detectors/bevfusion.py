@@ -81,6 +81,11 @@ class BEVFusion(Detector):
     def pretrained_parts(self) -> tuple[str, ...]:
         return ("encoders.camera.backbone",) if "camera" in self.encoders else ()
 
+    @property
+    def optional_parts(self) -> tuple[str, ...]:
+        """Encoders and fuser, so that a detector of one sensor starts one of several (BEVFusion's second stage)."""
+        return (*(f"encoders.{name}" for name in self.encoders), *(() if self.fuser is None else ("fuser",)))
+
     def _build_encoders(self, encoders: Mapping[str, Any]) -> nn.ModuleDict:
         modules = nn.ModuleDict()
         for name in self.sensors:

@@ -99,6 +99,7 @@ class AwareDBEVDepth(AwareBEVDepth):
         height_expand: draw each point as a column, for radar.
         add_depth_features: draw all values of a point too.
         point_channels: values per point; None takes 5 for LiDAR and 45 for radar.
+        pixel_depth: `nearest` or `last`, see `DepthMap`.
         others: see `AwareBEVDepth` and `BaseTransform`.
 
     Raises:
@@ -128,6 +129,7 @@ class AwareDBEVDepth(AwareBEVDepth):
         add_depth_features: bool = False,
         point_channels: int | None = None,
         pool_floor: bool = False,
+        pixel_depth: str = "nearest",
     ) -> None:
         super().__init__(
             in_channels,
@@ -158,6 +160,7 @@ class AwareDBEVDepth(AwareBEVDepth):
             dbound=self.dbound if one_hot else None,
             point_channels=(point_channels or values) if add_depth_features else 0,
             height_expand=height_expand,
+            pixel_depth=pixel_depth,
         )
         stem = 32 if one_hot else 8
         self.dtransform = nn.Sequential(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,8 +23,44 @@ _STRIDE = 8
 class DepthLSSTransform(BaseTransform):
     """Depth and context from image features and the LiDAR points drawn into the images (BEVFusion, ICRA 2023).
 
-    Reads `batch.points`. Arguments: see `BaseTransform`; `image_size` must be 8 times `feature_size`.
+    Reads `batch.points`.
+
+    Args:
+        pixel_depth: `nearest` or `last`, see `DepthMap`.
+        others: see `BaseTransform`; `image_size` must be 8 times `feature_size`.
     """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: Sequence[int],
+        feature_size: Sequence[int],
+        xbound: Sequence[float],
+        ybound: Sequence[float],
+        zbound: Sequence[float],
+        dbound: Sequence[float],
+        downsample: int = 1,
+        depth_loss_factor: float = 0.0,
+        pool_floor: bool = False,
+        compensation: Mapping[str, Any] | None = None,
+        pixel_depth: str = "nearest",
+    ) -> None:
+        self._pixel_depth = pixel_depth  # before the base class builds what needs it
+        super().__init__(
+            in_channels,
+            out_channels,
+            image_size,
+            feature_size,
+            xbound,
+            ybound,
+            zbound,
+            dbound,
+            downsample=downsample,
+            depth_loss_factor=depth_loss_factor,
+            pool_floor=pool_floor,
+            compensation=compensation,
+        )
 
     def _build_lift(self) -> None:
         expected = tuple(-(-n // _STRIDE) for n in self.image_size)
@@ -30,7 +69,7 @@ class DepthLSSTransform(BaseTransform):
                 f"DepthLSSTransform reduces the depth map {_STRIDE} times: feature_size must be {list(expected)} for "
                 f"image_size {list(self.image_size)}, got {list(self.feature_size)}"
             )
-        self.depth_map = DepthMap(self.image_size)
+        self.depth_map = DepthMap(self.image_size, pixel_depth=self._pixel_depth)
         self.dtransform = nn.Sequential(
             *conv_bn_relu(self.depth_map.channels, 8, 1, bias=True),
             *conv_bn_relu(8, 32, 5, stride=4, padding=2, bias=True),

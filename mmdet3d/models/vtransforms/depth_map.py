@@ -18,7 +18,7 @@ _MIN_DEPTH = 1e-5
 
 @dataclass(frozen=True)
 class DepthMap:
-    """Draws points as images that a network can read. Where several fall on a pixel, the nearest counts.
+    """Draws points as images that a network can read. Where several fall on a pixel, one counts.
 
     Args:
         image_size: (H, W) pixels.
@@ -27,12 +27,22 @@ class DepthMap:
             first or last bin.
         point_channels: F > 0 appends the F values of the point as further channels.
         height_expand: draw each point at heights 0.25, 0.5, ... 2 m instead of its own (radar measures no height).
+        pixel_depth: which point of a pixel counts: the `nearest`, or the `last` of the sample, as in the depth maps
+            that published checkpoints were trained with.
+
+    Raises:
+        ValueError: an unknown `pixel_depth`.
     """
 
     image_size: tuple[int, int]
     dbound: tuple[float, float, float] | None = None
     point_channels: int = 0
     height_expand: bool = False
+    pixel_depth: str = "nearest"
+
+    def __post_init__(self) -> None:
+        if self.pixel_depth not in ("nearest", "last"):
+            raise ValueError(f"pixel_depth of a view transform must be nearest or last, got {self.pixel_depth!r}")
 
     @property
     def bins(self) -> int:
@@ -74,14 +84,15 @@ class DepthMap:
         pixel, depth, inside = self._pixels(points, calibration)
         camera, point = inside.nonzero(as_tuple=True)
         pixel, depth = pixel[camera, point], depth[camera, point]
-        if self.dbound is None and not self.point_channels:
+        if self.dbound is None and not self.point_channels and self.pixel_depth == "nearest":
             nearest = torch.full_like(canvas.view(-1), torch.inf)
             nearest.scatter_reduce_(0, camera * height * width + pixel, depth, "amin")
             return nearest.where(nearest.isfinite(), 0).view(cameras, 1, height, width)
         if self.dbound is not None:
             canvas[camera, pixel, self._bin(depth)] = 1
-        nearest = _nearest(camera * height * width + pixel, depth)
-        camera, pixel, point, depth = camera[nearest], pixel[nearest], point[nearest], depth[nearest]
+        rank = depth if self.pixel_depth == "nearest" else -point
+        chosen = _lowest(camera * height * width + pixel, rank)
+        camera, pixel, point, depth = camera[chosen], pixel[chosen], point[chosen], depth[chosen]
         if self.dbound is None:
             canvas[camera, pixel, 0] = depth
         if self.point_channels:
@@ -112,10 +123,10 @@ def _expanded(points: Tensor) -> Tensor:
     return tall
 
 
-def _nearest(pixel: Tensor, depth: Tensor) -> Tensor:
-    """Indices of one entry per pixel, the one of least depth (ties: the first). Deterministic on every device."""
-    by_depth = depth.argsort(stable=True)
-    order = by_depth[pixel[by_depth].argsort(stable=True)]
+def _lowest(pixel: Tensor, rank: Tensor) -> Tensor:
+    """Indices of one entry per pixel, the one of lowest rank (ties: the first). Deterministic on every device."""
+    by_rank = rank.argsort(stable=True)
+    order = by_rank[pixel[by_rank].argsort(stable=True)]
     ordered = pixel[order]
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
