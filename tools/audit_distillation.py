@@ -38,7 +38,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.trainer import seed_everything
     from mmdet3d.models import build_model
 
-    overrides = read_overrides(rest, args.overrides_file)
+    overrides = read_overrides(rest, args.overrides_file, args.imports)
     kind = load_config(args.config, overrides).model["type"]
     if kind != "Distiller":
         raise ValueError(f"{args.config} describes no distillation: model.type is {kind}, not Distiller")

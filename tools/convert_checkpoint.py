@@ -27,8 +27,8 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--part", choices=["student", "teacher"], help="which network of a published distillation")
     add_override_options(parser)
     args, rest = parser.parse_known_args(words)
-    if args.config is None and rest:
-        raise ValueError(f"{rest[0]} overrides a config, so it needs --config")
+    if args.config is None and (rest or args.imports):
+        raise ValueError(f"{rest[0] if rest else '--imports'} is about a config, so it needs --config")
     if args.config is None and args.part:
         raise ValueError("--part needs --config, whose model says how the network is built")
     if args.target.exists():
@@ -44,7 +44,7 @@ def main(words: list[str]) -> None:
 
     args.target.parent.mkdir(parents=True, exist_ok=True)
     if args.config:
-        model = build_model(load_config(args.config, read_overrides(rest, args.overrides_file)).model)
+        model = build_model(load_config(args.config, read_overrides(rest, args.overrides_file, args.imports)).model)
         metadata = load_checkpoint(model, args.source, args.prefix, part=args.part).metadata
         state = model.state_dict()
     else:

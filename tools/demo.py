@@ -46,7 +46,7 @@ def main(words: list[str]) -> None:
     print(f"picture: {picture} ({time.monotonic() - began:.0f} s), what the models in pretrained/demo find", flush=True)
     if args.only_first:
         return
-    recipe, overrides = Recipe.load(args.recipe), read_overrides(rest, args.overrides_file)
+    recipe, overrides = Recipe.load(args.recipe), read_overrides(rest, args.overrides_file, args.imports)
     root = data / f"{Path(args.recipe).stem}-world-{args.seed}"
     plan = Plan.make(recipe, run_dir, [args.seed], overrides, root)
     print(f"now the same from nothing, world {args.seed}: {plan.describe()}", flush=True)

@@ -45,7 +45,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.run_dir import writable_folder
 
     recipe = Recipe.load(args.recipe)
-    overrides = read_overrides(rest, args.overrides_file)
+    overrides = read_overrides(rest, args.overrides_file, args.imports)
     root = None
     if recipe.data is not None:
         root = Path(args.data_dir or f"data/{Path(args.recipe).stem}-world-{args.world}")

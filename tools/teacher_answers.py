@@ -28,7 +28,7 @@ def main(words: list[str]) -> None:
     args, rest = parse(words)
     from mmdet3d.engine.answers import store_answers
 
-    overrides = read_overrides(rest, args.overrides_file)
+    overrides = read_overrides(rest, args.overrides_file, args.imports)
     teacher = store_answers(load_config(args.config, {"model.teacher.min_score": None, **overrides}))
     print(teacher.answers.folder)
 

@@ -58,7 +58,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.run_dir import default_run_dir, writable_folder
     from mmdet3d.engine.trainer import seed_everything
 
-    cfg = load_config(args.config, read_overrides(rest, args.overrides_file))
+    cfg = load_config(args.config, read_overrides(rest, args.overrides_file, args.imports))
     if not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist")
     device = distributed.init()

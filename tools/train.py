@@ -42,7 +42,7 @@ def main(words: list[str]) -> None:
     args, rest = parse(words)
     from mmdet3d.engine.jobs import train
 
-    overrides = read_overrides(rest, args.overrides_file)
+    overrides = read_overrides(rest, args.overrides_file, args.imports)
     if args.resume is not None:
         overrides["resume_from"] = "auto"
     train(args.config, load_config(args.config, overrides), args.run_dir)

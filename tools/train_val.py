@@ -51,7 +51,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.run_dir import writable_folder
     from mmdet3d.engine.trainer import seed_everything
 
-    cfg = load_config(args.config, read_overrides(rest, args.overrides_file))
+    cfg = load_config(args.config, read_overrides(rest, args.overrides_file, args.imports))
     if not args.evaluate:
         train(args.config, cfg, args.run_dir)
         return

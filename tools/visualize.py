@@ -45,7 +45,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.run_dir import writable_folder
     from mmdet3d.progress import progress_bar
 
-    cfg = load_config(args.config, read_overrides(rest, args.overrides_file))
+    cfg = load_config(args.config, read_overrides(rest, args.overrides_file, args.imports))
     dataset = open_split(cfg, args.split)
     for label in args.bbox_classes or []:
         if not 0 <= label < len(dataset.classes):

@@ -21,6 +21,7 @@ import yaml
 from mmdet3d.config import parse_overrides, parse_yaml
 from mmdet3d.engine.interrupt import Interrupted
 from mmdet3d.engine.launchers import environment_rank
+from mmdet3d.plugins import module_names
 
 __all__ = ["OVERRIDES_HELP", "add_override_options", "read_overrides", "rejoin", "run"]
 
@@ -36,6 +37,11 @@ _PAIR = re.compile(r"(--)?[A-Za-z_][\w-]*(\.[\w-]+)*=")
 def add_override_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = OVERRIDES_HELP
     parser.add_argument("--overrides-file", metavar="FILE", help="YAML of overrides, applied before those given here")
+    parser.add_argument(
+        "--imports",
+        metavar="MODULE[,MODULE]",
+        help="modules that register parts of your own, in this folder or installed; added to the config's `imports`",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
@@ -70,8 +76,11 @@ def _open(text: str) -> bool:
     return text.count("[") + text.count("{") > text.count("]") + text.count("}")
 
 
-def read_overrides(words: Sequence[str], file: str | None = None) -> dict[str, Any]:
+def read_overrides(words: Sequence[str], file: str | None = None, imports: str | None = None) -> dict[str, Any]:
     """Overrides by dotted key: those of `file`, then those of the command line.
+
+    Args:
+        imports: of the option `--imports`; beside those of `file`.
 
     Raises:
         ValueError: see `rejoin`, or `file` holds no mapping.
@@ -88,7 +97,11 @@ def read_overrides(words: Sequence[str], file: str | None = None) -> dict[str, A
         if not isinstance(content, dict):
             raise ValueError(f"--overrides-file {file} must hold lines `a.b.c: value`")
         overrides |= content
-    return overrides | parse_overrides(rejoin(words))
+    overrides |= parse_overrides(rejoin(words))
+    if imports is not None:
+        names = [name.strip() for name in imports.split(",") if name.strip()]
+        overrides["imports"] = [*module_names(overrides.get("imports"), "the overrides"), *names]
+    return overrides
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:

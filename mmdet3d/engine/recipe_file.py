@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mmdet3d.datasets.synthetic.settings import Settings as WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
 from mmdet3d.engine.settings import Settings
 from mmdet3d.evaluation.control import COLUMNS, Column
+from mmdet3d.plugins import module_names
 from mmdet3d.registry import nearest
 
 __all__ = ["Recipe", "RecipeRun"]
@@ -53,7 +54,14 @@ class RecipeRun:
     def overrides_with(self, given: Mapping[str, Any], checkpoints: Mapping[str, str]) -> dict[str, Any]:
         """Overrides of the config: `given` by the user, and those of this run that the user does not replace."""
         own = {key: value for key, value in self.overrides.items() if not any(_covers(g, key) for g in given)}
-        return {**given, **own, **{key: checkpoints[name] for key, name in self.references.items()}}
+        both = [name for o in (self.overrides, given) for name in module_names(o.get("imports"), "the recipe")]
+        filled = {key: checkpoints[name] for key, name in self.references.items()}
+        return {**given, **own, **filled, **({"imports": both} if both else {})}
+
+    def importing(self, modules: Sequence[str]) -> RecipeRun:
+        """This run with further `imports` of its config."""
+        own = module_names(self.overrides.get("imports"), "the recipe")
+        return replace(self, overrides={**self.overrides, "imports": [*modules, *own]})
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class Recipe:
         data_cost: CPU seconds that making them takes on the reference machine; None if not known.
         pictures: `columns` (runs drawn side by side), `samples` (how many key frames), the least `min_score` of the
             detections that are drawn, and whether their `scores` are written beside them.
+        imports: modules that every run imports, beside those of its config.
     """
 
     title: str
@@ -83,6 +92,7 @@ class Recipe:
     data: Mapping[str, Any] | None = None
     data_cost: float | None = None
     pictures: Mapping[str, Any] | None = None
+    imports: Sequence[str] = ()
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -91,6 +101,8 @@ class Recipe:
         content = read_mapping(file)
         _check_keys(content, [f.name for f in fields(cls)], ("title", "runs"), file.name)
         runs = {name: _read_run(block, f"{file.name}, runs.{name}") for name, block in content["runs"].items()}
+        if imports := module_names(content.get("imports"), file.name):
+            runs = {name: run.importing(imports) for name, run in runs.items()}
         recipe = cls(**{**content, "runs": runs})
         recipe._check_references(file.name)
         recipe._check_table(file.name)
