@@ -17,7 +17,9 @@ from mmdet3d.registry import nearest
 
 __all__ = ["CONFIG_ROOT", "Config", "find_config", "load_config", "parse_overrides", "parse_yaml", "read_mapping"]
 
-CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
+# A wheel holds the configs in the package (setup.py), a checkout beside it.
+_INSTALLED = Path(__file__).resolve().parent / "configs"
+CONFIG_ROOT = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "configs"
 
 _BINARY = {
     ast.Add: operator.add,
@@ -117,7 +119,7 @@ def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
 
 
 def find_config(path: str | Path) -> Path:
-    """The file `path`, or `configs/path` of this project.
+    """The file `path`, or `configs/path` of this project, wherever it is installed.
 
     Raises:
         FileNotFoundError: neither exists.
