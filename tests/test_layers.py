@@ -22,6 +22,7 @@ ALLOWED = {
     "evaluation": {"structures", "ops"},
     "visualization": {"structures"},
     "engine": {"structures", "models", "distill", "datasets", "evaluation", "interop", "visualization", "ops"},
+    "commands": {"structures", "models", "distill", "datasets", "evaluation", "interop", "ops", "engine"},
 }
 LEAVES = {"registry", "config", "machine", "plugins", "progress", "__version__"}
 

@@ -104,12 +104,12 @@ def read_overrides(words: Sequence[str], file: str | None = None, imports: str |
     return overrides
 
 
-def run(main: Callable[[list[str]], None]) -> NoReturn:
-    """Run a tool: a user's mistake becomes `error: ...` and exit code 2, a signal 128 + its number."""
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Run a tool to its exit code: a user's mistake becomes `error: ...` and exit code 2, a signal 128 + its number."""
     words = sys.argv[1:]
     _raise_file_limit()
     try:
-        main(words)
+        code = main(words)
     except Interrupted as stop:
         print(f"interrupted: {stop}", file=sys.stderr)
         _leave(128 + (stop.number or 2))
@@ -131,7 +131,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
             _leave(2)
         traceback.print_exc()
         _leave(1)
-    _leave(0)
+    _leave(code or 0)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import distill3d
+
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCE = "Distill3D and OpenMMLab's MMDetection3D both install a package mmdet3d"
 
@@ -33,6 +35,23 @@ def test_openmmlabs_package_of_the_same_name(ours: bool, said: str, tmp_path: Pa
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {SENTENCE}, and {package} {said}; ") and len(done.stderr.splitlines()) == 1
     assert "pip uninstall mmdet3d distill3d" in done.stderr
+
+
+def test_every_tool_is_a_command() -> None:
+    modules = {module for module, _ in distill3d.COMMANDS.values()}
+    assert modules == {path.stem for path in (ROOT / "mmdet3d" / "commands").glob("[!_]*.py")}
+    assert modules == {path.stem for path in (ROOT / "tools").glob("*.py")} - {"ship_weights"}
+
+
+def test_commands_explain_themselves(tmp_path: Path) -> None:
+    start = [sys.executable, "-m", "distill3d"]
+    helped = run(*start, "--help", cwd=ROOT)
+    assert helped.returncode == 0 and all(f"  {name} " in helped.stdout for name in distill3d.COMMANDS)
+    assert run(*start, "recipe", "--help", cwd=ROOT).stdout.startswith("usage: distill3d recipe ")
+    wrong = run(*start, "trian", cwd=ROOT)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: unknown command 'trian', did you mean 'train'?")
+    wrong = run(*start, "evaluate", "kitti", tmp_path / "absent", cwd=ROOT)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: ")
 
 
 def test_a_mixture_is_not_imported(tmp_path: Path) -> None:
