@@ -1,4 +1,5 @@
-"""Static facts are in pyproject.toml. This file compiles the kernels of `mmdet3d/ops` ahead of time.
+"""Static facts are in pyproject.toml. This file compiles the kernels of `mmdet3d/ops` ahead of time, and puts what lies
+beside the package in a checkout (`configs`, `pretrained/demo`) into the one that a wheel holds.
 
 With `pip install --no-build-isolation -e .` or `python setup.py develop` they are compiled for this machine: C++ where
 there is a compiler; CUDA where there is nvcc and torch is built for CUDA, or where TORCH_CUDA_ARCH_LIST says for which
@@ -9,13 +10,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Distribution, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+DATA = ("configs", "pretrained/demo")
 
 
 def load_builder():
@@ -75,9 +79,22 @@ class BuildKernels(build_ext):
         return []
 
 
+class BuildWithData(build_py):
+    """An editable install uses the checkout's own (`mmdet3d.config.CONFIG_ROOT`)."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for name in DATA:
+            target = Path(self.build_lib) / "mmdet3d" / name
+            shutil.rmtree(target, ignore_errors=True)  # what an earlier build left
+            shutil.copytree(ROOT / name, target)
+
+
 class WithKernels(Distribution):
     def has_ext_modules(self) -> bool:
         return True
 
 
-setup(cmdclass={"build_ext": BuildKernels}, distclass=WithKernels)
+setup(cmdclass={"build_ext": BuildKernels, "build_py": BuildWithData}, distclass=WithKernels)

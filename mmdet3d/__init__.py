@@ -13,6 +13,13 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+if os.path.isdir(os.path.join(os.path.dirname(__file__), "apis")):  # see also distill3d.py
+    raise ImportError(
+        "Distill3D and OpenMMLab's MMDetection3D both install a package mmdet3d, and "
+        f"{os.path.dirname(__file__)} holds both, mixed; keep them in separate environments: here, "
+        "pip uninstall mmdet3d distill3d, then install distill3d again"
+    )
+
 __version__ = "0.1.0"
 __all__ = ["build_model", "load_checkpoint", "load_config"]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from mmdet3d.plugins import import_modules, module_names
 from mmdet3d.registry import nearest
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "read_mapping",
 ]
 
-CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
+# A wheel holds the configs in the package (setup.py), a checkout beside it.
+_INSTALLED = Path(__file__).resolve().parent / "configs"
+CONFIG_ROOT = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "configs"
 
 _BINARY = {
     ast.Add: operator.add,
@@ -94,21 +97,30 @@ def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     """Read a config file with everything it inherits.
 
     Every `default.yaml` from the `configs` folder down to the file's own is merged first, then the file: mappings
-    merge, anything else replaces. Then overrides apply, then every string `${expression}` is evaluated.
+    merge, anything else replaces. Then overrides apply, then every string `${expression}` is evaluated. Modules that
+    any of them names as `imports` are imported, so that what they register can be built; the result names them all.
 
     Args:
         path: a YAML file; a path that does not exist is also looked for below the project's `configs`.
         overrides: command-line words `--a.b.c value` / `a.b.c=value`, or a mapping from dotted key to value.
 
     Raises:
-        ValueError: unreadable YAML, an override of a key that no config has, or an expression outside the whitelist.
+        ValueError: unreadable YAML, an override of a key that no config has, an expression outside the whitelist, or a
+            module of `imports` that cannot be imported.
         FileNotFoundError: no such file.
     """
     file = find_config(path)
     config = Config()
+    imports: list[str] = []
     for part in config_chain(file):
-        _merge(config, read_mapping(part))
-    pairs = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+        content = read_mapping(part)
+        imports += module_names(content.pop("imports", None), str(part))
+        _merge(config, content)
+    pairs = dict(overrides if isinstance(overrides, Mapping) else parse_overrides(overrides))
+    imports += module_names(pairs.pop("imports", None), "the overrides")
+    if imports:
+        config["imports"] = list(dict.fromkeys(imports))
+        import_modules(config["imports"], f"imports of {path}")
     # Top-level choices come first: an override below `${a[choice]}` changes a copy of the block that was chosen.
     for key in sorted(pairs, key=lambda k: "." in k):
         _override(config, key, pairs[key], file)
@@ -116,7 +128,7 @@ def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
 
 
 def find_config(path: str | Path) -> Path:
-    """The file `path`, or `configs/path` of this project.
+    """The file `path`, or `configs/path` of this project, wherever it is installed.
 
     Raises:
         FileNotFoundError: neither exists.

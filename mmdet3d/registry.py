@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdet3d import plugins
+
 __all__ = ["DATASETS", "MODELS", "TRANSFORMS", "Registry", "nearest", "number"]
 
 
@@ -32,7 +34,7 @@ class Registry:
 
     Args:
         kind: what is registered, for messages ("model", "transform").
-        packages: modules whose import fills the registry.
+        packages: modules whose import fills the registry, before the plugins of installed packages do.
     """
 
     def __init__(self, kind: str, packages: Iterable[str]) -> None:
@@ -42,9 +44,20 @@ class Registry:
         self._filled = False
 
     def register(self, cls: Callable[..., Any]) -> Callable[..., Any]:
-        """Class decorator; the class's own name is the config's `type`."""
+        """Class decorator; the class's own name is the config's `type`.
+
+        Raises:
+            ValueError: another class has that name.
+        """
         name = cls.__name__
-        assert name not in self._classes, f"{self.kind} {name} registered twice"
+        if not cls.__module__.startswith("mmdet3d."):
+            self._fill()  # a name that is taken is then found here, and not when ours are registered
+        known = self._classes.get(name)
+        # A module that is imported again (in a notebook) brings its classes again.
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(
+                f"{self.kind} {name} of {cls.__module__}: {known.__module__} has registered that name; choose another"
+            )
         self._classes[name] = cls
         return cls
 
@@ -55,15 +68,19 @@ class Registry:
     def get(self, name: str) -> Callable[..., Any]:
         """The class called `name`.
 
-        `scope.Name` (`mmdet.ResNeXt`) is looked up in that OpenMMLab library.
+        `scope.Name` (`mmdet.ResNeXt`) is looked up in that OpenMMLab library, any other `module.Name` in that module,
+        which need not register it.
 
         Raises:
-            ValueError: nothing of that name is registered.
+            ValueError: nothing of that name is registered, or the module cannot be imported or has no such class.
         """
         if "." in name:
-            from mmdet3d.interop.openmmlab import find_class
+            from mmdet3d.interop import openmmlab
 
-            return find_class(name)
+            scope = name.partition(".")[0]
+            if scope in openmmlab.LIBRARIES:
+                return openmmlab.find_class(name)
+            return plugins.find_class(name, nearest(scope, openmmlab.LIBRARIES))
         self._fill()
         if name not in self._classes:
             raise ValueError(f"unknown {self.kind} type {name!r}{_unregistered(name) or nearest(name, self._classes)}")
@@ -84,9 +101,14 @@ class Registry:
 
     def _fill(self) -> None:
         if not self._filled:
-            self._filled = True
-            for package in self._packages:
-                importlib.import_module(package)
+            self._filled = True  # what is imported now may ask, too
+            try:
+                for package in self._packages:
+                    importlib.import_module(package)
+                plugins.load_entry_points()
+            except Exception:
+                self._filled = False
+                raise
 
 
 def _unregistered(name: str) -> str:

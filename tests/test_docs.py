@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")])
+PLACES = ("*.md", "docs/*.md", "*/README.md", "examples/*/*.md")
+DOCUMENTS = sorted({file for place in PLACES for file in ROOT.glob(place)})
 
 
 def deviation_rows() -> list[list[str]]:

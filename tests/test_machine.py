@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmdet3d import machine
+from mmdet3d.commands import create_data
 from mmdet3d.datasets.processes import in_processes
 from mmdet3d.machine import Share, cpus, share, single_threaded
 
@@ -194,7 +194,11 @@ def test_waiting_threads_sleep_unless_the_user_wants_otherwise(user: dict[str, s
     assert ("GOMP_SPINCOUNT = '0'" in output) == (not user)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "file",
+    [*ROOT.glob("tools/*.py"), *ROOT.glob("mmdet3d/commands/*.py")],
+    ids=lambda path: f"{path.parent.name}-{path.name}",
+)
 def test_no_tool_loads_torch_before_the_package(file: Path) -> None:
     """It would be too late to say how threads wait. Benchmarks load the package in their `__init__.py`."""
     top = [n for n in ast.parse(file.read_text()).body if isinstance(n, (ast.Import, ast.ImportFrom))]
@@ -206,6 +210,6 @@ def test_no_tool_loads_torch_before_the_package(file: Path) -> None:
 @pytest.mark.parametrize("command", ["nuscenes", "depth", "kitti", "synthetic", "synthetic-kitti"])
 def test_data_tools_use_the_cores_and_no_more(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTILL3D_CPUS", "3")
-    parse = runpy.run_path(str(ROOT / "tools" / "create_data.py"))["parse_arguments"]
+    parse = create_data.parse_arguments
     workers = [parse([command, *words]).workers for words in ([], ["--workers", "2"], ["--workers", "8"])]
     assert workers == [3, 2, 3]

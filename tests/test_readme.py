@@ -14,7 +14,9 @@ import pytest
 import torch
 import yaml
 
-from mmdet3d import load_config
+from mmdet3d import load_config, plugins
+from mmdet3d.commands import train
+from mmdet3d.engine.command import read_overrides
 from mmdet3d.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +42,7 @@ def test_every_command_is_covered_here_or_elsewhere() -> None:
         r"python tools/doctor\.py",  # tests/install/test_docker.py
         r"python tools/create_data\.py nuscenes --root-path \./data/nuscenes",  # tests/nuscenes, on real files
         r"torchpack dist-run",  # below, and tests/launch
+        r"distill3d train",  # below, and tests/install/test_package.py
         r"python tools/create_data\.py kitti",  # tests/kitti/test_create.py
         r"python tools/train_val\.py",  # below, and tests/kitti/test_train_val.py
     )
@@ -74,14 +77,23 @@ def test_python_blocks_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "encoders.radar" in capsys.readouterr().out
 
 
-def test_the_loss_of_the_readme_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_of_the_readme_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of the user's own, as the command below it names it."""
     MODELS.names()  # filled before it is copied
     monkeypatch.setattr(MODELS, "_classes", dict(MODELS._classes))
-    exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    monkeypatch.setattr(plugins, "_imported", {})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    text = blocks("python")[0]
+    (tmp_path / text.split()[1]).write_text(text)
+    (command,) = [c for c in commands("Build the next paper on it") if c.startswith("distill3d train")]
+    args, rest = train.parse(shlex.split(command)[2:])
+    config = load_config(args.config, read_overrides(rest, None, args.imports))
+    assert config.imports == ["my_loss"]
     (line,) = blocks("yaml")
-    assert f"--model.losses.cosine '{line.strip().removeprefix('cosine: ')}'" in (ROOT / "README.md").read_text()
-    config = load_config("synthetic/crkd/demo.yaml", {"model.losses": yaml.safe_load(line)}).model.losses["cosine"]
-    loss = MODELS.build({"type": config["type"]})
+    assert yaml.safe_load(line) == {"cosine": config.model.losses["cosine"]}
+    loss = MODELS.build({"type": config.model.losses["cosine"]["type"]})
+    monkeypatch.delitem(sys.modules, "my_loss")
     student, batch = torch.randn(2, 8, 4, 4, requires_grad=True), SimpleNamespace(device=torch.device("cpu"))
     assert loss(student, 3 * student.detach(), batch) < 1e-6
     loss(student, torch.randn(2, 8, 4, 4), batch).backward()

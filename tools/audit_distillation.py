@@ -1,67 +1,12 @@
-"""Ask what every distillation term pulls the student towards, before or after training.
+"""`distill3d audit` by its published path, with the package of this checkout."""
 
-python tools/audit_distillation.py CONFIG [--checkpoint FILE] [--batches 8] [--a.b.c VALUE ...]
+import sys
+from pathlib import Path
 
-Prints, per part of the student, how large the gradient of each term is beside that of the detection losses, and whether
-the two point the same way (cosine). Without --checkpoint the student is as the config starts it. Nothing is trained or
-written.
-"""
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from __future__ import annotations
-
-import argparse
-from itertools import islice
-
-from mmdet3d.config import load_config
-from mmdet3d.engine.command import add_override_options, read_overrides, run
-
-
-def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("config", help="YAML file of a distillation; also looked for below configs/")
-    parser.add_argument("--checkpoint", help="of a distillation run; default: the student as training starts")
-    parser.add_argument("--batches", type=int, default=8, help="training batches to average over (default: 8)")
-    add_override_options(parser)
-    return parser.parse_known_args(words)
-
-
-def main(words: list[str]) -> None:
-    args, rest = parse(words)
-    from mmdet3d.datasets import build_split
-    from mmdet3d.distill.audit import audit, audit_table
-    from mmdet3d.engine import distributed
-    from mmdet3d.engine.checkpoint import load_checkpoint
-    from mmdet3d.engine.data import TrainSampler, batches, build_loader
-    from mmdet3d.engine.settings import Settings
-    from mmdet3d.engine.trainer import seed_everything
-    from mmdet3d.models import build_model
-
-    overrides = read_overrides(rest, args.overrides_file)
-    kind = load_config(args.config, overrides).model["type"]
-    if kind != "Distiller":
-        raise ValueError(f"{args.config} describes no distillation: model.type is {kind}, not Distiller")
-    # The teacher's score is training's business; here it is only listened to.
-    cfg = load_config(args.config, {"model.teacher.min_score": None, **overrides})
-    settings = Settings.from_config(cfg)
-    device = distributed.init()
-    seed_everything(settings.seed)
-    model = build_model(cfg.model)
-    model.to(device)
-    if args.checkpoint:
-        load_checkpoint(model, args.checkpoint)
-    else:
-        model.init_weights()
-    model.setup_training(lambda _: {})
-    model.start_epoch(settings.max_epochs)  # whatever a schedule holds back at first counts
-    model.train()
-    dataset = build_split(cfg.data, "train", settings.seed)
-    sampler = TrainSampler(len(dataset), settings.samples_per_gpu, settings.seed)
-    loader = build_loader(dataset, sampler, 0, settings.seed)
-    first = (batch.to(device) for batch in islice(batches(loader), args.batches))
-    print(audit_table(audit(model, first)))
-
+from mmdet3d.commands.audit_distillation import main
+from mmdet3d.engine.command import run
 
 if __name__ == "__main__":
     run(main)

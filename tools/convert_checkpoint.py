@@ -1,75 +1,12 @@
-"""Convert weights between .pth and .safetensors, and published layouts to that of this project.
+"""`distill3d convert` by its published path, with the package of this checkout."""
 
-    python tools/convert_checkpoint.py IN.pth OUT.safetensors
-    python tools/convert_checkpoint.py IN.pth OUT.safetensors --config CONFIG [--a.b.c VALUE ...]
-
-Without --config only the container changes. With it the file is loaded into the config's model, which brings published
-layouts into ours and accounts for every tensor; what is written then is exactly that model.
-"""
-
-from __future__ import annotations
-
-import argparse
+import sys
 from pathlib import Path
 
-from mmdet3d.config import load_config
-from mmdet3d.engine.command import add_override_options, read_overrides, run
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
-def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("source", type=Path, help="published or own file, .pth or .safetensors")
-    parser.add_argument("target", type=Path, help=".safetensors (with a JSON beside it) or .pth")
-    parser.add_argument("--config", help="check and convert for this config's model")
-    parser.add_argument("--prefix", help="take only what lies below this name, and remove the name")
-    parser.add_argument("--part", choices=["student", "teacher"], help="which network of a published distillation")
-    add_override_options(parser)
-    args, rest = parser.parse_known_args(words)
-    if args.config is None and rest:
-        raise ValueError(f"{rest[0]} overrides a config, so it needs --config")
-    if args.config is None and args.part:
-        raise ValueError("--part needs --config, whose model says how the network is built")
-    if args.target.exists():
-        raise ValueError(f"{args.target} exists already; remove it or choose another name")
-    return args, rest
-
-
-def main(words: list[str]) -> None:
-    args, rest = parse(words)
-    from mmdet3d.engine.checkpoint import load_checkpoint, save_weights
-    from mmdet3d.interop.checkpoints import published_options, read_weights
-    from mmdet3d.models import build_model
-
-    if args.config:
-        model = build_model(load_config(args.config, read_overrides(rest, args.overrides_file)).model)
-        metadata = load_checkpoint(model, args.source, args.prefix, part=args.part).metadata
-        state = model.state_dict()
-    else:
-        state, metadata = read_weights(args.source)
-        start = f"{args.prefix.rstrip('.')}." if args.prefix else ""
-        state = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-        if not state:
-            raise ValueError(f"{args.source} holds nothing below {args.prefix!r}")
-    args.target.parent.mkdir(parents=True, exist_ok=True)
-    notes = {"source": str(args.source)}
-    if args.config and (options := published_options(model, metadata)):
-        notes["options"] = options
-    save_weights(state, args.target, {k: v for k, v in metadata.items() if _plain(v)} | notes)
-    print(f"{len(state)} tensors: {args.target}")
-    for key, value in notes.get("options", {}).items():
-        print(f"published weights were trained with another rule than the config's: use them with --{key} {value}")
-
-
-def _plain(value: object) -> bool:
-    """Whether JSON can hold it; published files keep whole configs and hook messages in their metadata."""
-    if isinstance(value, dict):
-        return all(isinstance(k, str) and _plain(v) for k, v in value.items())
-    return isinstance(value, (str, int, float, bool, type(None))) or (
-        isinstance(value, (list, tuple)) and all(map(_plain, value))
-    )
-
+from mmdet3d.commands.convert_checkpoint import main
+from mmdet3d.engine.command import run
 
 if __name__ == "__main__":
     run(main)

@@ -1,62 +1,12 @@
-"""What `make demo` runs: a picture from the weights in the repository, then the training and comparison behind them.
+"""`distill3d demo` by its published path, with the package of this checkout."""
 
-python tools/demo.py --run-dir runs/demo
-python tools/demo.py --run-dir runs/demo-7 --seed 7     # another world, other starting weights
-
-Doing it again continues or reuses what is there. --only-first ends after the picture.
-Overrides hold for every run of the recipe.
-"""
-
-from __future__ import annotations
-
-import argparse
-import time
+import sys
 from pathlib import Path
 
-from mmdet3d.engine.command import add_override_options, read_overrides, run
-from mmdet3d.machine import cpus
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-RECIPE = "synthetic/recipes/crkd_demo.yaml"
-
-
-def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--run-dir", default="runs/demo", help="where everything but the data goes (default: runs/demo)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the synthetic world and of the training (default: 0)")
-    parser.add_argument("--data-dir", default="data", help="where the worlds go (default: data)")
-    parser.add_argument("--recipe", default=RECIPE, help=f"what is trained (default: {RECIPE})")
-    parser.add_argument("--only-first", action="store_true", help="train nothing")
-    add_override_options(parser)
-    return parser.parse_known_args(words)
-
-
-def main(words: list[str]) -> None:
-    began = time.monotonic()
-    args, rest = parse(words)
-    from mmdet3d.engine.recipe import Plan, Recipe, run_recipe
-    from mmdet3d.engine.run_dir import writable_folder
-    from mmdet3d.engine.shipped import draw_first
-
-    recipe, overrides = Recipe.load(args.recipe), read_overrides(rest, args.overrides_file)
-    if not args.only_first:
-        recipe.check(overrides)
-    run_dir, data = writable_folder(args.run_dir), Path(args.data_dir)
-    picture = draw_first(data / "demo-first-scene", run_dir / "first")
-    print(f"picture: {picture} ({time.monotonic() - began:.0f} s), what the models in pretrained/demo find", flush=True)
-    if args.only_first:
-        return
-    root = data / f"{Path(args.recipe).stem}-world-{args.seed}"
-    plan = Plan.make(recipe, run_dir, [args.seed], overrides, root)
-    print(f"now the same from nothing, world {args.seed}: {plan.describe()}", flush=True)
-    recipe.make_data(root, args.seed, cpus())
-    summary = run_recipe(recipe, run_dir, [args.seed], overrides, root)
-    print(f"\n{summary.get('text', '')}\n")
-    print(f"results: {run_dir / 'results.json'}\npictures: {run_dir / 'pictures'}")
-
+from mmdet3d.commands.demo import main
+from mmdet3d.engine.command import run
 
 if __name__ == "__main__":
     run(main)

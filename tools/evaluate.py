@@ -1,86 +1,12 @@
-"""Score results with a benchmark's official metrics."""
+"""`distill3d evaluate` by its published path, with the package of this checkout."""
 
-from __future__ import annotations
-
-import argparse
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if all went well, 2 after a message that says what to change."""
-    args = _parser().parse_args(words)
-    try:
-        args.run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
-    nuscenes = benchmarks.add_parser("nuscenes", help="nuScenes detection (devkit, detection_cvpr_2019)")
-    nuscenes.add_argument("results", type=Path, help="submission file, results_nusc.json")
-    nuscenes.add_argument("--dataroot", type=Path, default=Path("data/nuscenes"), help="where VERSION lies")
-    nuscenes.add_argument("--version", default="v1.0-trainval", help="folder of the tables")
-    nuscenes.add_argument("--split", help="default: the version's validation split")
-    nuscenes.add_argument("--out", type=Path, help="folder for metrics_summary.json (default: beside the results)")
-    nuscenes.add_argument("--tokens", type=Path, help="JSON list of sample tokens: score these only")
-    nuscenes.set_defaults(run=_nuscenes)
-    kitti = benchmarks.add_parser("kitti", help="KITTI 3-D objects (AP_R40 and AP_R11: bbox, bev, 3d, aos)")
-    kitti.add_argument("detections", type=Path, help="folder of result files, one per frame (000001.txt)")
-    kitti.add_argument(
-        "--labels", type=Path, default=Path("data/KITTI3D/training/label_2"), help="folder of label files"
-    )
-    kitti.add_argument("--ids", type=Path, help="list of the frames to score (default: the 3,769 validation frames)")
-    kitti.add_argument("--out", type=Path, help="folder for metrics.json (default: beside the folder of detections)")
-    kitti.set_defaults(run=_kitti)
-    return parser
-
-
-def _nuscenes(args: argparse.Namespace) -> None:
-    from mmdet3d.evaluation.nuscenes import evaluate_submission, format_metrics
-
-    out = _free_place(args, args.results.parent, "metrics_summary.json").parent
-    tokens = _read_tokens(args.tokens) if args.tokens else None
-    metrics = evaluate_submission(args.results, args.dataroot, args.version, args.split, out, tokens)
-    print(format_metrics(metrics))
-    print(f"\nmetrics written to {out / 'metrics_summary.json'}")
-
-
-def _kitti(args: argparse.Namespace) -> None:
-    from mmdet3d.datasets.kitti.files import read_ids, split_ids
-    from mmdet3d.evaluation.kitti import evaluate_folder, format_metrics, write_metrics
-
-    path = _free_place(args, args.detections.parent, "metrics.json")
-    ids = read_ids(args.ids) if args.ids else split_ids("val")
-    metrics = evaluate_folder(args.detections, args.labels, ids)
-    write_metrics(metrics, path)
-    print(format_metrics(metrics))
-    print(f"\n{len(ids)} frames scored, metrics written to {path}")
-
-
-def _free_place(args: argparse.Namespace, default: Path, name: str) -> Path:
-    """Where metrics go; what an earlier evaluation left beside the results is replaced only if --out says so."""
-    path = (args.out or default) / name
-    if args.out is None and path.exists():
-        raise ValueError(f"{path} exists; give --out FOLDER for the new metrics, or --out {default} to replace it")
-    return path
-
-
-def _read_tokens(path: Path) -> list[str]:
-    try:
-        tokens = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--tokens {path} is no JSON ({error}); it must hold a list of sample tokens") from None
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise ValueError(f"--tokens {path} must hold a list of sample tokens")
-    return tokens
-
+from mmdet3d.commands.evaluate import main
+from mmdet3d.engine.command import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,37 +1,12 @@
-"""Store what the teacher of a distillation answers, so that its trainings need not ask.
+"""`distill3d teacher-answers` by its published path, with the package of this checkout."""
 
-python tools/teacher_answers.py CONFIG --model.teacher.answers FOLDER --views 4 [--a.b.c VALUE ...]
-torchrun --nproc-per-node 8 tools/teacher_answers.py CONFIG ...
+import sys
+from pathlib import Path
 
-Trainings of CONFIG with the same --model.teacher.answers and --views read the folder, whatever their seed and losses;
-what is missing in it they add themselves. The command can be interrupted and repeated.
-"""
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from __future__ import annotations
-
-import argparse
-
-from mmdet3d.config import load_config
-from mmdet3d.engine.command import add_override_options, read_overrides, run
-
-
-def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("config", help="YAML file of a distillation; also looked for below configs/")
-    add_override_options(parser)
-    return parser.parse_known_args(words)
-
-
-def main(words: list[str]) -> None:
-    args, rest = parse(words)
-    from mmdet3d.engine.answers import store_answers
-
-    overrides = read_overrides(rest, args.overrides_file)
-    teacher = store_answers(load_config(args.config, {"model.teacher.min_score": None, **overrides}))
-    print(teacher.answers.folder)
-
+from mmdet3d.commands.teacher_answers import main
+from mmdet3d.engine.command import run
 
 if __name__ == "__main__":
     run(main)

@@ -1,99 +1,12 @@
-"""Evaluate a checkpoint, or write its benchmark submission.
+"""`distill3d test` by its published path, with the package of this checkout."""
 
-python tools/test.py CONFIG CHECKPOINT --eval bbox
-python tools/test.py CONFIG CHECKPOINT --format-only --run-dir DIR
-torchpack dist-run -np 8 python tools/test.py CONFIG CHECKPOINT --eval bbox
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
-import pickle
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from mmdet3d.config import Config, load_config
-from mmdet3d.engine.command import add_override_options, read_overrides, run
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-if TYPE_CHECKING:
-    from mmdet3d.structures import Detections3D
-
-
-def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("config", help="the config that the checkpoint was trained with")
-    parser.add_argument("checkpoint", help=".safetensors or .pth")
-    parser.add_argument("--eval", nargs="+", choices=["bbox"], help="print the benchmark's metrics")
-    parser.add_argument("--format-only", action="store_true", help="write the submission file without scoring it")
-    parser.add_argument("--out", help="also keep the raw detections in this .pkl")
-    parser.add_argument("--run-dir", help="where results are written (default: runs/CONFIG-test-TIME)")
-    parser.add_argument("--eval-options", nargs="+", default=[], help="jsonfile_prefix=DIR: the same as --run-dir")
-    parser.add_argument("--seed", type=int, default=0, help="of the random generators (default: 0)")
-    parser.add_argument("--deterministic", action="store_true", help="the same kernels every time")
-    add_override_options(parser)
-    args, rest = parser.parse_known_args(words)
-    if args.format_only and args.eval:
-        raise ValueError("--eval and --format-only exclude each other; --eval writes the submission file too")
-    if not (args.eval or args.format_only or args.out):
-        raise ValueError("nothing to do: give at least one of --eval bbox, --format-only, --out FILE.pkl")
-    if args.out and Path(args.out).suffix not in (".pkl", ".pickle"):
-        raise ValueError(f"--out {args.out} must end in .pkl or .pickle")
-    options = read_overrides(args.eval_options)
-    if options.keys() - {"jsonfile_prefix"}:
-        raise ValueError(f"--eval-options knows jsonfile_prefix only, got {', '.join(options)}")
-    args.run_dir = args.run_dir or options.get("jsonfile_prefix")
-    return args, rest
-
-
-def main(words: list[str]) -> None:
-    args, rest = parse(words)
-    from mmdet3d.datasets import build_split
-    from mmdet3d.engine import distributed
-    from mmdet3d.engine.jobs import predict_split
-    from mmdet3d.engine.logging import hold_log, log_to_folder
-    from mmdet3d.engine.run_dir import default_run_dir, writable_folder
-    from mmdet3d.engine.trainer import seed_everything
-
-    cfg = load_config(args.config, read_overrides(rest, args.overrides_file))
-    if not Path(args.checkpoint).is_file():
-        raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist")
-    device = distributed.init()
-    out_dir = Path(args.run_dir or default_run_dir(args.config, "-test"))
-    hold_log()
-
-    def begin() -> None:
-        for folder in [out_dir, *([Path(args.out).parent] if args.out else [])]:
-            writable_folder(folder)
-        log_to_folder(out_dir)
-
-    seed_everything(args.seed, args.deterministic)
-    dataset = build_split(cfg.data, "test" if cfg.data.get("test") else "val", test_mode=True)
-    detections, _ = predict_split(cfg, dataset, args.checkpoint, device, begin)
-    distributed.on_main(lambda: write(args, cfg, dataset, detections, out_dir))
-
-
-def write(args: argparse.Namespace, cfg: Config, dataset: Any, detections: list[Detections3D], out_dir: Path) -> None:
-    from mmdet3d.engine.evaluate import as_records, metrics_table
-    from mmdet3d.engine.logging import finite
-
-    # Not configs.yaml, which in the folder of a training says what was trained.
-    (out_dir / "test_configs.yaml").write_text(cfg.dump())
-    if args.out:
-        with Path(args.out).open("wb") as file:
-            pickle.dump(as_records(detections, dataset.tokens), file)
-        print(f"detections: {args.out}")
-    if args.format_only:
-        print(f"submission: {dataset.format(detections, out_dir)}")
-    if args.eval:
-        metrics = dataset.evaluate(detections, out_dir)
-        print(metrics_table(metrics))
-        summary = {"config": args.config, "checkpoint": args.checkpoint, "metrics": finite(metrics)}
-        (out_dir / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
-        print(f"results: {out_dir}")
-
+from mmdet3d.commands.test import main
+from mmdet3d.engine.command import run
 
 if __name__ == "__main__":
     run(main)

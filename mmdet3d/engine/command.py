@@ -22,6 +22,7 @@ from mmdet3d.config import parse_overrides, parse_yaml
 from mmdet3d.engine.habits import translate
 from mmdet3d.engine.interrupt import Interrupted
 from mmdet3d.engine.launchers import environment_rank
+from mmdet3d.plugins import module_names
 
 __all__ = ["OVERRIDES_HELP", "add_override_options", "read_overrides", "rejoin", "run"]
 
@@ -37,6 +38,11 @@ _PAIR = re.compile(r"(--)?[A-Za-z_][\w-]*(\.[\w-]+)*=")
 def add_override_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = OVERRIDES_HELP
     parser.add_argument("--overrides-file", metavar="FILE", help="YAML of overrides, applied before those given here")
+    parser.add_argument(
+        "--imports",
+        metavar="MODULE[,MODULE]",
+        help="modules that register parts of your own, in this folder or installed; added to the config's `imports`",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
@@ -74,8 +80,11 @@ def _open(text: str) -> bool:
     return text.count("[") + text.count("{") > text.count("]") + text.count("}")
 
 
-def read_overrides(words: Sequence[str], file: str | None = None) -> dict[str, Any]:
+def read_overrides(words: Sequence[str], file: str | None = None, imports: str | None = None) -> dict[str, Any]:
     """Overrides by dotted key: those of `file`, then those of the command line.
+
+    Args:
+        imports: of the option `--imports`; beside those of `file`.
 
     Raises:
         ValueError: see `rejoin`, or `file` holds no mapping.
@@ -92,15 +101,19 @@ def read_overrides(words: Sequence[str], file: str | None = None) -> dict[str, A
         if not isinstance(content, dict):
             raise ValueError(f"--overrides-file {file} must hold lines `a.b.c: value`")
         overrides |= content
-    return overrides | parse_overrides(rejoin(words))
+    overrides |= parse_overrides(rejoin(words))
+    if imports is not None:
+        names = [name.strip() for name in imports.split(",") if name.strip()]
+        overrides["imports"] = [*module_names(overrides.get("imports"), "the overrides"), *names]
+    return overrides
 
 
-def run(main: Callable[[list[str]], None]) -> NoReturn:
-    """Run a tool: a user's mistake becomes `error: ...` and exit code 2, a signal 128 + its number."""
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Run a tool to its exit code: a user's mistake becomes `error: ...` and exit code 2, a signal 128 + its number."""
     words = sys.argv[1:]
     _raise_file_limit()
     try:
-        main(translate(words))
+        code = main(translate(words))
     except Interrupted as stop:
         print(f"interrupted: {stop}", file=sys.stderr)
         _leave(128 + (stop.number or 2))
@@ -122,7 +135,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
             _leave(2)
         traceback.print_exc()
         _leave(1)
-    _leave(0)
+    _leave(code or 0)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from mmdet3d.datasets.sampling import MixedDataset
 from mmdet3d.machine import die_with_parent
+from mmdet3d.plugins import import_modules, imported
 from mmdet3d.structures import Batch, Detections3D, Sample
 
 __all__ = [
@@ -193,7 +194,7 @@ def build_loader(
         collate_fn=_collate,
         persistent_workers=workers > 0,
         multiprocessing_context="fork" if workers else None,
-        worker_init_fn=partial(_init_worker, os.getpid()),
+        worker_init_fn=partial(_init_worker, os.getpid(), imported()),
         # Without a generator of its own the loader would draw from the global one, whose state a resumed run restores.
         generator=torch.Generator().manual_seed(seed),
     )
@@ -255,8 +256,9 @@ def _deferred(number: int) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _init_worker(parent: int, worker: int) -> None:
+def _init_worker(parent: int, modules: Sequence[str], worker: int) -> None:
     die_with_parent(parent)
+    import_modules(modules)  # a worker that is not forked knows none of them
     # Ctrl-C and a launcher's SIGTERM reach the whole process group, but the training process still needs its workers to
     # get to the next checkpoint. It decides when they end, also by a SIGTERM of its own to those left when it exits.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

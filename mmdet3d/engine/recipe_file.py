@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mmdet3d.datasets.synthetic.tables import VERSION
 from mmdet3d.engine.settings import Settings
 from mmdet3d.evaluation.control import COLUMNS, Column
 from mmdet3d.models import build_model
+from mmdet3d.plugins import module_names
 from mmdet3d.registry import nearest
 
 __all__ = ["Recipe", "RecipeRun"]
@@ -66,9 +67,16 @@ class RecipeRun:
         alone = {key: value for name, key, value in addressed if name is not None and name == self.name}
         replaced = (*common, *alone)
         own = {key: value for key, value in self.overrides.items() if not any(_covers(g, key) for g in replaced)}
-        checkpoints = {key: checkpoints[name] for key, name in self.references.items()}
+        filled = {key: checkpoints[name] for key, name in self.references.items()}
+        both = [name for o in (self.overrides, given) for name in module_names(o.get("imports"), "the recipe")]
         # A later entry has the last word, so those for this run alone must not keep the place of an earlier one.
-        return {**{k: v for k, v in {**common, **own}.items() if k not in alone}, **alone, **checkpoints}
+        first = {key: value for key, value in {**common, **own}.items() if key not in alone}
+        return {**first, **alone, **filled, **({"imports": both} if both else {})}
+
+    def importing(self, modules: Sequence[str]) -> RecipeRun:
+        """This run with further `imports` of its config."""
+        own = module_names(self.overrides.get("imports"), "the recipe")
+        return replace(self, overrides={**self.overrides, "imports": [*modules, *own]})
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ class Recipe:
         data_cost: CPU seconds that making them takes on the reference machine; None if not known.
         pictures: `columns` (runs drawn side by side), `samples` (how many key frames), the least `min_score` of the
             detections that are drawn, and whether their `scores` are written beside them.
+        imports: modules that every run imports, beside those of its config.
     """
 
     title: str
@@ -100,6 +109,7 @@ class Recipe:
     data: Mapping[str, Any] | None = None
     data_cost: float | None = None
     pictures: Mapping[str, Any] | None = None
+    imports: Sequence[str] = ()
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -109,6 +119,8 @@ class Recipe:
         _check_keys(content, [f.name for f in fields(cls)], ("title", "runs"), file.name)
         names = tuple(content["runs"])
         runs = {n: _read_run(block, f"{file.name}, runs.{n}", n, names) for n, block in content["runs"].items()}
+        if imports := module_names(content.get("imports"), file.name):
+            runs = {name: run.importing(imports) for name, run in runs.items()}
         recipe = cls(**{**content, "runs": runs})
         recipe._check_references(file.name)
         recipe._check_table(file.name)

@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "data.cache_limit",
     "compile",
     "find_unused_parameters",
+    "imports",
     "load_from",
     "resume_from",
 )

