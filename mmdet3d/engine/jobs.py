@@ -9,6 +9,7 @@ import torch
 from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import build_split
 from mmdet3d.engine import distributed
+from mmdet3d.engine.agreement import check_agreement
 from mmdet3d.engine.checkpoint import LoadReport, RunCheckpoints, load_checkpoint
 from mmdet3d.engine.data import DetectionDataset
 from mmdet3d.engine.evaluate import predict
@@ -33,15 +34,18 @@ def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None) -> P
         The folder of the run.
 
     Raises:
-        ValueError, FileNotFoundError: see `open_run_dir`, `Trainer` and whatever the config builds.
+        ValueError, FileNotFoundError: see `check_agreement`, `open_run_dir`, `Trainer` and whatever the config builds.
     """
     Settings.from_config(cfg)
+    doubts = check_agreement(cfg)
     device = distributed.init()
     folder = open_run_dir(run_dir, config_path, cfg)
     log_to_folder(folder)
     log = get_logger()
     log.info("run folder %s, device %s, %s", folder, device, distributed.describe())
     log.info("config\n%s", cfg.dump())
+    for doubt in doubts:
+        log.warning("%s", doubt)
     _fit(cfg, folder, device)
     return folder
 
@@ -82,8 +86,10 @@ def predict_split(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the weights do not fit the model, or a sample is damaged.
+        ValueError: settings that contradict each other, weights that do not fit the model, or a damaged sample.
     """
+    for doubt in check_agreement(cfg, checkpoint):
+        get_logger().warning("%s", doubt)
     model = build_model(cfg.model)
     report = load_checkpoint(model, checkpoint)
     get_logger().info("loaded %s", report)

@@ -13,6 +13,7 @@ from mmdet3d.datasets.synthetic.generate import generate
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
 from mmdet3d.datasets.synthetic.settings import Settings as WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
+from mmdet3d.engine.agreement import check_agreement
 from mmdet3d.engine.settings import Settings
 from mmdet3d.evaluation.control import COLUMNS, Column
 from mmdet3d.registry import nearest
@@ -141,8 +142,8 @@ class Recipe:
             overrides: that the user gives, of every config.
 
         Raises:
-            ValueError: an override that the recipe decides itself, a config that cannot be resolved, or a run that is
-                not evaluated at its end.
+            ValueError: an override that the recipe decides itself, a config that cannot be resolved or contradicts
+                itself, or a run that is not evaluated at its end.
             FileNotFoundError: a config that does not exist.
         """
         self._check_overrides(overrides)
@@ -150,6 +151,7 @@ class Recipe:
         for name, run in self.runs.items():
             config = load_config(run.config, run.overrides_with(overrides, names))
             settings = Settings.from_config(config)
+            check_agreement(config)
             start, interval = settings.evaluation["start"], settings.evaluation["interval"]
             if start > settings.max_epochs or (settings.max_epochs - start) % interval:
                 raise ValueError(
