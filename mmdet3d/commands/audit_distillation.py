@@ -32,6 +32,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.datasets import build_split
     from mmdet3d.distill.audit import audit, audit_table
     from mmdet3d.engine import distributed
+    from mmdet3d.engine.agreement import check_agreement
     from mmdet3d.engine.checkpoint import load_checkpoint
     from mmdet3d.engine.data import TrainSampler, batches, build_loader
     from mmdet3d.engine.settings import Settings
@@ -45,6 +46,7 @@ def main(words: list[str]) -> None:
     # The teacher's score is training's business; here it is only listened to.
     cfg = load_config(args.config, {"model.teacher.min_score": None, **overrides})
     settings = Settings.from_config(cfg)
+    check_agreement(cfg)
     device = distributed.init()
     seed_everything(settings.seed)
     model = build_model(cfg.model)

@@ -9,6 +9,7 @@ from mmdet3d.config import Config
 from mmdet3d.datasets import MixedDataset, build_split
 from mmdet3d.distill import Distiller, StoredTeacher
 from mmdet3d.engine import distributed
+from mmdet3d.engine.agreement import check_agreement
 from mmdet3d.engine.data import TrainSampler, batches, build_loader
 from mmdet3d.engine.settings import Settings, autocast_dtype
 from mmdet3d.models import build_model
@@ -31,6 +32,7 @@ def store_answers(cfg: Config) -> StoredTeacher:
         FileNotFoundError: see `Distiller.setup_training`.
     """
     settings = Settings.from_config(cfg)
+    check_agreement(cfg)
     device = distributed.init()
     model = build_model(cfg.model)
     if not isinstance(model, Distiller) or not model.losses:

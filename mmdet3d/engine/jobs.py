@@ -11,6 +11,7 @@ import torch
 from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import build_split, check_data
 from mmdet3d.engine import distributed
+from mmdet3d.engine.agreement import check_agreement
 from mmdet3d.engine.checkpoint import LoadReport, RunCheckpoints, load_checkpoint
 from mmdet3d.engine.config_files import refuse_changed_files
 from mmdet3d.engine.data import DetectionDataset
@@ -37,9 +38,10 @@ def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None) -> P
         The folder of the run.
 
     Raises:
-        ValueError, FileNotFoundError: see `choose_run_dir`, `Trainer` and whatever the config builds.
+        ValueError, FileNotFoundError: see `check_agreement`, `choose_run_dir`, `Trainer` and whatever the config builds.
     """
     Settings.from_config(cfg)
+    doubts = check_agreement(cfg)
     device = distributed.init()
     folder = choose_run_dir(run_dir, config_path, cfg)
     hold_log()
@@ -51,6 +53,8 @@ def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None) -> P
         log = get_logger()
         log.info("run folder %s, device %s, %s", folder, device, distributed.describe())
         log.info("config\n%s", cfg.dump())
+        for doubt in doubts:
+            log.warning("%s", doubt)
 
     _fit(cfg, folder, device, begin)
     return folder
@@ -102,9 +106,10 @@ def predict_split(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the weights do not fit the model, a config file that it is built from has changed since they were
-            trained (`refuse_changed_files`), or a sample is damaged.
+        ValueError: settings that contradict each other, weights that do not fit the model, a config file that it is
+            built from has changed since they were trained (`refuse_changed_files`), or a sample is damaged.
     """
+    doubts = check_agreement(cfg, checkpoint)
     with distributed.together():
         model = build_model(cfg.model)
         check_data(dataset, model.inputs, "the data set to test on")
@@ -112,6 +117,8 @@ def predict_split(
         remedy = "give a file that holds it as the `config` of that part, such as --model.student.config FILE"
         refuse_changed_files(report.metadata.get("config_files"), cfg.model, checkpoint, remedy)
     begin()
+    for doubt in doubts:
+        get_logger().warning("%s", doubt)
     get_logger().info("loaded %s", report)
     for key, value in (report.metadata.get("options") or {}).items():
         if published_options(model, {}).get(key) == value:

@@ -13,6 +13,7 @@ from mmdet3d.datasets.synthetic.generate import generate
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
 from mmdet3d.datasets.synthetic.settings import Settings as WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
+from mmdet3d.engine.agreement import check_agreement
 from mmdet3d.engine.settings import Settings
 from mmdet3d.evaluation.control import COLUMNS, Column
 from mmdet3d.models import build_model
@@ -173,8 +174,8 @@ class Recipe:
 
         Raises:
             ValueError: an override that the recipe decides itself or that does not fit every run it is given to, a
-                config that cannot be resolved or whose model cannot be built, or a run that is not evaluated at its
-                end.
+                config that cannot be resolved, contradicts itself or whose model cannot be built, or a run that is not
+                evaluated at its end.
             FileNotFoundError: a config that does not exist.
         """
         self._check_overrides(overrides)
@@ -184,6 +185,7 @@ class Recipe:
             except ValueError as error:
                 raise ValueError(self._misfit(name, overrides, str(error))) from error
             settings = Settings.from_config(config)
+            check_agreement(config)
             start, interval = settings.evaluation["start"], settings.evaluation["interval"]
             if start > settings.max_epochs or (settings.max_epochs - start) % interval:
                 raise ValueError(
