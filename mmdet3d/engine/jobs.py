@@ -38,7 +38,7 @@ def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None) -> P
         The folder of the run.
 
     Raises:
-        ValueError, FileNotFoundError: see `check_agreement`, `choose_run_dir`, `Trainer` and whatever the config builds.
+        ValueError, FileNotFoundError: see `check_agreement`, `choose_run_dir`, `Trainer` and what the config builds.
     """
     Settings.from_config(cfg)
     doubts = check_agreement(cfg)
