@@ -184,22 +184,15 @@ def data() -> list[Finding]:
         infos = sorted(p.name for p in folder.glob("*_infos_*.pkl")) if folder.is_dir() else []
         state = f"info files: {', '.join(infos)}" if infos else "no info files" if folder.is_dir() else "not there"
         found.append(Finding(name, state, "" if infos else f"see {step}" if step.endswith(".md") else step))
-<<<<<<< /tmp/m.ours
-    kitti = PLACE / "data" / "KITTI3D"
-    parts = sorted(str(p.relative_to(kitti)) for p in kitti.glob("*/*") if p.is_dir())
-    found.append(Finding("data/KITTI3D", ", ".join(parts) or "not there", "" if parts else "see data/README.md"))
-    weights = sorted(p.name for p in (PLACE / "pretrained").glob("*") if p.suffix in (".pth", ".safetensors"))
-=======
     found.append(_kitti())
-    weights = sorted(p.name for p in (ROOT / "pretrained").glob("*") if p.suffix in (".pth", ".safetensors"))
->>>>>>> /tmp/m.theirs
+    weights = sorted(p.name for p in (PLACE / "pretrained").glob("*") if p.suffix in (".pth", ".safetensors"))
     found.append(Finding("pretrained", ", ".join(weights) or "empty", "" if weights else "see pretrained/README.md"))
     return found
 
 
 def _kitti() -> Finding:
     """How many of the training frames are there; the tool that it names looks into every file."""
-    name, training = "data/KITTI3D", ROOT / "data" / "KITTI3D" / "training"
+    name, training = "data/KITTI3D", PLACE / "data" / "KITTI3D" / "training"
     if not training.is_dir():
         return Finding(name, "not there", "see data/README.md")
     listed = training.parent / "ImageSets" / "trainval.txt"
@@ -209,7 +202,7 @@ def _kitti() -> Finding:
     }
     state = ", ".join(f"training/{folder}: {count} of {frames} files" for folder, count in counts.items())
     whole = min(counts.values()) >= frames
-    check = f"python tools/create_data.py kitti --root-path {name} names what is missing; see data/README.md"
+    check = f"distill3d create-data kitti --root-path {name} names what is missing; see data/README.md"
     return Finding(name, state, "" if whole else check)
 
 

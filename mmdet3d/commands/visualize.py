@@ -75,10 +75,8 @@ def main(words: list[str]) -> None:
         time = sample.meta.get("timestamp")
         picture.save(out_dir / f"{'' if time is None else f'{time}-'}{sample.token}.png")
     print(f"{count} pictures: {out_dir}")
-<<<<<<< /tmp/m.ours
     if args.mode != "pred":
         print(f"ground truth: {dataset.annotations(range(count))}")
-=======
     if model is not None and best < args.bbox_score:
         print(
             f"no detection reaches --bbox-score {args.bbox_score:g}: "
@@ -98,7 +96,6 @@ def label_of(word: str, classes: Sequence[str]) -> int:
             f"from 0 to {len(classes) - 1})"
         )
     return int(word)
->>>>>>> /tmp/m.theirs
 
 
 def open_split(cfg: Config, split: str) -> FrameDataset | KittiDataset:
