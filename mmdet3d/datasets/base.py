@@ -99,6 +99,7 @@ class FrameDataset(torch.utils.data.Dataset):
         self.test_mode = test_mode
         self.filter_empty_gt = filter_empty_gt
         self.epoch = 0
+        self._incomplete = frozenset(incomplete)
         self._samples = [k for k in range(0, len(records), interval) if records[k].token not in incomplete]
         self.tokens = [records[k].token for k in self._samples]
         label = {name: k for k, name in enumerate(self.classes)}
@@ -248,6 +249,7 @@ class FrameDataset(torch.utils.data.Dataset):
             training=not self.test_mode,
             classes=self.classes,
             find=self._find,
+            incomplete=self._incomplete,
             read=self._read,
         )
         return self._pipeline.load(context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,6 +117,7 @@ class Context:
         training: False in validation and test data sets.
         classes: class list of the data set; a label is an index into it, -1 for a name outside it.
         find: the data set's frame of a token, None if there is none; None outside of a data set.
+        incomplete: tokens of the data set's frames that lack a file.
         read: `read(reader, files, *arguments)`: what the reader makes of the files, out of the data set's cache if it
             has one. The way for all that is read from files and does not depend on `rng`; see `datasets.cache`.
     """
@@ -128,6 +129,7 @@ class Context:
     training: bool = True
     classes: tuple[str, ...] = ()
     find: Callable[[str], FrameRecord | None] | None = None
+    incomplete: Collection[str] = ()
     read: Callable[..., Content] = read_anew
 
     def earlier(self, steps: int) -> FrameRecord | None:

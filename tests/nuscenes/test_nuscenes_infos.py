@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -134,6 +135,7 @@ def test_the_order_of_frames_in_files_of_other_programs(order: Any, tmp_path: Pa
     contexts = [context(dataset.frame(k), tmp_path, find=dataset._find) for k in range(3)]
     assert contexts[2].earlier(2).token == "t0" and contexts[1].earlier(2) is None
     assert [s.path for s in _later_sweeps(contexts[1], 1)] == ["samples/LIDAR_TOP/2.bin"]
+    assert _later_sweeps(replace(contexts[1], incomplete={"t2"}), 1) == []
     assert _later_sweeps(contexts[2], 1) == []
 
 

@@ -206,8 +206,8 @@ def _later_sweeps(context: Context, count: int) -> list[SensorRecord]:
     if following is None:
         return []
     next2own = np.linalg.inv(record.ego2global @ record.lidar2ego) @ following.ego2global @ following.lidar2ego
-    # An incomplete data set keeps key frames whose scan is missing; sweeps without a file are in no record.
-    own = [following.lidar] if (context.root / following.lidar.path).is_file() else []
+    # An incomplete frame may lack its own scan; sweeps without a file are in no record.
+    own = [] if following.token in context.incomplete else [following.lidar]
     later = [s for s in (*own, *following.sweeps) if s.timestamp > record.lidar.timestamp]
     later = sorted(later, key=lambda s: s.timestamp)[:count]
     return [replace(s, sensor2lidar=next2own @ s.sensor2lidar) for s in later]
