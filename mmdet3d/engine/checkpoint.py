@@ -107,18 +107,23 @@ def load_start(model: Trainable, path: str | Path) -> LoadReport:
     Raises:
         FileNotFoundError, ValueError: see `load_checkpoint`.
     """
-    parts = model.optional_parts
-    state = in_our_layout(read_weights(path)[0], model.state_dict(), source=str(path)) if parts else {}
-    lacking = [part for part in parts if not any(key.startswith(f"{part}.") for key in state)]
+    own = model.state_dict()
+    parts = [part for part in model.optional_parts if _holds(own, part)]
+    state = in_our_layout(read_weights(path)[0], own, source=str(path)) if parts else {}
+    lacking = [part for part in parts if not _holds(state, part)]
     if len(lacking) == len(parts):
         return load_checkpoint(model, path)
     report = load_checkpoint(model, path, allow_missing=[f"{part}." for part in lacking])
     if lacking:
         model.init_weights([part for part in parts if part not in lacking])
         logging.getLogger("mmdet3d").warning(
-            "%s has nothing for %s, which starts as from scratch", path, " and ".join(lacking)
+            "%s has nothing for %s; what is missing starts as from scratch", path, " and ".join(lacking)
         )
     return report
+
+
+def _holds(state: Mapping[str, Tensor], part: str) -> bool:
+    return any(key.startswith(f"{part}.") for key in state)
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> None:

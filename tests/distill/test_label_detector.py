@@ -67,6 +67,11 @@ def labels_only(batch: Batch) -> Batch:
     return batch.without("points", "radar", "images", "depths")
 
 
+def test_the_detector_block_takes_overrides_of_its_config(files):
+    block = files | {"overrides": {"model.heads.object.loss_bbox": {"type": "L1Loss", "loss_weight": 0.5}}}
+    assert LabelEncoderDetector(block, ENCODER).heads["object"].loss_bbox.loss_weight == 0.5
+
+
 def test_the_detector_is_loaded_and_its_taps_are_exposed(model, files):
     alone = LiveTeacher.load(files["config"], files["checkpoint"])
     assert model.taps == (*alone.model.taps, "label_encoder", "heads.label")

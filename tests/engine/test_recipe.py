@@ -174,3 +174,4 @@ def test_the_tool_refuses_before_it_makes_data(tmp_path: Path, monkeypatch: pyte
         tool([*words, "--dataset_root", "elsewhere/"])
     with pytest.raises(ValueError, match="run teacher has 3 epochs and is not evaluated after the last one"):
         tool([*words, "--max_epochs", "3", "--evaluation.start", "2", "--evaluation.interval", "2"])
+    assert list(tmp_path.iterdir()) == []

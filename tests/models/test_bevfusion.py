@@ -276,12 +276,18 @@ def test_a_lidar_detector_starts_one_with_cameras(tmp_path: Path, caplog: pytest
     logging.getLogger("mmdet3d").propagate = True
     with caplog.at_level(logging.WARNING):
         report = load_start(fusion, tmp_path / "lidar.pth")
-    assert "nothing for encoders.camera and fuser, which starts as from scratch" in caplog.text
+    assert "nothing for encoders.camera and fuser; what is missing starts as from scratch" in caplog.text
     assert report.loaded == len(lidar.state_dict())
     own = fusion.state_dict()
     assert all(torch.equal(own[k], v) for k, v in lidar.state_dict().items())
     assert torch.equal(fusion.encoders["camera"]["backbone"].conv1.weight, donor.conv1.weight)
     assert torch.equal(own["encoders.camera.vtransform.depthnet.weight"], lift)
+
+    caplog.clear()
+    added = build("camera", "lidar", fuser="AddFuser")
+    torch.save(added.state_dict(), tmp_path / "added.pth")
+    load_start(added, tmp_path / "added.pth")
+    assert "as from scratch" not in caplog.text, "a fuser without weights lacks none"
 
     whole = fusion.state_dict()
     for lost, message in (
