@@ -109,15 +109,17 @@ def _add_kitti(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--root-path", default="./data/KITTI3D", help="dataset root, with training and testing")
     command.add_argument("--depth", action="store_true", help="make missing maps of training/depth_dense first")
     _add_workers(command)
+    command.add_argument("--class-map", nargs="+", default=[], metavar="OWN=KITTI", help="what own classes count as")
     command.set_defaults(run=_kitti)
 
 
 def _kitti(args: argparse.Namespace) -> None:
     from mmdet3d.datasets.kitti.create import check_tree, make_depth
+    from mmdet3d.evaluation.kitti_objects import parse_class_map
 
     if args.depth:
         print(f"{make_depth(args.root_path, args.workers)} depth maps made")
-    for line in check_tree(args.root_path):
+    for line in check_tree(args.root_path, parse_class_map(args.class_map)):
         print(line)
     print(f"{args.root_path} is complete")
 

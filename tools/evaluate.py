@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     kitti.add_argument("--ids", type=Path, help="list of the frames to score (default: the 3,769 validation frames)")
     kitti.add_argument("--out", type=Path, help="folder for metrics.json (default: beside the folder of detections)")
+    kitti.add_argument("--class-map", nargs="+", default=[], metavar="OWN=KITTI", help="what own classes count as")
     kitti.set_defaults(run=_kitti)
     return parser
 
@@ -55,10 +56,11 @@ def _nuscenes(args: argparse.Namespace) -> None:
 def _kitti(args: argparse.Namespace) -> None:
     from mmdet3d.datasets.kitti.files import read_ids, split_ids
     from mmdet3d.evaluation.kitti import evaluate_folder, format_metrics, write_metrics
+    from mmdet3d.evaluation.kitti_objects import parse_class_map
 
     path = _free_place(args, args.detections.parent, "metrics.json")
     ids = read_ids(args.ids) if args.ids else split_ids("val")
-    metrics = evaluate_folder(args.detections, args.labels, ids)
+    metrics = evaluate_folder(args.detections, args.labels, ids, class_map=parse_class_map(args.class_map))
     write_metrics(metrics, path)
     print(format_metrics(metrics))
     print(f"\n{len(ids)} frames scored, metrics written to {path}")
