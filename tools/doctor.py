@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,6 +43,7 @@ OPTIONAL = {
     "mmengine": "`type: mmdet.Name` in configs",
     "mmdet": "`type: mmdet.Name` in configs",
 }
+KITTI_FRAMES = 7481  # of its training folder
 # Builds that refuse the options that dist-run passes to mpirun.
 BROKEN_OPENMPI = ("5.0.10", "5.0.11")
 
@@ -178,12 +180,34 @@ def data() -> list[Finding]:
         infos = sorted(p.name for p in folder.glob("*_infos_*.pkl")) if folder.is_dir() else []
         state = f"info files: {', '.join(infos)}" if infos else "no info files" if folder.is_dir() else "not there"
         found.append(Finding(name, state, "" if infos else f"see {step}" if step.endswith(".md") else step))
-    kitti = ROOT / "data" / "KITTI3D"
-    parts = sorted(str(p.relative_to(kitti)) for p in kitti.glob("*/*") if p.is_dir())
-    found.append(Finding("data/KITTI3D", ", ".join(parts) or "not there", "" if parts else "see data/README.md"))
+    found.append(_kitti())
     weights = sorted(p.name for p in (ROOT / "pretrained").glob("*") if p.suffix in (".pth", ".safetensors"))
     found.append(Finding("pretrained", ", ".join(weights) or "empty", "" if weights else "see pretrained/README.md"))
     return found
+
+
+def _kitti() -> Finding:
+    """How many of the training frames are there; the tool that it names looks into every file."""
+    name, training = "data/KITTI3D", ROOT / "data" / "KITTI3D" / "training"
+    if not training.is_dir():
+        return Finding(name, "not there", "see data/README.md")
+    listed = training.parent / "ImageSets" / "trainval.txt"
+    frames = len(listed.read_text().split()) if listed.is_file() else KITTI_FRAMES
+    counts = {
+        folder: sum(1 for _ in (training / folder).glob("[0-9]*.*")) for folder in ("image_2", "calib", "label_2")
+    }
+    state = ", ".join(f"training/{folder}: {count} of {frames} files" for folder, count in counts.items())
+    whole = min(counts.values()) >= frames
+    check = f"python tools/create_data.py kitti --root-path {name} names what is missing; see data/README.md"
+    return Finding(name, state, "" if whole else check)
+
+
+def findings(title: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """Of one group; what cannot be looked at because something is missing is a finding too."""
+    try:
+        return check()
+    except ImportError as error:
+        return [Finding(title, f"not looked at: {error}", "mend what is missing first", True)]
 
 
 def main(words: list[str]) -> int:
@@ -199,11 +223,9 @@ def main(words: list[str]) -> int:
         "data": data,
     }.items():
         print(title)
-        for finding in check():
+        for finding in findings(title, check):
             print(finding)
             missing |= finding.needed and bool(finding.mend)
-        if missing:  # what follows imports it
-            break
     print(
         "something that the tools need is missing; see FAIL above" if missing else "everything that is needed is there"
     )
