@@ -7,13 +7,17 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmdet3d import plugins
 
-__all__ = ["DATASETS", "MODELS", "TRANSFORMS", "Registry", "nearest", "number"]
+__all__ = ["DATASETS", "MODELS", "TRANSFORMS", "Registry", "check_kind", "check_kinds", "nearest", "number"]
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -27,6 +31,61 @@ def number(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"config key {key} must be a number, got {value!r}")
     return float(value)
+
+
+def check_kinds(function: Callable[..., Any], arguments: Mapping[str, Any], where: str = "") -> None:
+    """Raise ValueError for an argument of another kind than `function`, or a dataclass, declares it to be.
+
+    Args:
+        function: annotated; what is not, or cannot be resolved, is not compared.
+        arguments: by name.
+        where: what to put before a name in a message, such as `model.balance.`.
+    """
+    try:
+        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except (NameError, TypeError):
+        return
+    for name, value in arguments.items():
+        if name in hints:
+            key = f"{where}{name}" if where else f"{name!r} of {function.__name__}"
+            check_kind(value, hints[name], key)
+
+
+def check_kind(value: Any, hint: Any, key: str) -> None:
+    """Raise ValueError, with the config's `key`, unless `value` is of the kind that the annotation `hint` names.
+
+    Text, numbers, true and false, lists and mappings are told apart, and what is in a list; null passes.
+    """
+    if value is not None and not _fits(value, hint):
+        raise ValueError(f"config key {key} must be {_named(hint)}, got {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, each) for each in inner)
+    if hint is int:
+        return _fits(value, float) and float(value).is_integer()
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint in (bool, str, types.NoneType):
+        return isinstance(value, hint)
+    if origin in (list, tuple, Sequence):
+        if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+            return False
+        element = inner[0] if len(set(inner) - {...}) == 1 else Any
+        return not isinstance(value, (list, tuple)) or all(v is None or _fits(v, element) for v in value)
+    return isinstance(value, Mapping) if origin in (dict, Mapping) else True
+
+
+def _named(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_named(each) for each in inner if each is not types.NoneType))
+    if origin in (list, tuple, Sequence):
+        element = _KINDS.get(inner[0], "") if inner else ""
+        return f"a list of {element.removeprefix('a ')}s" if element.startswith("a ") else "a list"
+    return _KINDS.get(hint, "a mapping")
 
 
 class Registry:
@@ -90,13 +149,15 @@ class Registry:
         """Instantiate `cfg["type"]` with the remaining keys of `cfg` and `extra`.
 
         Raises:
-            ValueError: no `type`, an unknown type, an unknown key or a missing one.
+            ValueError: no `type`, an unknown type, an unknown key or a missing one, or a value of another kind than the
+                class declares.
         """
         if not isinstance(cfg, Mapping) or "type" not in cfg:
             raise ValueError(f"a {self.kind} config needs a `type` key, got {cfg!r}")
         arguments = {k: v for k, v in cfg.items() if k != "type"} | extra
         cls = self.get(cfg["type"])
         _check_arguments(cls, arguments)
+        check_kinds(cls, arguments)
         return cls(**arguments)
 
     def _fill(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmdet3d.registry import nearest
+from mmdet3d.registry import check_kinds, nearest
 
 __all__ = ["check_file", "read_block"]
 
@@ -18,7 +18,7 @@ def read_block(cls: type[Block], given: Mapping[str, Any], key: str) -> Block:
     """`given` as the dataclass `cls`.
 
     Raises:
-        ValueError: no mapping, an unknown or a missing key, in the config's words.
+        ValueError: no mapping, an unknown or a missing key, or a value of another kind, in the config's words.
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"{key} must hold a mapping, got {given!r}")
@@ -29,6 +29,7 @@ def read_block(cls: type[Block], given: Mapping[str, Any], key: str) -> Block:
     missing = [n for n, f in known.items() if f.default is MISSING and not given.get(n)]
     if missing:
         raise ValueError(f"{key} needs {' and '.join(missing)}")
+    check_kinds(cls, given, f"{key}.")
     return cls(**given)
 
 

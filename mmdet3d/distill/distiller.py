@@ -93,9 +93,6 @@ class Distiller(Trainable):
         super().__init__()
         self._teacher: Teacher | None = None
         self._student_spec = read_block(_StudentSpec, student, "model.student")
-        for key in ("new_modules", "init_from_teacher"):
-            if isinstance(names := getattr(self._student_spec, key), str):
-                raise ValueError(f"model.student.{key} must be a list of names, got {names!r}")
         self.student = build_detector(self._student_spec.config, self._student_spec.overrides)
         self._balance = None if balance is None else Balance(read_block(BalanceSettings, balance, "model.balance"))
         self._gate = None if class_gate is None else read_block(ClassGate, class_gate, "model.class_gate")

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from mmdet3d.engine.settings import take
-from mmdet3d.registry import nearest, number
+from mmdet3d.registry import check_kind, nearest, number
 
 __all__ = ["build_optimizer", "parameter_groups"]
 
@@ -62,6 +62,7 @@ def parameter_groups(
     """
     custom = take(paramwise_cfg, {"custom_keys": None}, "optimizer.paramwise_cfg")["custom_keys"] or {}
     section = "optimizer.paramwise_cfg.custom_keys"
+    check_kind(custom, Mapping[str, Any], section)
     rules = {
         key: take(value, {"lr_mult": 1.0, "decay_mult": 1.0}, f"{section}.{key}")
         for key, value in custom.items()

@@ -6,12 +6,13 @@ The policies and their keys are those of MMCV 1.x, which the published configs u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
 
 from mmdet3d.engine.settings import take
+from mmdet3d.registry import check_kind
 
 __all__ = ["LearningRate", "Momentum"]
 
@@ -45,9 +46,10 @@ class LearningRate:
         keys = dict(cfg or {"policy": "constant"})
         self._epoch_iters = epoch_iters
         self._warmup = keys.pop("warmup", None)
-        self._warmup_length = keys.pop("warmup_iters", 0) if self._warmup else 0
-        self._warmup_ratio = keys.pop("warmup_ratio", 0.1)
-        self._warmup_by_epoch = keys.pop("warmup_by_epoch", False)
+        given = {key: keys.pop(key) for key in _WARMUP_KEYS if key in keys}
+        warmup = take(given, _WARMUP_KEYS, "lr_config")
+        self._warmup_length = warmup["warmup_iters"] if self._warmup else 0
+        self._warmup_ratio, self._warmup_by_epoch = warmup["warmup_ratio"], warmup["warmup_by_epoch"]
         if self._warmup is not None and self._warmup not in _WARMUPS:
             raise ValueError(f"lr_config.warmup: {self._warmup!r} is none of {', '.join(_WARMUPS)}")
         policy = str(keys.pop("policy", None)).lower()
@@ -107,7 +109,7 @@ def _constant(keys: dict[str, Any], max_epochs: int, max_iters: int) -> Curve:
 
 
 def _cosine_annealing(keys: dict[str, Any], max_epochs: int, max_iters: int) -> Curve:
-    cfg = take(keys, {"min_lr": None, "min_lr_ratio": None, "by_epoch": True}, "lr_config")
+    cfg = take(keys, {"min_lr": None, "min_lr_ratio": None, "by_epoch": True}, "lr_config", ["min_lr", "min_lr_ratio"])
     if (cfg["min_lr"] is None) == (cfg["min_lr_ratio"] is None):
         raise ValueError("lr_config: CosineAnnealing needs exactly one of min_lr and min_lr_ratio")
 
@@ -121,6 +123,10 @@ def _cosine_annealing(keys: dict[str, Any], max_epochs: int, max_iters: int) -> 
 def _cyclic(keys: dict[str, Any], max_epochs: int, max_iters: int, section: str = "lr_config") -> Curve:
     cfg = take(keys, {"target_ratio": [10, 1e-4], "cyclic_times": 1, "step_ratio_up": 0.4}, section)
     ratio = cfg["target_ratio"]
+    check_kind(ratio, float | Sequence[float], f"{section}.target_ratio")
+    check_kind(cfg["cyclic_times"], int, f"{section}.cyclic_times")
+    if not isinstance(ratio, (int, float)) and len(ratio) != 2:
+        raise ValueError(f"config key {section}.target_ratio must be a number or two, got {ratio!r}")
     peak, end = (ratio, ratio * 1e-5) if isinstance(ratio, (int, float)) else ratio
     length = max(1, max_iters // cfg["cyclic_times"])
     rise = int(cfg["step_ratio_up"] * length)
@@ -147,6 +153,7 @@ def _step(keys: dict[str, Any], max_epochs: int, max_iters: int) -> Curve:
     return curve
 
 
+_WARMUP_KEYS = {"warmup_iters": 0, "warmup_ratio": 0.1, "warmup_by_epoch": False}
 _POLICIES: dict[str, Callable[[dict[str, Any], int, int], Curve]] = {
     "constant": _constant,
     "cosineannealing": _cosine_annealing,

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from mmdet3d.datasets.cache import check_cache
-from mmdet3d.registry import nearest
+from mmdet3d.registry import check_kind, nearest
 
 __all__ = ["PRECISIONS", "Settings", "autocast_dtype", "take"]
 
+logger = logging.getLogger(__name__)
+
+_PLAIN = {
+    "optimizer": Mapping[str, Any],
+    "lr_config": Mapping[str, Any],
+    "momentum_config": Mapping[str, Any],
+    "data": Mapping[str, Any],
+    "deterministic": bool,
+    "find_unused_parameters": bool,
+    "precision": str,
+    "load_from": str,
+    "resume_from": str,
+}
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
-def take(cfg: Mapping[str, Any] | None, defaults: Mapping[str, Any], section: str) -> dict[str, Any]:
+def take(
+    cfg: Mapping[str, Any] | None, defaults: Mapping[str, Any], section: str, numbers: Collection[str] = ()
+) -> dict[str, Any]:
     """`defaults` updated by `cfg`.
 
+    Args:
+        numbers: keys that are numbers although their defaults do not tell.
+
     Raises:
-        ValueError: a key of `cfg` that has no default, or `cfg` is no mapping.
+        ValueError: `cfg` is no mapping, or a key of it has no default or a value of another kind than its default.
     """
     if cfg is not None and not isinstance(cfg, Mapping):
         raise ValueError(f"config key {section} must hold a mapping or null, got {cfg!r}")
@@ -28,14 +48,37 @@ def take(cfg: Mapping[str, Any] | None, defaults: Mapping[str, Any], section: st
         if key not in defaults:
             known = f"known: {', '.join(defaults)}" if defaults else "no further keys are known here"
             raise ValueError(f"unknown config key {section}.{key}{nearest(key, defaults)} ({known})")
+        kind = float if key in numbers else _kind(defaults[key])
+        check_kind(cfg[key], kind, f"{section}.{key}")
     return {**defaults, **(cfg or {})}
 
 
+def _kind(default: Any) -> Any:
+    """Of a default: a whole number may be any number, and null tells nothing."""
+    if isinstance(default, (bool, str)):
+        return type(default)
+    return float if isinstance(default, (int, float)) else Any
+
+
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of automatic mixed precision; None for full precision. `auto` is fp16 on CUDA and fp32 on the CPU."""
+    """The dtype of automatic mixed precision; None for full precision. `auto` is fp16 on CUDA and fp32 on the CPU.
+
+    Says once if half precision is asked of a CPU.
+    """
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"
+    if precision != "fp32" and device.type == "cpu":
+        _warn_of_slow(precision)
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+@functools.cache
+def _warn_of_slow(precision: str) -> None:
+    logger.warning(
+        "precision: %s on a CPU, most of which have no fast arithmetic for it: a step may take more than ten times as "
+        "long as in fp32, which precision: auto means there",
+        precision,
+    )
 
 
 @dataclass(frozen=True)
@@ -88,6 +131,8 @@ class Settings:
         for key in ("max_epochs", "optimizer"):
             if cfg.get(key) is None:
                 raise ValueError(f"the config has no {key!r}, which training needs")
+        for key, kind in _PLAIN.items():
+            check_kind(cfg.get(key), kind, key)
         data = cfg.get("data") or {}
         check_cache(data.get("cache", "none"), data.get("cache_limit", 8))
         grad = take(cfg.get("optimizer_config"), {"grad_clip": None, "cumulative_iters": 1}, "optimizer_config")
@@ -101,11 +146,11 @@ class Settings:
             cumulative_iters=_positive(grad["cumulative_iters"], "optimizer_config.cumulative_iters"),
             lr_config=cfg.get("lr_config"),
             momentum_config=cfg.get("momentum_config"),
-            ema=take(ema, {"decay": 0.999, "ramp": None}, "ema") if ema else None,
+            ema=take(ema, {"decay": 0.999, "ramp": None}, "ema", ["ramp"]) if ema else None,
             evaluation=_evaluation(cfg.get("evaluation")),
             checkpoint=_checkpoint(cfg.get("checkpoint_config")),
             log_interval=_positive(
-                take(cfg.get("log_config"), {"interval": 50}, "log_config")["interval"], "log_config"
+                take(cfg.get("log_config"), {"interval": 50}, "log_config")["interval"], "log_config.interval"
             ),
             seed=_positive(cfg.get("seed") or 0, "seed", least=0),
             deterministic=bool(cfg.get("deterministic", False)),
@@ -132,6 +177,7 @@ def _evaluation(cfg: Mapping[str, Any] | None) -> dict[str, Any]:
     defaults = {"interval": 1, "start": 1, "save_best": "object/nds", "rule": "greater"}
     keys = take(cfg, defaults, "evaluation")
     _positive(keys["interval"], "evaluation.interval")
+    _positive(keys["start"], "evaluation.start", least=0)
     if keys["rule"] not in ("greater", "less"):
         raise ValueError(f"config key evaluation.rule: {keys['rule']!r} is neither greater nor less")
     return keys
@@ -140,6 +186,8 @@ def _evaluation(cfg: Mapping[str, Any] | None) -> dict[str, Any]:
 def _checkpoint(cfg: Mapping[str, Any] | None) -> dict[str, Any]:
     keys = take(cfg, {"interval": 1, "max_keep_ckpts": None, "interval_iters": None}, "checkpoint_config")
     _positive(keys["interval"], "checkpoint_config.interval")
+    if keys["max_keep_ckpts"] is not None:
+        _positive(keys["max_keep_ckpts"], "checkpoint_config.max_keep_ckpts", least=-1)
     if keys["interval_iters"] is not None:
         _positive(keys["interval_iters"], "checkpoint_config.interval_iters")
     return keys

@@ -7,6 +7,7 @@ difficulty, what is ignored, how detections are assigned, and at which 41 scores
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,10 +26,13 @@ __all__ = [
     "STRICT",
     "evaluate",
     "evaluate_folder",
+    "faults_of_truth",
     "format_metrics",
     "precision_curves",
     "write_metrics",
 ]
+
+logger = logging.getLogger(__name__)
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
 METRICS = ("bbox", "bev", "3d", "aos")
@@ -54,18 +58,46 @@ def evaluate_folder(
     labels: str | Path,
     ids: Sequence[str],
     overlaps: Mapping[str, Mapping[str, float]] = STRICT,
+    class_map: Mapping[str, str] | None = None,
+    looked_at: Sequence[str] = CLASSES,
 ) -> Metrics:
     """Score the result files `{detections}/{id}.txt` against the label files `{labels}/{id}.txt`; see `evaluate`.
 
     Args:
         ids: frames to score; every one needs both files, a frame without detections an empty one.
+        class_map: what classes of the label files that KITTI does not have count as.
+        looked_at: classes of which it is said that there is nothing to find, see `faults_of_truth`.
 
     Raises:
         FileNotFoundError: a folder or a file is missing.
         ValueError: no frame, or a malformed line.
     """
     result_files, label_files = frame_files(detections, ids), frame_files(labels, ids)
-    return evaluate([read_labels(f) for f in label_files], [read_results(f) for f in result_files], overlaps)
+    truth = [read_labels(f, class_map) for f in label_files]
+    for fault in faults_of_truth(truth, looked_at):
+        logger.warning("%s: %s", labels, fault)
+    return evaluate(truth, [read_results(f) for f in result_files], overlaps)
+
+
+def faults_of_truth(labels: Sequence[Objects], classes: Sequence[str] = CLASSES) -> list[str]:
+    """Why an average precision of 0 may say nothing about what was found: a sentence for each reason.
+
+    Args:
+        labels: of each frame.
+        classes: that are looked at.
+    """
+    all_objects = Objects.cat(labels)
+    objects = all_objects[np.isin(all_objects.names, list(classes))]
+    if len(objects) and not (_heights(objects) > 0).any():
+        return [
+            "the labels have no 2-D boxes, by whose height KITTI decides which objects count: every AP is 0; write the "
+            "boxes of the projected objects into columns 5 to 8"
+        ]
+    countable = objects[~_is_hard(objects, len(DIFFICULTIES) - 1)]
+    absent = [name for name in classes if not (countable.names == name).any()]
+    if not absent:
+        return []
+    return [f"there is no {' and no '.join(absent)} to find that KITTI counts, so an AP of 0 there says nothing"]
 
 
 def evaluate(
@@ -120,11 +152,7 @@ def _percent(samples: np.ndarray) -> list[float]:
 def _candidates(pairs: Pairs, name: str, level: int, metric: str, minimum: float) -> Candidates:
     labels, results = pairs.labels, pairs.results
     of_class = labels.names == name
-    hard = (
-        (labels.occluded > _MAX_OCCLUSION[level])
-        | (labels.truncated > _MAX_TRUNCATION[level])
-        | (_heights(labels) <= _MIN_HEIGHT[level])
-    )
+    hard = _is_hard(labels, level)
     label_matters = of_class | (labels.names == _NEIGHBOURS.get(name))
     small = np.abs(_heights(results)) < _MIN_HEIGHT[level]
     result_matters = small | (results.names == name)  # small ones of any class, as the official program has it
@@ -143,6 +171,15 @@ def _candidates(pairs: Pairs, name: str, level: int, metric: str, minimum: float
         scores=results.scores,
         similarity=np.where(results.alpha[result] == NO_ORIENTATION, 0.0, similarity),
         excused=pairs.unlabelled > minimum if metric == "bbox" else np.zeros(len(results), dtype=bool),
+    )
+
+
+def _is_hard(labels: Objects, level: int) -> np.ndarray:
+    """(N,) bool: harder than the difficulty `level` allows."""
+    return (
+        (labels.occluded > _MAX_OCCLUSION[level])
+        | (labels.truncated > _MAX_TRUNCATION[level])
+        | (_heights(labels) <= _MIN_HEIGHT[level])
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -23,6 +23,7 @@ __all__ = [
     "TYPES",
     "Objects",
     "frame_files",
+    "parse_class_map",
     "parse_objects",
     "read_labels",
     "read_results",
@@ -108,14 +109,18 @@ class Objects:
 # -- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_labels(path: str | Path) -> Objects:
+def read_labels(path: str | Path, class_map: Mapping[str, str] | None = None) -> Objects:
     """A label file: 15 columns, or 16 with a score.
+
+    Args:
+        class_map: what classes that KITTI does not have count as.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line with another number of columns, an unknown class, or a number that is none or not finite.
+        ValueError: a line with another number of columns, an unknown class, or a number that is none or not finite; or
+            a class that is mapped to one that KITTI does not have.
     """
-    return parse_objects(read_text(path, "label file"), str(path))
+    return parse_objects(read_text(path, "label file"), str(path), class_map=class_map)
 
 
 def read_results(path: str | Path) -> Objects:
@@ -123,20 +128,35 @@ def read_results(path: str | Path) -> Objects:
     return parse_objects(read_text(path, "result file"), str(path), scored=True)
 
 
-def parse_objects(text: str, source: str, scored: bool = False) -> Objects:
+def parse_class_map(words: Sequence[str]) -> dict[str, str]:
+    """`["Tricycle=Cyclist"]` as a class map, see `read_labels`; raises ValueError for a word of another form."""
+    pairs = [word.partition("=") for word in words]
+    for own, sign, name in pairs:
+        if not (own and sign and name):
+            raise ValueError(f"--class-map takes words such as Tricycle=Cyclist, got {own + sign + name!r}")
+    return {own: name for own, _, name in pairs}
+
+
+def parse_objects(text: str, source: str, scored: bool = False, class_map: Mapping[str, str] | None = None) -> Objects:
     """The objects that the lines of `text` describe; blank lines are skipped.
 
     Args:
         source: what error messages call the text, such as its file name.
         scored: a line without a score is an error instead of having the score -1.
+        class_map: see `read_labels`.
     """
+    for own, name in (class_map or {}).items():
+        if name not in TYPES:
+            raise ValueError(
+                f"class_map maps {own!r} to {name!r}{nearest(str(name), TYPES)} (known: {', '.join(TYPES)})"
+            )
     names, table = [], []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
         if not words:
             continue
         try:
-            names.append(_name(words[0]))
+            names.append((class_map or {}).get(words[0]) or _name(words[0]))
             table.append(_numbers(words[1:], scored))
         except ValueError as error:
             raise ValueError(f"{source}, line {number}: {error}") from None
@@ -146,7 +166,10 @@ def parse_objects(text: str, source: str, scored: bool = False) -> Objects:
 def _name(word: str) -> str:
     name = _CANONICAL.get(word.lower())
     if name is None:
-        raise ValueError(f"unknown class {word!r}{nearest(word, TYPES)} (classes: {', '.join(TYPES)})")
+        raise ValueError(
+            f"unknown class {word!r}{nearest(word, TYPES)} (classes: {', '.join(TYPES)}); a class of your own counts "
+            f"as one of these by class_map: {{{word}: ...}}"
+        )
     return name
 
 

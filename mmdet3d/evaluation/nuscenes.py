@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import json
+import logging
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from mmdet3d.evaluation.conventions import conventions_at_fault, match_entries
 from mmdet3d.evaluation.files import atomic_write
 from mmdet3d.evaluation.nuscenes_tables import evaluation_split, load_tables, split_tokens
 from mmdet3d.structures import Detections3D
 
 __all__ = ["MODALITIES", "evaluate_submission", "format_detections", "format_metrics", "write_submission"]
+
+logger = logging.getLogger(__name__)
 
 MODALITIES = ("use_camera", "use_lidar", "use_radar", "use_map", "use_external")
 MAX_BOXES = 500
@@ -154,8 +158,11 @@ def evaluate_submission(
     split: str | None,
     out_dir: str | Path,
     tokens: Collection[str] | None = None,
+    classes: Collection[str] | None = None,
 ) -> dict[str, float]:
     """Official nuScenes detection metrics (devkit, `detection_cvpr_2019`) of a submission file.
+
+    Says what convention the boxes seem to be in if it is not that of nuScenes.
 
     Args:
         results_json: the submission.
@@ -164,11 +171,15 @@ def evaluate_submission(
         split: a split of that version; None for its validation split.
         out_dir: where `metrics_summary.json` and `metrics_details.json` go.
         tokens: score these samples only; None for all of the split.
+        classes: that were looked for; None for all ten.
 
     Returns:
         `object/nds`, `object/map`, `object/mATE`, ..., `object/{class}_ap_dist_{0.5, 1.0, 2.0, 4.0}` and
-        `object/{class}_{trans, scale, orient, vel, attr}_err`; NaN where an error is not defined for a class. Where not
-        all samples of the split are scored, also `object/frames` and `object/frames_of_split`.
+        `object/{class}_{trans, scale, orient, vel, attr}_err`; NaN where an error is not defined for a class. They are
+        the benchmark's, which counts all ten classes whatever there is to find. Besides, `object/{class}_objects`, how
+        many of each of `classes` there are to find, and `object/map_present`, the mean over those of which there is one
+        (NaN if there is none). Where not all samples of the split are scored, also `object/frames` and
+        `object/frames_of_split`.
 
     Raises:
         FileNotFoundError: the file, the tables or the splits are missing.
@@ -188,9 +199,14 @@ def evaluate_submission(
             f"such as {missing[0]}; each sample needs one, if only an empty list (`tokens` scores some samples)"
         )
     results = {t: results[t] for t in wanted}
-    summary = _official_summary(load_tables(dataroot, version), results, meta, split, Path(out_dir), str(results_json))
+    source = str(results_json)
+    summary, truth = _official_summary(load_tables(dataroot, version), results, meta, split, Path(out_dir), source)
+    for fault in conventions_at_fault(match_entries(truth, results)):
+        logger.warning("%s: %s", source, fault)
+    names = [box.detection_name for boxes in truth.values() for box in boxes]
+    wanted_classes = [name for name in summary["label_aps"] if classes is None or name in classes]
     counts = {} if len(wanted) == len(whole) else {_FRAMES: float(len(wanted)), _FRAMES_OF_SPLIT: float(len(whole))}
-    return _metrics(summary) | counts
+    return _metrics(summary, {name: names.count(name) for name in wanted_classes}) | counts
 
 
 def read_submission(path: str | Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
@@ -223,7 +239,8 @@ def _check_tokens(tokens: set[str], known: set[str], split: str) -> None:
 
 def _official_summary(
     tables: Any, results: Mapping[str, list], meta: dict[str, Any], split: str, out_dir: Path, source: str
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The devkit's summary, and the objects that it looks for, by sample token."""
     from nuscenes.eval.common import loaders
     from nuscenes.eval.common.config import config_factory
     from nuscenes.eval.common.data_classes import EvalBoxes
@@ -253,7 +270,8 @@ def _official_summary(
             raise ValueError(f"{source} has an entry that the nuScenes devkit refuses: {error!r}") from error
         if not evaluation.gt_boxes.all:
             raise ValueError(f"the samples to score (split {split!r}) have no annotated object within evaluation range")
-        return evaluation.main(render_curves=False)
+        truth = {token: evaluation.gt_boxes[token] for token in results}
+        return evaluation.main(render_curves=False), truth
 
 
 def _check_entries(results: Mapping[str, list], source: str) -> None:
@@ -265,7 +283,7 @@ def _check_entries(results: Mapping[str, list], source: str) -> None:
                 raise ValueError(f"{source}: an entry of sample {token} names sample {entry.get('sample_token')}")
 
 
-def _metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+def _metrics(summary: Mapping[str, Any], objects: Mapping[str, int]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name, aps in summary["label_aps"].items():
         metrics |= {f"object/{name}_ap_dist_{float(d)}": float(ap) for d, ap in aps.items()}
@@ -273,6 +291,9 @@ def _metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     metrics |= {f"object/{short}": float(summary["tp_errors"][e]) for e, short in ERRORS.items()}
     metrics["object/nds"] = float(summary["nd_score"])
     metrics["object/map"] = float(summary["mean_ap"])
+    metrics |= {f"object/{name}_objects": float(count) for name, count in objects.items()}
+    present = [float(np.mean(list(summary["label_aps"][name].values()))) for name, count in objects.items() if count]
+    metrics["object/map_present"] = float(np.mean(present)) if present else float("nan")
     return metrics
 
 
@@ -281,9 +302,22 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     part = f"scored on {metrics[_FRAMES]:.0f} of {metrics[_FRAMES_OF_SPLIT]:.0f} frames" if _FRAMES in metrics else ""
     lines = [*filter(None, [part]), f"mAP: {metrics['object/map']:.4f}"]
     lines += [f"{short}: {metrics[f'object/{short}']:.4f}" for short in ERRORS.values()]
-    lines += [f"NDS: {metrics['object/nds']:.4f}", "", "Per-class results:"]
+    lines.append(f"NDS: {metrics['object/nds']:.4f}")
+    names = _class_names(metrics)
+    # A class that was not looked for has no count; metrics of older files have none at all.
+    counted = any(f"object/{name}_objects" in metrics for name in names)
+    absent = [name for name in names if counted and not metrics.get(f"object/{name}_objects")]
+    if absent:
+        lines.append(
+            f"mAP over the {len(names) - len(absent)} classes that were looked for and are there: "
+            f"{metrics['object/map_present']:.4f} (mAP and NDS count 0 for {', '.join(absent)}, marked -)"
+        )
+    lines += ["", "Per-class results:"]
     lines.append(_row("Object Class", ["AP", "ATE", "ASE", "AOE", "AVE", "AAE"]))
-    for name in _class_names(metrics):
+    for name in names:
+        if name in absent:
+            lines.append(_row(name, ["-"] * 6))
+            continue
         ap = float(np.mean([metrics[f"object/{name}_ap_dist_{d}"] for d in DISTANCES]))
         values = [ap, *(metrics[f"object/{name}_{e}"] for e in ERRORS)]
         lines.append(_row(name, [f"{v:.3f}" for v in values]))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.evaluation.files import atomic_write
@@ -74,7 +75,7 @@ def test_published_submission_scores_exactly_as_published(published: Path, root:
             assert metrics[f"object/{name}_{error}"] == pytest.approx(value, nan_ok=True)
     assert metrics["object/mATE"] == pytest.approx(expected["tp_errors"]["trans_err"])
     assert metrics["object/mAAE"] == pytest.approx(expected["tp_errors"]["attr_err"])
-    assert len(metrics) == 97
+    assert len(metrics) == 97 + len(CLASSES) + 1  # the objects of each class, and the mean over those that are there
 
 
 def test_metrics_as_text(published: Path, root: Path, tmp_path: Path) -> None:
@@ -113,6 +114,75 @@ def test_ground_truth_scores_perfectly(val: NuScenesDataset, tmp_path: Path) -> 
         "use_external": False,
     }
     assert (tmp_path / "metrics_summary.json").is_file()
+
+
+def test_nothing_to_find_is_told_from_nothing_found(val: NuScenesDataset, root: Path, tmp_path: Path) -> None:
+    """Truth of two classes as detections: the benchmark's mean counts 0 for the other eight."""
+    two = NuScenesDataset(
+        str(root.parent / "nuscenes_infos" / "bevfusion_mini_val.pkl"), str(root), use_valid_flag=True, test_mode=True,
+        object_classes=["car", "trailer"],
+    )  # fmt: skip
+    metrics = two.evaluate([two.ground_truth(k) for k in range(len(two))], tmp_path)
+    assert metrics["object/map"] == pytest.approx(0.1)
+    assert metrics["object/map_present"] == pytest.approx(1.0)
+    assert metrics["object/car_objects"] > 100
+    assert metrics["object/trailer_objects"] == 0
+    assert "object/truck_objects" not in metrics
+    lines = format_metrics(metrics).splitlines()
+    assert lines[0] == "mAP: 0.1000"
+    (line,) = (each for each in lines if "looked for and are there" in each)
+    assert line.startswith(
+        "mAP over the 1 classes that were looked for and are there: 1.0000 (mAP and NDS count 0 for "
+    )
+    assert next(each for each in lines if each.startswith("truck")).split() == ["truck", *"------"]
+    assert next(each for each in lines if each.startswith("car ")).split()[1] == "1.000"
+
+
+def _turned(entry: dict, angle: float) -> None:
+    w, x, y, z = entry["rotation"]
+    turn = Rotation.from_rotvec([0, 0, angle]) * Rotation.from_quat([x, y, z, w])
+    x, y, z, w = turn.as_quat()
+    entry["rotation"] = [w, x, y, z]
+
+
+def _old_boxes(entry: dict) -> None:
+    entry["size"] = [entry["size"][k] for k in (1, 0, 2)]
+    _turned(entry, np.pi / 2)
+
+
+def _sink(entry: dict) -> None:
+    entry["translation"][2] -= entry["size"][2] / 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            _old_boxes,
+            "width and length are swapped and the yaw is a quarter turn off: boxes of mmdetection3d before 1.0",
+        ),
+        (lambda e: e.update(size=[e["size"][k] for k in (1, 0, 2)]), "width and length are swapped: nuScenes sizes"),
+        (lambda e: _turned(e, np.pi / 2), "the yaw is a quarter turn off"),
+        (lambda e: _turned(e, np.pi), "boxes face backwards"),
+        (lambda e: e.update(velocity=[-v for v in e["velocity"]]), "velocities point backwards"),
+        (_sink, "half a height too low: z is that of the bottom face"),
+        (lambda e: None, None),
+    ],
+)
+def test_another_convention_is_named(
+    val: NuScenesDataset, root: Path, tmp_path: Path, change, message: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = val.format([val.ground_truth(k) for k in range(len(val))], tmp_path)
+    content = json.loads(path.read_text())
+    for entries in content["results"].values():
+        for entry in entries:
+            change(entry)
+    path.write_text(json.dumps(content))
+    evaluate_submission(path, root, "v1.0-mini", "mini_val", tmp_path)
+    faults = [record.getMessage() for record in caplog.records]
+    assert len(faults) == (message is not None)
+    if message is not None:
+        assert message in faults[0]
 
 
 def test_some_samples_only(val: NuScenesDataset, root: Path, tmp_path: Path) -> None:

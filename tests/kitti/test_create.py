@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,6 +161,26 @@ def test_damaged_files_are_named(copied: Callable[..., Path], file: str, content
     (root / "training" / file).write_bytes(content)
     with pytest.raises(ValueError, match=f"1 damaged files in .*{message}"):
         check_tree(root)
+
+
+def test_data_like_kitti_is_complete(copied: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
+    """JPEG images, one camera without a LiDAR, and a class of one's own."""
+    root = copied()
+    for path in root.glob("t*/image_2/*.png"):
+        Image.open(path).convert("RGB").save(path.with_suffix(".jpg"))
+        path.unlink()
+    for path in root.glob("t*/calib/*.txt"):
+        path.write_text(next(line for line in path.read_text().splitlines() if line.startswith("P2:")))
+    label = root / "training" / "label_2" / "000000.txt"
+    label.write_text(label.read_text() + "Cone 0 0 0 1 1 2 2 1 1 1 1 1 9 0\n")
+    assert command("kitti", "--root-path", root, "--class-map", "Cone=DontCare") == 0
+    assert "training/image_2: 8 of 8 files" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"000000.txt names P2 alone; dense depth is made by its R0_rect"):
+        shutil.rmtree(root / "training" / "depth_dense")
+        make_depth(root, progress=False)
+    (root / "training" / "image_2" / "000001.jpg").write_bytes(b"\xff\xd8 and then nothing")
+    with pytest.raises(ValueError, match=r"000001.jpg is no JPEG or ends early"):
+        check_tree(root, {"Cone": "DontCare"})
 
 
 def test_an_absent_testing_folder_is_no_fault(copied: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:

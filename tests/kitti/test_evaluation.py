@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 from kitti_rules import curve, dont_care, frame, random_frame, row
 
 from mmdet3d.datasets.kitti.files import split_ids
-from mmdet3d.evaluation.kitti import CLASSES, LOOSE, METRICS, STRICT, evaluate, format_metrics, precision_curves
+from mmdet3d.evaluation.kitti import (
+    CLASSES,
+    LOOSE,
+    METRICS,
+    STRICT,
+    evaluate,
+    faults_of_truth,
+    format_metrics,
+    precision_curves,
+)
 from mmdet3d.evaluation.kitti_objects import Objects, write_labels, write_results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -119,6 +128,16 @@ def test_r11_needs_eleven_samples() -> None:
 def test_nothing_to_find_and_nothing_found() -> None:
     none = [Objects.empty()] * 3
     assert scores(none, none) == scores(cars(3), none) == scores(none, cars(3)) == same(0)
+
+
+def test_what_a_zero_means_is_said() -> None:
+    assert faults_of_truth(cars(3), ["Car"]) == []
+    (absent,) = faults_of_truth(cars(3), ["Car", "Cyclist"])
+    assert absent.startswith("there is no Cyclist to find that KITTI counts")
+    (flat,) = faults_of_truth(cars(3, boxes2d=(0, 0, 0, 0)), ["Car"])
+    assert "the labels have no 2-D boxes" in flat and "every AP is 0" in flat
+    (hidden,) = faults_of_truth(cars(3, occluded=3), ["Car"])
+    assert "no Car to find" in hidden
 
 
 def test_a_duplicate_is_a_false_positive() -> None:

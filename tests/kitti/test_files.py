@@ -224,10 +224,22 @@ def test_calibration_is_read_by_key(tmp_path: Path) -> None:
     ]
 
 
+def test_a_camera_alone_has_a_calibration(tmp_path: Path) -> None:
+    (tmp_path / "calib.txt").write_text(P2)
+    calibration = read_calibration(tmp_path / "calib.txt")
+    assert not calibration.has_lidar
+    with pytest.raises(ValueError, match="P2 alone does not say where the LiDAR is; add R0_rect and Tr_velo_to_cam"):
+        _ = calibration.lidar2rect
+    write_calibration(tmp_path / "again.txt", calibration)
+    assert (tmp_path / "again.txt").read_text().startswith("P2: 1.0")
+    assert len((tmp_path / "again.txt").read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([P2], r"calib.txt has no R0_rect and no Tr_velo_to_cam$"),
+        ([R0, VELO], r"calib.txt has no P2$"),
+        ([P2, VELO], r"calib.txt has no R0_rect$"),
         ([P2, R0, VELO + "1"], r"calib.txt, line 3: Tr_velo_to_cam needs 12 numbers, found 13$"),
         ([P2.replace("1 ", "nan ", 1), R0, VELO], r"line 1: P2 holds a number that is not finite"),
         ([P2, R0.replace("1 ", "x ", 1), VELO], r"line 2: R0_rect holds 'x', which is not a number"),

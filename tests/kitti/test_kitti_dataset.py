@@ -468,3 +468,45 @@ def test_what_pictures_show_is_counted(world: Path) -> None:
     tally = dataset.annotations(range(len(dataset)))
     assert tally.counting.total() == sum(len(dataset.ground_truth(k)) for k in range(len(dataset)))
     assert tally.left_out["Pedestrian of no class here"] > 0
+
+
+# -- data that is like KITTI ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("augment", [STILL, MIRROR], ids=["still", "mirrored"])
+def test_one_camera_without_a_lidar(copied: Callable[..., Path], augment: dict) -> None:
+    root = copied("training/velodyne")
+    whole = small_world(root, augment=augment)[0]
+    for path in (root / "training" / "calib").glob("*.txt"):
+        path.write_text(next(line for line in path.read_text().splitlines() if line.startswith("P2:")))
+    dataset = small_world(root, augment=augment)
+    sample = dataset[0]
+    assert torch.equal(sample.calibration.intrinsics, whole.calibration.intrinsics)
+    assert torch.equal(sample.objects.centers, whole.objects.centers)
+    assert dataset.scene(sample).points is None
+
+
+def test_jpeg_images(copied: Callable[..., Path]) -> None:
+    root = copied()
+    for path in (root / "training" / "image_2").glob("*.png"):
+        Image.open(path).convert("RGB").save(path.with_suffix(".jpg"), quality=95)
+        path.unlink()
+    sample = small_world(root, augment=STILL)[0]
+    assert sample.images.shape == (1, 3, 96, 320)
+    assert sample.meta["image_paths"] == ["training/image_2/000000.jpg"]
+
+
+def test_own_classes_count_as_those_of_kitti(copied: Callable[..., Path], tmp_path: Path) -> None:
+    root = copied()
+    before = [small_world(root, classes=CLASSES, augment=STILL)[k].objects.labels.tolist() for k in range(8)]
+    for path in (root / "training" / "label_2").glob("*.txt"):
+        path.write_text(path.read_text().replace("Car ", "Sedan "))
+    with pytest.raises(ValueError, match=r"unknown class 'Sedan'.*by class_map: \{Sedan: ...\}"):
+        [small_world(root)[k] for k in range(8)]
+    mapped = small_world(root, classes=CLASSES, augment=STILL, class_map={"Sedan": "Car"})
+    assert [mapped[k].objects.labels.tolist() for k in range(8)] == before
+    assert sum(labels.count(0) for labels in before) > 0
+    metrics = mapped.evaluate([mapped.ground_truth(k) for k in range(len(mapped))], tmp_path / "out")
+    assert metrics["Car/3d/R40/moderate"] > 0
+    with pytest.raises(ValueError, match="class_map maps 'Sedan' to 'Cra', did you mean 'Car'"):
+        small_world(root, class_map={"Sedan": "Cra"})[0]

@@ -51,7 +51,28 @@ def test_doctor_works_without_torch(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
     monkeypatch.setattr(doctor, "version", without)
     assert doctor.main([]) == 1
-    assert re.search(r"FAIL torch +missing\n +-> pip install -c \S+ torch\n", capsys.readouterr().out)
+    output = capsys.readouterr().out
+    assert re.search(r"FAIL torch +missing\n +-> pip install -c \S+ torch\n", output)
+    assert re.search(r"FAIL devices +not looked at: .*torch", output)
+    assert all(f"\n{title}\n" in output for title in ("devices", "operators", "launchers", "data"))
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_doctor_counts_the_files_of_kitti(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listed: bool) -> None:
+    monkeypatch.setattr(doctor, "PLACE", tmp_path)
+    assert doctor._kitti().state == "not there"
+    training = tmp_path / "data" / "KITTI3D" / "training"
+    for folder, suffix in {"image_2": "png", "calib": "txt", "label_2": "txt"}.items():
+        (training / folder).mkdir(parents=True)
+        for k in range(10):
+            (training / folder / f"{k:06d}.{suffix}").touch()
+    if listed:
+        (training.parent / "ImageSets").mkdir()
+        (training.parent / "ImageSets" / "trainval.txt").write_text("\n".join(f"{k:06d}" for k in range(10)))
+    found = doctor._kitti()
+    assert f"training/image_2: 10 of {10 if listed else 7481} files" in found.state
+    assert bool(found.mend) != listed
+    assert str(found).startswith("  ok " if listed else "  note")
 
 
 def test_converter_changes_the_container_and_back(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -11,7 +11,9 @@ import yaml
 from bev_models import TRANSFUSION_HEAD, make_batch, model_config
 from torch import nn
 
+from mmdet3d.config import load_config
 from mmdet3d.engine.checkpoint import load_start
+from mmdet3d.models import build_model
 from mmdet3d.models.detectors import BEVFusion
 from mmdet3d.registry import MODELS
 
@@ -395,3 +397,10 @@ def test_published_models_have_the_published_names_and_shapes(shared: Path, name
     want = {k: s for k, s, *_ in (row.split("\t") for row in rows) if k not in constants and "." in k}
     assert {k: str(tuple(v.shape)) for k, v in model.state_dict().items()} == want
     assert model.grid.shape == (180, 180)
+
+
+@pytest.mark.parametrize(("size", "near"), [([100, 180], r"\[96, 192\]"), ([64, 200], r"\[64, 192\]")])
+def test_an_image_size_that_the_neck_cannot_bring_together(size: list[int], near: str) -> None:
+    """The coarsest of its levels has stride 32."""
+    with pytest.raises(ValueError, match=f"image_size .*SECONDFPN .*multiples of 32, such as image_size {near}"):
+        build_model(load_config("synthetic/camera/demo.yaml", {"image_size": size}).model)

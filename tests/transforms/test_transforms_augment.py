@@ -273,3 +273,14 @@ def test_shuffle_permutes_with_the_given_generator() -> None:
     PointShuffle()(sample, context)
     expected = np.random.RandomState(3).permutation(20)
     assert torch.equal(sample.points, before[torch.from_numpy(expected)])
+
+
+def test_a_camera_that_leaves_the_input_black_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Half the size of the others, at their resize factor."""
+    transform = ImageAug3D([64, 192], [0.48, 0.48], is_train=False)
+    for _ in range(2):
+        transform._warn_of_black((400, 225), "CAM_FRONT")
+        transform._warn_of_black((200, 112), "CAM_BACK")
+    assert len(caplog.records) == 1
+    assert "the images of CAM_BACK, 200 x 112 pixels, fill 42 % of the network's image of 192 x 64" in caplog.text
+    assert "augment2d.resize" in caplog.text

@@ -99,5 +99,25 @@ def test_training_split_is_drawn_without_resampling(tool: ModuleType, config: Pa
 def test_mistakes_are_explained(tool: ModuleType, config: Path) -> None:
     with pytest.raises(ValueError, match="--mode both draws detections; give --checkpoint FILE"):
         pictures(tool, config, "--mode", "both")
-    with pytest.raises(ValueError, match="--bbox-classes 10: labels go from 0 to 9"):
+    with pytest.raises(ValueError, match=r"--bbox-classes 10: no such class.*labels go from 0 to 9"):
         pictures(tool, config, "--bbox-classes", "10")
+    with pytest.raises(ValueError, match=r"--bbox-classes pedestrain: no such class, did you mean 'pedestrian'"):
+        pictures(tool, config, "--bbox-classes", "car", "pedestrain")
+
+
+def test_classes_by_name(tool: ModuleType, config: Path) -> None:
+    assert tool.label_of("pedestrian", ["car", "pedestrian"]) == tool.label_of("1", ["car", "pedestrian"]) == 1
+    assert len(pictures(tool, config, "--bbox-classes", "car", "8")) == 1
+
+
+def test_the_best_score_is_said_where_nothing_is_drawn(
+    tool: ModuleType, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(tool, "load_model", lambda cfg, checkpoint: Oracle())
+    words = ["--mode", "pred", "--checkpoint", "weights.pth", "--bbox-classes", "pedestrian"]
+    pictures(tool, config, *words)
+    assert (
+        "no detection reaches --bbox-score 0.1: the best score is 0.05, so give a lower one" in capsys.readouterr().out
+    )
+    pictures(tool, config, *words, "--bbox-score", "0.02")
+    assert "no detection" not in capsys.readouterr().out

@@ -153,10 +153,10 @@ def flip_calibration(calibration: KittiCalibration, width: int) -> KittiCalibrat
     p2 = calibration.p2.copy()
     p2[0, 2] = width - p2[0, 2]
     p2[0, 3] = -p2[0, 3]
-    mirror = np.diag([-1.0, 1.0, 1.0, 1.0])
-    return replace(
-        calibration, p2=p2, rectification=mirror @ calibration.rectification, p0=None, p1=None, p3=None, imu2velo=None
-    )
+    rectification = calibration.rectification
+    if rectification is not None:
+        rectification = np.diag([-1.0, 1.0, 1.0, 1.0]) @ rectification
+    return replace(calibration, p2=p2, rectification=rectification, p0=None, p1=None, p3=None, imu2velo=None)
 
 
 def warp_image(image: Image.Image, matrix: np.ndarray, target: tuple[int, int]) -> Image.Image:

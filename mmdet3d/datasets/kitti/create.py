@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from mmdet3d.datasets.kitti.completion import complete, project_scan
-from mmdet3d.datasets.kitti.files import read_calibration, read_ids, read_points, split_ids, write_depth
+from mmdet3d.datasets.kitti.files import image_file, read_calibration, read_ids, read_points, split_ids, write_depth
 from mmdet3d.datasets.kitti.learnt import check_frames, count_objects
 from mmdet3d.datasets.plausible import check_scan
 from mmdet3d.datasets.processes import in_processes
@@ -44,6 +44,11 @@ class _Part:
     remedy: str
     needed: bool = True
 
+    def file(self, root: Path, frame: str) -> Path:
+        if self.check is _check_image:
+            return image_file(root / self.folder, frame)
+        return root / self.folder / f"{frame}{self.suffix}"
+
 
 def _check_png(path: Path) -> None:
     """Beginning and end; decoding thousands of images would take minutes."""
@@ -55,29 +60,45 @@ def _check_png(path: Path) -> None:
         raise ValueError(f"{path} is no PNG or ends early; fetch it again")
 
 
+def _check_image(path: Path) -> None:
+    if path.suffix == ".png":
+        _check_png(path)
+        return
+    with path.open("rb") as file:
+        head = file.read(2)
+        file.seek(-min(2, path.stat().st_size), 2)
+        tail = file.read()
+    if (head, tail) != (b"\xff\xd8", b"\xff\xd9"):
+        raise ValueError(f"{path} is no JPEG or ends early; fetch it again")
+
+
 def _check_scan(path: Path) -> None:
     if path.stat().st_size % 16:
         raise ValueError(f"{path} ends early: its size is no multiple of 16 bytes; fetch it again")
 
 
 _TRAINING = (
-    _Part("training/image_2", ".png", _check_png, "fetch data_object_image_2.zip"),
+    _Part("training/image_2", ".png", _check_image, "fetch data_object_image_2.zip"),
     _Part("training/calib", ".txt", read_calibration, "fetch data_object_calib.zip"),
     _Part("training/label_2", ".txt", read_labels, "fetch data_object_label_2.zip"),
     _Part("training/velodyne", ".bin", _check_scan, "fetch data_object_velodyne.zip", needed=False),
     _Part(_DEPTH, ".png", _check_png, "--depth makes them from training/velodyne"),
 )
 _TESTING = (
-    _Part("testing/image_2", ".png", _check_png, "fetch data_object_image_2.zip"),
+    _Part("testing/image_2", ".png", _check_image, "fetch data_object_image_2.zip"),
     _Part("testing/calib", ".txt", read_calibration, "fetch data_object_calib.zip"),
 )
 
 
-def check_tree(root: str | Path) -> list[str]:
+def check_tree(root: str | Path, class_map: Mapping[str, str] | None = None) -> list[str]:
     """Look for every file of the splits, and read labels, calibrations, some image sizes and the ends of the others.
 
     The frames are those of `ImageSets/trainval.txt` and `test.txt`, or all of KITTI where those lists are absent. A
     folder `testing` may be absent; it serves submissions only. LiDAR scans may be absent where there is dense depth.
+
+    Args:
+        root: dataset root.
+        class_map: what classes of the label files that KITTI does not have count as.
 
     Returns:
         A line per folder: how many files are there; and which labelled objects are learnt.
@@ -88,12 +109,14 @@ def check_tree(root: str | Path) -> list[str]:
         ValueError: damaged files, named likewise; files of another layout; or labels with nothing to learn.
     """
     root = _existing(root)
-    parts = [(part, _ids(root, "trainval")) for part in _TRAINING]
+    labels = partial(read_labels, class_map=class_map)
+    training = [replace(part, check=labels) if part.check is read_labels else part for part in _TRAINING]
+    parts = [(part, _ids(root, "trainval")) for part in training]
     if (root / "testing").is_dir():
         parts += [(part, _ids(root, "test")) for part in _TESTING]
     lines, missing, damaged = [], [], []
     for part, ids in parts:
-        absent = [f"{i}{part.suffix}" for i in ids if not (root / part.folder / f"{i}{part.suffix}").is_file()]
+        absent = [f"{i}{part.suffix}" for i in ids if not part.file(root, i).is_file()]
         lines.append(f"{part.folder}: {len(ids) - len(absent)} of {len(ids)} files")
         if absent and part.needed:
             missing.append(f"{part.folder} lacks {_count(absent, len(ids))} ({part.remedy})")
@@ -160,13 +183,16 @@ def make_depth(root: str | Path, workers: int = 1, progress: bool = True) -> int
 
 def _complete_frame(root: Path, frame: str) -> None:
     folder = root / "training"
-    path = folder / "image_2" / f"{frame}.png"
+    path = image_file(folder / "image_2", frame)
     if not path.is_file():
         raise FileNotFoundError(f"image {path} is missing; the depth map takes its size")
     with Image.open(path) as image:
         width, height = image.size
-    scan = folder / "velodyne" / f"{frame}.bin"
-    sparse = project_scan(read_points(scan), read_calibration(folder / "calib" / f"{frame}.txt"), (height, width))
+    scan, calib = folder / "velodyne" / f"{frame}.bin", folder / "calib" / f"{frame}.txt"
+    calibration = read_calibration(calib)
+    if not calibration.has_lidar:
+        raise ValueError(f"{calib} names P2 alone; dense depth is made by its R0_rect and Tr_velo_to_cam")
+    sparse = project_scan(read_points(scan), calibration, (height, width))
     try:
         depth = complete(sparse)
     except ValueError as error:
@@ -199,6 +225,6 @@ def _count(absent: Sequence[str], total: int) -> str:
 def _damaged(root: Path, part: _Part, ids: set[str]) -> Iterator[str]:
     for frame in sorted(ids):
         try:
-            part.check(root / part.folder / f"{frame}{part.suffix}")
+            part.check(part.file(root, frame))
         except ValueError as error:
             yield str(error)

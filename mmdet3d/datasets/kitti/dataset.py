@@ -13,7 +13,14 @@ from torch import Tensor
 
 from mmdet3d.datasets.cache import open_cache
 from mmdet3d.datasets.kitti.augment import Augmentation, View, flip_calibration, warp_depth, warp_image
-from mmdet3d.datasets.kitti.files import KittiCalibration, read_calibration, read_depths, read_ids, split_ids
+from mmdet3d.datasets.kitti.files import (
+    KittiCalibration,
+    image_file,
+    read_calibration,
+    read_depths,
+    read_ids,
+    split_ids,
+)
 from mmdet3d.datasets.kitti.learnt import check_frames, count_objects, why_left_out
 from mmdet3d.datasets.kitti.results import metrics_by_name, to_objects
 from mmdet3d.datasets.kitti.scene import kitti_scene
@@ -52,6 +59,8 @@ class KittiDataset(torch.utils.data.Dataset):
         image_size: height and width of the network's input, pixels.
         writelist: classes to learn, of `classes`; None for all.
         class_merging: Van and Truck draw on the heat map of Car, but give no regression target.
+        class_map: what classes of the label files that KITTI does not have count as: `{Tricycle: Cyclist}`, or
+            `DontCare` for what is neither learnt nor scored.
         depth_dir: folder of dense depth maps, relative to `dataset_root`; None loads no depth.
         augment: see `Augmentation`; applied unless `test_mode`.
         eval_classes: which classes `evaluate` reports, of Car, Pedestrian, Cyclist.
@@ -78,6 +87,7 @@ class KittiDataset(torch.utils.data.Dataset):
         image_size: Sequence[int] = (384, 1280),
         writelist: Sequence[str] | None = None,
         class_merging: bool = False,
+        class_map: Mapping[str, str] | None = None,
         depth_dir: str | None = "training/depth_dense",
         augment: Mapping[str, Any] | None = None,
         eval_classes: Sequence[str] = ("Car",),
@@ -100,6 +110,7 @@ class KittiDataset(torch.utils.data.Dataset):
         self.classes = _checked_names(classes, [t for t in TYPES if t != DONT_CARE], "classes")
         self.writelist = _checked_names(self.classes if writelist is None else writelist, self.classes, "writelist")
         self.eval_classes = _checked_names(eval_classes, CLASSES, "eval_classes")
+        self.class_map = dict(class_map or {})
         self.image_size = _checked_size(image_size)
         self.depth_dir = self.root / depth_dir if depth_dir and self.annotated else None
         self.score_decimals = score_decimals
@@ -114,7 +125,7 @@ class KittiDataset(torch.utils.data.Dataset):
             self._learnt = merged | self._learnt
         content = {
             "split": [split, self.tokens],
-            "classes": [self.classes, self.writelist, class_merging],
+            "classes": [self.classes, self.writelist, class_merging, *([self.class_map] if self.class_map else [])],
             "input": [self.image_size, depth_dir, dict(augment or {}), test_mode, self.labelled],
         }
         self._views = Views(views, seed, content)
@@ -200,7 +211,7 @@ class KittiDataset(torch.utils.data.Dataset):
         """
         if not self.annotated:
             raise ValueError(f"the split {self.split} of KITTI has no labels")
-        return read_labels(self._file("label_2", self.tokens[index], "txt"))
+        return self._labels(self.tokens[index])
 
     def ground_truth(self, index: int) -> Detections3D:
         """Labelled objects of the known classes, whatever their difficulty, as detections of score 1."""
@@ -219,7 +230,7 @@ class KittiDataset(torch.utils.data.Dataset):
         """For pictures: the frame of a sample without its augmentation, with its LiDAR points if they are there."""
         index = self.tokens.index(sample.token)
         return kitti_scene(
-            read_image(self._file("image_2", sample.token, "png")),
+            read_image(self._image(sample.token)),
             self.calibration(index),
             _matrices(self.calibration(index), np.eye(4)),
             self.ground_truth(index) if self.annotated else None,
@@ -256,8 +267,8 @@ class KittiDataset(torch.utils.data.Dataset):
         if not self.annotated:
             raise ValueError(f"the split {self.split} of KITTI has no labels to score by; {folder} is written")
         labels = self.folder / "label_2"
-        strict = evaluate_folder(folder, labels, self.tokens, STRICT)
-        loose = evaluate_folder(folder, labels, self.tokens, LOOSE)
+        strict = evaluate_folder(folder, labels, self.tokens, STRICT, self.class_map, self.eval_classes)
+        loose = evaluate_folder(folder, labels, self.tokens, LOOSE, self.class_map, ())
         write_metrics(strict, Path(out_dir) / "kitti_metrics.json")
         return metrics_by_name(strict, loose, self.eval_classes)
 
@@ -271,13 +282,13 @@ class KittiDataset(torch.utils.data.Dataset):
         return folder
 
     def _camera(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
-        with Image.open(self._file("image_2", self.tokens[index], "png")) as image:
+        with Image.open(self._image(self.tokens[index])) as image:
             return self.calibration(index).p2, image.size
 
     # -- loading ----------------------------------------------------------------------------------------------------
 
     def _load(self, token: str, rng: np.random.RandomState) -> Sample:
-        path = self._file("image_2", token, "png")
+        path = self._image(token)
         (image,) = self._read(read_images, [path])
         calibration = read_calibration(self._file("calib", token, "txt"))
         view = self.augment.draw(image.size, rng) if self.augment else View.whole(image.size)
@@ -298,7 +309,7 @@ class KittiDataset(torch.utils.data.Dataset):
             },
         )
         if self.labelled:
-            objects = self._objects(read_labels(self._file("label_2", token, "txt")), calibration)
+            objects = self._objects(self._labels(token), calibration)
             sample.objects = objects.flip(image.width) if view.flip else objects
         return sample
 
@@ -348,6 +359,12 @@ class KittiDataset(torch.utils.data.Dataset):
     def _file(self, kind: str, token: str, suffix: str) -> Path:
         return self.folder / kind / f"{token}.{suffix}"
 
+    def _labels(self, token: str) -> Objects:
+        return read_labels(self._file("label_2", token, "txt"), self.class_map)
+
+    def _image(self, token: str) -> Path:
+        return image_file(self.folder / "image_2", token)
+
     def _find_ids(self, ids: Sequence[str] | None) -> list[str]:
         if not (self.folder / "image_2").is_dir():
             raise FileNotFoundError(
@@ -368,7 +385,8 @@ class KittiDataset(torch.utils.data.Dataset):
 
 
 def _matrices(calibration: KittiCalibration, image_aug: np.ndarray) -> Calibration:
-    rect2lidar = np.linalg.inv(calibration.lidar2rect)
+    # Without a LiDAR the rectified camera frame stands for its frame.
+    rect2lidar = np.linalg.inv(calibration.lidar2rect) if calibration.has_lidar else np.eye(4)
     intrinsics = np.eye(4)
     intrinsics[:3] = calibration.p2
     eye = torch.eye(4)

@@ -15,6 +15,7 @@ from mmdet3d.registry import nearest
 __all__ = [
     "SPLITS",
     "KittiCalibration",
+    "image_file",
     "read_calibration",
     "read_depth",
     "read_depths",
@@ -39,7 +40,7 @@ _SHAPES = {
     "Tr_velo_to_cam": (3, 4),
     "Tr_imu_to_velo": (3, 4),
 }
-_REQUIRED = ("P2", "R0_rect", "Tr_velo_to_cam")
+_LIDAR = ("R0_rect", "Tr_velo_to_cam")
 
 
 # -- calibration ----------------------------------------------------------------------------------------------------
@@ -52,14 +53,15 @@ class KittiCalibration:
     Args:
         p2: (3, 4) projection of rectified coordinates to pixels of the left colour camera.
         rectification: (4, 4), R0_rect: unrectified to rectified camera coordinates.
-        velo2camera: (4, 4), LiDAR (x forward, y left, z up) to unrectified camera coordinates.
+        velo2camera: (4, 4), LiDAR (x forward, y left, z up) to unrectified camera coordinates. None, like
+            `rectification`, where the file names a camera alone: labels and images need no more.
         p0, p1, p3: (3, 4) projections of the other cameras, None if the file names none.
         imu2velo: (4, 4), None if the file names none.
     """
 
     p2: np.ndarray
-    rectification: np.ndarray
-    velo2camera: np.ndarray
+    rectification: np.ndarray | None
+    velo2camera: np.ndarray | None
     p0: np.ndarray | None = None
     p1: np.ndarray | None = None
     p3: np.ndarray | None = None
@@ -67,12 +69,24 @@ class KittiCalibration:
 
     @property
     def lidar2rect(self) -> np.ndarray:
-        """(4, 4): LiDAR to rectified camera coordinates, in which labels are."""
+        """(4, 4): LiDAR to rectified camera coordinates, in which labels are.
+
+        Raises:
+            ValueError: the file names a camera alone.
+        """
+        if self.rectification is None or self.velo2camera is None:
+            raise ValueError(
+                "a calibration of P2 alone does not say where the LiDAR is; add R0_rect and Tr_velo_to_cam"
+            )
         return self.rectification @ self.velo2camera
+
+    @property
+    def has_lidar(self) -> bool:
+        return self.velo2camera is not None
 
 
 def read_calibration(path: str | Path) -> KittiCalibration:
-    """A calibration file, by the names of its lines; P2, R0_rect and Tr_velo_to_cam must be there.
+    """A calibration file, by the names of its lines; P2 must be there, and R0_rect with Tr_velo_to_cam or neither.
 
     Raises:
         FileNotFoundError: no such file.
@@ -90,13 +104,14 @@ def read_calibration(path: str | Path) -> KittiCalibration:
             raise ValueError(f"{path}, line {number}: {key} is given twice")
         if key in _SHAPES:
             matrices[key] = _matrix(values.split(), _SHAPES[key], f"{path}, line {number}: {key}")
-    missing = [key for key in _REQUIRED if key not in matrices]
+    needed = ("P2", *_LIDAR) if any(key in matrices for key in _LIDAR) else ("P2",)
+    missing = [key for key in needed if key not in matrices]
     if missing:
         raise ValueError(f"{path} has no {' and no '.join(missing)}")
     return KittiCalibration(
         p2=matrices["P2"],
-        rectification=_homogeneous(matrices["R0_rect"]),
-        velo2camera=_homogeneous(matrices["Tr_velo_to_cam"]),
+        rectification=_homogeneous(matrices["R0_rect"]) if "R0_rect" in matrices else None,
+        velo2camera=_homogeneous(matrices["Tr_velo_to_cam"]) if "Tr_velo_to_cam" in matrices else None,
         p0=matrices.get("P0"),
         p1=matrices.get("P1"),
         p3=matrices.get("P3"),
@@ -111,8 +126,8 @@ def write_calibration(path: str | Path, calibration: KittiCalibration) -> None:
         "P1": calibration.p1,
         "P2": calibration.p2,
         "P3": calibration.p3,
-        "R0_rect": calibration.rectification[:3, :3],
-        "Tr_velo_to_cam": calibration.velo2camera[:3],
+        "R0_rect": None if calibration.rectification is None else calibration.rectification[:3, :3],
+        "Tr_velo_to_cam": None if calibration.velo2camera is None else calibration.velo2camera[:3],
         "Tr_imu_to_velo": None if calibration.imu2velo is None else calibration.imu2velo[:3],
     }
     with atomic_write(path) as file:
@@ -181,7 +196,15 @@ def read_ids(path: str | Path) -> list[str]:
     return list(ids)
 
 
-# -- LiDAR and depth ------------------------------------------------------------------------------------------------
+# -- images, LiDAR and depth ------------------------------------------------------------------------------------------
+
+
+def image_file(folder: str | Path, frame: str) -> Path:
+    """The image of a frame in `folder`: its `.png`, as KITTI has it, or the `.jpg` or `.jpeg` that is there instead."""
+    png = Path(folder) / f"{frame}.png"
+    if png.is_file():
+        return png
+    return next((jpg for suffix in (".jpg", ".jpeg") if (jpg := png.with_suffix(suffix)).is_file()), png)
 
 
 def read_points(path: str | Path) -> np.ndarray:

@@ -41,7 +41,7 @@ def kitti_scene(
     """
     camera2scene = _LEVEL_TO_SCENE @ CAMERA_TO_LEVEL.float()
     points = None
-    if scan.is_file():
+    if scan.is_file() and calibration.has_lidar:
         lidar2scene = camera2scene @ torch.from_numpy(calibration.lidar2rect).float()
         points = torch.from_numpy(read_points(scan))[:, :3] @ lidar2scene[:3, :3].T + lidar2scene[:3, 3]
     return Scene(

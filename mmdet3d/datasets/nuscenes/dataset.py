@@ -170,7 +170,7 @@ class NuScenesDataset(FrameDataset):
             raise ValueError(
                 f"the info file does not say which nuScenes version it is of; set `version` ({path} is written)"
             )
-        return evaluate_submission(path, self.root, self.version, self.eval_set, out_dir, tokens=self.tokens)
+        return evaluate_submission(path, self.root, self.version, self.eval_set, out_dir, self.tokens, self.classes)
 
 
 def _find_info_file(root: Path, ann_file: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,10 @@ from mmdet3d.structures import Sample
 
 __all__ = ["GlobalRotScaleTrans", "ImageAug3D", "PointShuffle", "RandomFlip3D", "transform_lidar_frame"]
 
+logger = logging.getLogger(__name__)
+
+# Of the network's image; published augmentation leaves up to a seventh black.
+_LEAST_FILLED = 0.67
 # Compensated vx, vy of a radar point.
 _RADAR_VELOCITY = slice(4, 6)
 
@@ -129,9 +134,12 @@ class ImageAug3D(Transform):
         self.rot_lim = rot_lim
         self.rand_flip = rand_flip
         self.is_train = is_train
+        self._looked_at: set[tuple[int, int]] = set()
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
         images = need(sample, "images", self, "LoadMultiViewImageFromFiles")
+        for image, camera in zip(images, context.record.cameras, strict=False):
+            self._warn_of_black(image.size, camera)
         draws = [self._draw(image.size, context.rng) for image in images]
         matrices = [self._matrix(scale, corner, flip, angle) for scale, _, corner, flip, angle in draws]
         before = sample.calibration.image_aug
@@ -141,6 +149,23 @@ class ImageAug3D(Transform):
             frame.images = [self._apply(image, *draw[1:]) for image, draw in zip(frame.images, draws, strict=True)]
         sample.set_augmentation(image_aug=after.float())
         return sample
+
+    def _warn_of_black(self, raw_size: tuple[int, int], camera: str) -> None:
+        """Say once for each size of images that they leave much of the network's input empty."""
+        if raw_size in self._looked_at:
+            return
+        self._looked_at.add(raw_size)
+        scale = float(np.mean(self.resize_lim))
+        sides = zip(raw_size, self.final_dim[::-1], strict=True)
+        filled = float(np.prod([min(1.0, scale * raw / final) for raw, final in sides]))
+        worker = torch.utils.data.get_worker_info()
+        if filled < _LEAST_FILLED and (worker is None or worker.id == 0):
+            logger.warning(
+                "the images of %s, %d x %d pixels, fill %.0f %% of the network's image of %d x %d at a resize factor "
+                "of %.3g, the rest stays black; give ImageAug3D a resize_lim (augment2d.resize) that suits them, or "
+                "bring the images of all cameras to one size",
+                camera, *raw_size, 100 * filled, self.final_dim[1], self.final_dim[0], scale,
+            )  # fmt: skip
 
     def _draw(
         self, raw_size: tuple[int, int], rng: np.random.RandomState

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmdet3d.models.detectors.base import Detector
-from mmdet3d.models.detectors.grids import check_grids
+from mmdet3d.models.detectors.grids import check_grids, check_image_size
 from mmdet3d.models.encoders import build_voxelizer, voxelize_batch
 from mmdet3d.models.layers import channels_last
 from mmdet3d.registry import MODELS, nearest
@@ -205,7 +205,10 @@ def build_camera(cfg: Mapping[str, Any], where: str) -> nn.ModuleDict:
     """Backbone, neck and view transform of the block `model.<where>`."""
     parts = ("backbone", "neck", "vtransform")
     check_keys(cfg, parts, where)
-    return nn.ModuleDict({name: MODELS.build(cfg[name]) for name in parts})
+    modules = nn.ModuleDict({name: MODELS.build(cfg[name]) for name in parts[:2]})
+    check_image_size(modules["neck"], cfg["vtransform"], where)
+    modules["vtransform"] = MODELS.build(cfg["vtransform"])
+    return modules
 
 
 def _build_point_sensor(cfg: Mapping[str, Any], where: str) -> nn.ModuleDict:

@@ -1,14 +1,16 @@
-"""Agreement of the BEV rasters of encoders, decoder and head, checked when a model is built."""
+"""Agreement of sizes that several parts work on, checked when a model is built."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
 from mmdet3d.structures import BEVGrid
 
-__all__ = ["check_grids"]
+__all__ = ["check_grids", "check_image_size"]
 
 
 def check_grids(sensors: Mapping[str, BEVGrid], decoder: Mapping[str, nn.Module], head: BEVGrid) -> None:
@@ -36,6 +38,39 @@ def check_grids(sensors: Mapping[str, BEVGrid], decoder: Mapping[str, nn.Module]
             )
     elif not _same_extent(grid, head):
         raise ValueError(f"encoders.{first} gives a BEV of {grid}, but heads.object covers another area: {head}")
+
+
+def check_image_size(neck: nn.Module, vtransform: Mapping[str, Any], where: str) -> None:
+    """Raise unless every level of the image features can be brought to the size that the view transform takes.
+
+    Args:
+        neck: of the images; `upsample_strides`, if it has them, tell how much coarser its levels are than its output.
+        vtransform: the block with `image_size` and `feature_size`; nothing is compared unless both are two numbers.
+        where: what to call the camera's block in a message, such as `encoders.camera`.
+
+    Raises:
+        ValueError: the image size is no multiple of what the neck needs; names a size that is.
+    """
+    image, features = vtransform.get("image_size"), vtransform.get("feature_size")
+    if not all(isinstance(n, int) and n > 0 for size in (image, features) for n in _pair(size)):
+        return
+    factors = getattr(neck, "upsample_strides", (1,))
+    strides = [max(1, round(side / feature)) for side, feature in zip(image, features, strict=True)]
+    for stride, side, wanted in zip(strides, image, features, strict=True):
+        # A strided convolution rounds up, a resampling without padding rounds down.
+        if all(math.floor(math.ceil(side / (stride * factor)) * factor) == wanted for factor in factors):
+            continue
+        multiple = round(stride * max(1, *factors))
+        near = [max(1, round(n / multiple)) * multiple for n in image]
+        raise ValueError(
+            f"image_size {list(image)} of model.{where}.vtransform does not go through the backbone and "
+            f"{type(neck).__name__} to feature_size {list(features)}: both sides must be multiples of {multiple}, such "
+            f"as image_size {near}"
+        )
+
+
+def _pair(size: Any) -> list[Any]:
+    return list(size) if isinstance(size, (list, tuple)) and len(size) == 2 else [None]
 
 
 def _strided(grid: BEVGrid, stride: float) -> BEVGrid:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdet3d.ops.voxelize import dynamic_voxelize, grid_shape, scatter_mean, voxelize
-from mmdet3d.registry import nearest
+from mmdet3d.registry import check_kinds, nearest
 from mmdet3d.structures import BEVGrid
 
 __all__ = ["DynamicVoxelizer", "Voxelizer", "build_voxelizer", "check_coordinates", "voxelize_batch"]
@@ -95,11 +95,12 @@ def build_voxelizer(cfg: Mapping[str, Any]) -> Voxelizer | DynamicVoxelizer:
     """From a `voxelize` block; `max_num_points` <= 0 asks for dynamic voxelisation.
 
     Raises:
-        ValueError: an unknown key or a missing one.
+        ValueError: an unknown key or a missing one, or a value of another kind.
     """
     for key in cfg:
         if key not in _KEYS:
             raise ValueError(f"unknown key {key!r} in voxelize{nearest(key, _KEYS)} (known: {', '.join(_KEYS)})")
+    check_kinds(Voxelizer, cfg, "voxelize.")
     needed = _KEYS[:3] if cfg.get("max_num_points", 1) <= 0 else _KEYS
     missing = [key for key in needed if key not in cfg]
     if missing:

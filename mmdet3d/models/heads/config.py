@@ -26,10 +26,12 @@ def read_block(block: Mapping[str, Any], name: str, defaults: Mapping[str, Any])
     """`defaults` overridden by `block`; a default of `...` marks a key that must be given.
 
     Raises:
-        ValueError: an unknown key, a published key that has no effect, or a missing one.
+        ValueError: an unknown key, a published key that has no effect, or a missing one; or a text, or a list with one
+            in it, where numbers belong.
     """
-    for key in block:
+    for key, value in block.items():
         if key in defaults:
+            _check_numbers(value, defaults[key], f"{name}.{key}")
             continue
         if key in _WITHOUT_EFFECT or key in ("voxel_size", "out_size_factor"):
             reason = _WITHOUT_EFFECT.get(key, "train_cfg's value is used")
@@ -40,6 +42,16 @@ def read_block(block: Mapping[str, Any], name: str, defaults: Mapping[str, Any])
     if missing:
         raise ValueError(f"{name} needs {', '.join(missing)}")
     return values
+
+
+def _check_numbers(value: Any, default: Any, key: str) -> None:
+    """What has a text or null for its default may be a text."""
+    if default is None or isinstance(default, str):
+        return
+    entries = list(value) if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(entry, str) for entry in entries):
+        kind = "a list of numbers" if isinstance(value, (list, tuple)) or isinstance(default, list) else "a number"
+        raise ValueError(f"config key {key} must be {kind}, got {value!r}")
 
 
 def grid_from(point_cloud_range: Sequence[float], voxel_size: Sequence[float], out_size_factor: int) -> BEVGrid:

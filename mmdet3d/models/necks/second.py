@@ -28,6 +28,9 @@ class SECONDFPN(nn.Module):
         upsample_cfg: `{type: deconv, bias}` of the transposed convolutions.
         use_conv_for_no_stride: an ordinary 1x1 convolution where s is 1 (the weight's layout differs in checkpoints).
 
+    Attributes:
+        upsample_strides: as given.
+
     Raises:
         ValueError: lists of different lengths, or another kind of upsampling.
     """
@@ -49,6 +52,7 @@ class SECONDFPN(nn.Module):
         upsample = dict(upsample_cfg or {"type": "deconv"})
         if upsample.get("type", "deconv") != "deconv" or set(upsample) - {"type", "bias"}:
             raise ValueError(f"SECONDFPN upsample_cfg must be {{type: deconv, bias: BOOL}}, got {upsample}")
+        self.upsample_strides = tuple(upsample_strides)
         self.deblocks = nn.ModuleList()
         for channels, out, stride in zip(in_channels, out_channels, upsample_strides, strict=True):
             if stride > 1 or (stride == 1 and not use_conv_for_no_stride):
