@@ -24,6 +24,13 @@ _LAYOUT = {
     **dict.fromkeys(("is_quality_valid", "ambig_state", "x_rms", "y_rms"), "i1"),
     **dict.fromkeys(("invalid_state", "pdh0", "vx_rms", "vy_rms"), "i1"),
 }
+_RECORD = np.dtype([(name, f"<{kind}") for name, kind in _LAYOUT.items()])
+_HEADER = {
+    b"FIELDS": [name.encode() for name in _LAYOUT],
+    b"SIZE": [kind[1].encode() for kind in _LAYOUT.values()],
+    b"TYPE": [kind[0].upper().encode() for kind in _LAYOUT.values()],
+    b"COUNT": [b"1"] * len(_LAYOUT),
+}
 _LONGEST_LINE = 1 << 12
 _KINDS = {b"F": "f", b"I": "i", b"U": "u"}
 
@@ -84,6 +91,8 @@ def _split(content: bytes, path: Path) -> tuple[dict[bytes, list[bytes]], bytes]
 
 def _record(header: dict[bytes, list[bytes]], path: Path) -> np.dtype:
     """One detection as the file holds it."""
+    if _HEADER.items() <= header.items():  # as nearly always
+        return _RECORD
     names = [word.decode("ascii", "replace") for word in header.get(b"FIELDS", ())]
     if absent := [name for name in _LAYOUT if name not in names]:
         raise ValueError(
