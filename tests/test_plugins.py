@@ -58,6 +58,15 @@ def test_the_command_line_adds_to_imports() -> None:
     assert read_overrides([]) == {}
 
 
+def test_every_command_that_takes_overrides_takes_imports() -> None:
+    commands = Path(__file__).resolve().parents[1] / "mmdet3d" / "commands"
+    texts = {file.stem: file.read_text() for file in commands.glob("*.py")}
+    takers = {name for name, text in texts.items() if "add_override_options(parser)" in text}
+    assert {"train", "test", "train_val", "run_recipe"} <= takers
+    call = "read_overrides(rest, args.overrides_file, args.imports)"
+    assert [name for name in takers if call not in texts[name]] == []
+
+
 def test_a_config_without_imports_stays_as_it_is(folder: Path) -> None:
     (folder / "a.yaml").write_text("model: {type: X}\n")
     assert "imports" not in load_config("a.yaml")
