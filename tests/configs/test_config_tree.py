@@ -128,6 +128,32 @@ def test_teacher_and_student_of_a_distillation_fit(name):
     assert not any(k.startswith("encoders.lidar") for k in distiller.student.state_dict())
 
 
+INHERITING = [f for f in LEAVES if load(f).model.type == "Distiller" and load(f).model.student.get("init_from_teacher")]
+
+
+def shapes(model, module):
+    return {name: value.shape for name, value in model.get_submodule(module).state_dict().items()}
+
+
+@pytest.mark.parametrize("name", INHERITING, ids=str)
+def test_what_a_student_inherits_has_the_teachers_shapes(name):
+    cfg = load(name)
+    with torch.device("meta"):
+        teacher = build_model(load_config(cfg.model.teacher.config).model)
+    for module in cfg.model.student.init_from_teacher:
+        assert shapes(meta_model(name).student, module) == shapes(teacher, module)
+
+
+def test_label_distill_can_inherit_the_branches_of_its_teachers_head():
+    student = load_config("nuscenes/det/centerhead/bevdepth/camera/256x704/resnet50/4key.yaml")
+    with torch.device("meta"):
+        models = [
+            build_model(load("nuscenes/distill/labeldistill/label_encoder.yaml").model),
+            build_model(student.model),
+        ]
+    assert shapes(models[0], "detector.heads.object.task_heads") == shapes(models[1], "heads.object.task_heads")
+
+
 @pytest.mark.parametrize("name", LEAVES, ids=str)
 def test_no_object_is_pasted_where_only_lidar_would_show_it(name):
     if "nuscenes" in name and "camera+lidar" not in name and "/lidar/" not in name:
