@@ -72,6 +72,13 @@ def test_a_config_without_imports_stays_as_it_is(folder: Path) -> None:
     assert "imports" not in load_config("a.yaml")
 
 
+def test_a_run_may_go_on_with_other_imports(tmp_path: Path) -> None:
+    from mmdet3d.engine.resuming import refuse_changes
+
+    (tmp_path / "configs.yaml").write_text("imports: [a]\nseed: 1\n")
+    refuse_changes(tmp_path, {"imports": ["a", "b"], "seed": 1}, "x.yaml")
+
+
 def test_what_cannot_be_imported_is_one_sentence(folder: Path) -> None:
     (folder / "a.yaml").write_text("imports: [plug_absent]\n")
     with pytest.raises(
