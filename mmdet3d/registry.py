@@ -54,9 +54,10 @@ def check_kinds(function: Callable[..., Any], arguments: Mapping[str, Any], wher
 def check_kind(value: Any, hint: Any, key: str) -> None:
     """Raise ValueError, with the config's `key`, unless `value` is of the kind that the annotation `hint` names.
 
-    Text, numbers, true and false, lists and mappings are told apart, and what is in a list; null passes.
+    Text, numbers, true and false, lists and mappings are told apart, and what is in a list; null passes. A class that
+    takes nothing but null says itself why.
     """
-    if value is not None and not _fits(value, hint):
+    if hint is not types.NoneType and value is not None and not _fits(value, hint):
         raise ValueError(f"config key {key} must be {_named(hint)}, got {value!r}")
 
 

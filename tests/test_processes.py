@@ -23,7 +23,12 @@ def test_workers_end_with_their_parent(method: str, number: signal.Signals, tmp_
     )
     (tmp_path / "program.py").write_text(program)
     parent = subprocess.Popen(
-        [sys.executable, "program.py"], cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+        # A shell lets what it starts in the background ignore SIGINT, and so the tests, and so this program.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         wait_until(lambda: len(processes_in(tmp_path)) >= 3)

@@ -125,23 +125,23 @@ def check_tree(root: str | Path, class_map: Mapping[str, str] | None = None) -> 
         raise ValueError(f"{len(damaged)} damaged files in {root}: {'; '.join(damaged[:_NAMED])}")
     if missing:
         raise FileNotFoundError(f"{root} is incomplete: {'; '.join(missing)}")
-    lines.append(_look_into(root / "training", _ids(root, "trainval")))
+    lines.append(_look_into(root / "training", _ids(root, "trainval"), class_map))
     if not (root / "testing").is_dir():
         lines.append("testing: absent, which only submissions need")
     return lines
 
 
-def _look_into(folder: Path, ids: Sequence[str]) -> str:
+def _look_into(folder: Path, ids: Sequence[str], class_map: Mapping[str, str] | None) -> str:
     """What the labels of a complete folder hold.
 
     Raises:
         ValueError: labels, images or scans do not fit, or there is nothing to learn.
     """
-    check_frames(folder, ids[:_LOOKED_AT])
+    check_frames(folder, ids[:_LOOKED_AT], class_map)
     scans = (folder / "velodyne" / f"{frame}.bin" for frame in ids)
     if (scan := next((s for s in scans if s.is_file()), None)) is not None:
         check_scan(scan, 4)
-    tally = count_objects((read_labels(folder / "label_2" / f"{frame}.txt") for frame in ids), CLASSES)
+    tally = count_objects((read_labels(folder / "label_2" / f"{frame}.txt", class_map) for frame in ids), CLASSES)
     if not tally.counting:
         raise ValueError(f"there is no object of {', '.join(CLASSES)} to learn in {folder}: {tally}")
     return f"learnt: {tally}"

@@ -182,7 +182,7 @@ class KittiDataset(torch.utils.data.Dataset):
         learns = self.labelled and not self.test_mode
         if not (learns or scored):
             return
-        check_frames(self.folder, self.tokens[:1])
+        check_frames(self.folder, self.tokens[:1], self.class_map)
         frames = range(len(self))
         # The first frame with an object ends the search; all are counted only where there is none.
         if learns and not any(count_objects([self.labels(k)], self._learnt).counting for k in frames):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mmdet3d.datasets.kitti.files import read_calibration
+from mmdet3d.datasets.kitti.files import image_file, read_calibration
 from mmdet3d.datasets.tally import Tally
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, Objects, read_labels
 
@@ -48,11 +48,12 @@ def count_objects(frames: Iterable[Objects], classes: Collection[str]) -> Tally:
     return tally
 
 
-def check_frames(folder: Path, ids: Iterable[str]) -> None:
+def check_frames(folder: Path, ids: Iterable[str], class_map: Mapping[str, str] | None = None) -> None:
     """Compare the sizes of some images with where labels and calibration expect their content.
 
     Args:
         folder: with `image_2`, `label_2` and `calib`, all with the files of `ids`.
+        class_map: see `read_labels`.
 
     Raises:
         FileNotFoundError: one of the files is missing.
@@ -60,7 +61,7 @@ def check_frames(folder: Path, ids: Iterable[str]) -> None:
     """
     boxes, outside = 0, 0
     for frame in ids:
-        path = folder / "image_2" / f"{frame}.png"
+        path = image_file(folder / "image_2", frame)
         if not path.is_file():
             raise FileNotFoundError(f"image file {path} does not exist; check dataset_root")
         try:
@@ -69,7 +70,7 @@ def check_frames(folder: Path, ids: Iterable[str]) -> None:
         except UnidentifiedImageError:
             raise ValueError(f"{path} is no image; fetch it again") from None
         p2 = read_calibration(folder / "calib" / f"{frame}.txt").p2
-        labels = read_labels(folder / "label_2" / f"{frame}.txt").boxes2d
+        labels = read_labels(folder / "label_2" / f"{frame}.txt", class_map).boxes2d
         middles = (labels[:, :2] + labels[:, 2:]) / 2
         boxes, outside = boxes + len(labels), outside + int((middles > size).any(axis=1).sum())
         if (p2[:2, 2] > size).any() or outside > max(1, _OUTSIDE * boxes):
