@@ -235,3 +235,21 @@ def test_control_tables_go_to_their_page_and_their_heads_to_the_readme(monkeypat
         "| crkd_small | mAP | 0.600 | 0.250 ± 0.071 | 0.350 ± 0.071 | +0.100 ± 0.000 | better |"
         in (tmp_path / "README.md").read_text()
     )
+
+
+def test_gains_by_class_are_of_the_mean_over_distances(monkeypatch, tmp_path):
+    def metrics(car, bus):
+        found = {
+            f"object/{n}_ap_dist_{d}": v + s for n, v in (("car", car), ("bus", bus)) for d, s in ((1.0, 0), (4.0, 0.1))
+        }
+        return {"metrics": found | {"object/map": 0.5}}
+
+    runs = {
+        "teacher": {"1000": metrics(0.6, 0.4), "1001": metrics(0.6, 0.4)},
+        "control": {"1000": metrics(0.2, 0.3), "1001": metrics(0.2, 0.3)},
+        "distilled": {"1000": metrics(0.3, 0.2), "1001": metrics(0.32, 0.36)},
+    }
+    lines = report._by_class({"runs": runs}).splitlines()
+    # Differences 0.10, 0.12: t(0.975, 1) = 12.706 times 0.01.
+    assert lines[2] == "| car | 0.650 | 0.250 | 0.360 | +0.110 ± 0.127 | within noise |"
+    assert lines[3].startswith("| bus | 0.450 | 0.350 | 0.330 | -0.020 ± ")

@@ -175,3 +175,20 @@ def test_the_tool_refuses_before_it_makes_data(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError, match="run teacher has 3 epochs and is not evaluated after the last one"):
         tool([*words, "--max_epochs", "3", "--evaluation.start", "2", "--evaluation.interval", "2"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_worlds_take_the_place_of_seeds_and_world() -> None:
+    from mmdet3d.commands.run_recipe import _worlds, parse
+
+    def chosen(*words: str, recipe: str = "synthetic/recipes/crkd_taught.yaml"):
+        args, _ = parse([recipe, "--run-dir", "run", *words])
+        return _worlds(args, Recipe.load(recipe))
+
+    roots = {w: Path(f"data/crkd_taught-world-{w}") for w in (1000, 1001)}
+    assert chosen("--worlds", "1000", "1001") == ([1000, 1001], roots, roots)
+    root = Path("data/crkd_taught-world-3")
+    assert chosen("--world", "3", "--seeds", "0", "1") == ([0, 1], {3: root}, root)
+    assert chosen()[0] == [0]
+    for option in ("--seeds", "--world"):
+        with pytest.raises(ValueError, match=f"--worlds takes the place of {option}"):
+            chosen("--worlds", "1000", option, "0")
