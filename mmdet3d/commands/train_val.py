@@ -44,7 +44,6 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(words: list[str]) -> None:
     args, rest = parse(words)
-    from mmdet3d.datasets import build_split
     from mmdet3d.engine import distributed
     from mmdet3d.engine.jobs import predict_split, train
     from mmdet3d.engine.logging import hold_log, log_to_folder
@@ -61,9 +60,9 @@ def main(words: list[str]) -> None:
     out_dir = args.run_dir / "evaluation" / f"{split}-{checkpoint.stem}"
     hold_log()
     seed_everything(cfg.get("seed") or 0, cfg.get("deterministic", False))
-    dataset = build_split({**cfg.data, split: _block(cfg, split)}, split, test_mode=True)
-    detections, report = predict_split(
-        cfg, dataset, checkpoint, device, begin=lambda: log_to_folder(writable_folder(out_dir))
+    data = {**cfg.data, split: _block(cfg, split)}
+    dataset, detections, report = predict_split(
+        cfg, data, split, checkpoint, device, begin=lambda: log_to_folder(writable_folder(out_dir))
     )
     distributed.on_main(lambda: write(args.config, cfg, split, dataset, detections, report, out_dir))
 

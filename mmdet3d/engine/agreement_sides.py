@@ -72,11 +72,13 @@ class ModelSide:
         key: where it stands, `model`, or `model` of another file.
         block: its arguments.
         trained_on: the data sets of the config that trained it, if that is another one.
+        part: its name in the model that names its config, such as `teacher`; empty for that model itself.
     """
 
     key: str
     block: Mapping[str, Any]
     trained_on: tuple[DataSide, ...] = ()
+    part: str = ""
 
     def has(self, key: str) -> bool:
         return self.get(key) is not None
@@ -125,7 +127,7 @@ def model_sides(cfg: Mapping[str, Any], where: str = "") -> list[ModelSide]:
         whose = f" of {block['config']} (model.{key})"
         trained = tuple(data_sides(inner, whose)) if block.get("checkpoint") else ()
         first, *others = model_sides(inner, whose) or [None]
-        sides += [] if first is None else [ModelSide(first.key, first.block, trained), *others]
+        sides += [] if first is None else [ModelSide(first.key, first.block, trained, key), *others]
     return sides
 
 

@@ -36,7 +36,7 @@ def open_model(cfg: Config, weights: str | Path) -> tuple[Trainable, FrameDatase
     """A trained model in eval mode, and the validation set as it reads it."""
     model = build_model(cfg.model).eval()
     load_checkpoint(model, weights)
-    return model, build_split(cfg.data, "val", test_mode=True)
+    return model, build_split(cfg.data, "val", 0, model.inputs, test_mode=True)
 
 
 @torch.no_grad()

@@ -223,7 +223,7 @@ def test_a_resumed_training_obeys_the_optimizer_settings_of_its_config(tmp_path:
 def test_load_from_starts_anew_with_given_weights(tmp_path: Path) -> None:
     make(tmp_path / "a").fit()
     trainer = make(tmp_path / "b", load_from=str(tmp_path / "a" / "best.safetensors"), max_epochs=1)
-    trainer._train_epoch = lambda: setattr(trainer, "batch", 0)
+    trainer._train_epoch = lambda: trainer._begin_writing(0)
     trainer.fit()
     assert trainer.model.calls == ["setup_training"]
     best = load_file(tmp_path / "a" / "best.safetensors")

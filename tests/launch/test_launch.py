@@ -120,6 +120,8 @@ def test_alone_from_training_to_submission(config: Path, tmp_path: Path) -> None
         (["test.py", "CONFIG", "nothing.pth", "--eval", "bbox"], "checkpoint nothing.pth does not exist"),
         (["train.py", "CONFIG", "--load_from", "nothing.pth"], "nothing.pth does not exist"),
         (["train.py", "CONFIG", "--data.train.sise", "3"], "unknown key 'sise' for EngineToyDataset"),
+        (["train.py", "CONFIG", "--data.train.size", "2", "--data.train.broken", "1"], "sample 1: points.bin is cut"),
+        (["train.py", "CONFIG", "--data.val.broken", "0"], "sample 0: points.bin is cut short; copy it again"),
         (["test.py", "CONFIG", "nothing.pth"], "nothing to do"),
         (["test.py", "CONFIG", "CONFIG", "--eval", "bbox", "--out", "OUT.pkl"], "toy.yaml is damaged or holds more"),
         (["test.py", "CONFIG", "CONFIG", "--eval", "bbox", "--data.test.sise", "3"], "unknown key 'sise'"),
