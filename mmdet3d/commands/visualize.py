@@ -2,13 +2,16 @@
 
 distill3d visualize CONFIG --mode gt --limit 10
 distill3d visualize CONFIG --checkpoint CHECKPOINT --mode both --bbox-score 0.2 --out-dir runs/pictures
+distill3d visualize CONFIG --checkpoint CHECKPOINT --image street.jpg --calib camera.txt    # a model of one camera
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mmdet3d.config import Config, load_config
 from mmdet3d.engine.command import add_override_options, read_overrides
@@ -24,7 +27,9 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("config", help="YAML file; also looked for below configs/")
     parser.add_argument("--checkpoint", help=".safetensors or .pth; needed for pred and both")
-    parser.add_argument("--mode", choices=["gt", "pred", "both"], default="gt", help="what is drawn (default: gt)")
+    parser.add_argument("--mode", choices=["gt", "pred", "both"], help="what is drawn (default: gt; pred of --image)")
+    parser.add_argument("--image", nargs="+", metavar="FILE", help="pictures of your own in place of the data set's")
+    parser.add_argument("--calib", metavar="FILE", help="KITTI calibration of --image (default: the .txt beside each)")
     parser.add_argument("--split", choices=["val", "train", "test"], default="val", help="of the config's data")
     parser.add_argument("--out-dir", default="runs/pictures", help="where the pictures go (default: runs/pictures)")
     parser.add_argument("--bbox-score", type=float, default=0.1, help="lowest score of a detection (default: 0.1)")
@@ -33,6 +38,11 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--limit", type=int, help="stop after so many samples")
     add_override_options(parser)
     args, rest = parser.parse_known_args(words)
+    args.mode = args.mode or ("pred" if args.image else "gt")
+    if args.image and args.mode != "pred":
+        raise ValueError(f"--mode {args.mode} draws annotations, which --image has none of; leave --mode out")
+    if args.calib and not args.image:
+        raise ValueError("--calib is the calibration of --image; give that, too")
     if args.mode != "gt" and not args.checkpoint:
         raise ValueError(f"--mode {args.mode} draws detections; give --checkpoint FILE")
     return args, rest
@@ -40,6 +50,12 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(words: list[str]) -> None:
     args, rest = parse(words)
+    with tempfile.TemporaryDirectory() as folder:
+        draw(args, rest, Path(folder))
+
+
+def draw(args: argparse.Namespace, rest: list[str], folder: Path) -> None:
+    """One picture per sample; `folder` holds what is laid out for it."""
     from mmdet3d.datasets import check_data
     from mmdet3d.engine import distributed
     from mmdet3d.engine.pictures import detect, draw_sample, picture_extent
@@ -47,6 +63,9 @@ def main(words: list[str]) -> None:
     from mmdet3d.progress import progress_bar
 
     cfg = load_config(args.config, read_overrides(rest, args.overrides_file, args.imports))
+    if args.image:
+        args.split = "test"
+        cfg.data["test"] = own_frames(cfg, args.image, args.calib, folder)
     dataset = open_split(cfg, args.split)
     only = [label_of(word, dataset.classes) for word in args.bbox_classes or ()]
     device = distributed.init()
@@ -100,10 +119,21 @@ def label_of(word: str, classes: Sequence[str]) -> int:
 
 def open_split(cfg: Config, split: str) -> FrameDataset | KittiDataset:
     """The data set of a split, each frame once: what a resampling wrapper (CBGS) repeats is of no interest here."""
-    from mmdet3d.datasets import build_dataset
+    from mmdet3d.datasets import build_dataset, named_split
 
-    block = cfg.data[split]
+    block = named_split(cfg.data, split)
     return build_dataset(block["dataset"] if isinstance(block.get("dataset"), Mapping) else block)
+
+
+def own_frames(cfg: Config, images: Sequence[str], calibration: str | None, folder: Path) -> dict[str, Any]:
+    """The data set of pictures that the user names."""
+    from mmdet3d.datasets.kitti.own import lay_out
+
+    block = cfg.data["val"]
+    if block.get("type") != "KittiDataset":
+        raise ValueError("--image is for models that look through one camera, so for the configs below configs/kitti")
+    lay_out(images, calibration, folder)
+    return {**block, "dataset_root": str(folder), "split": "test", "ids": None}
 
 
 def load_model(cfg: Config, checkpoint: str) -> Trainable:

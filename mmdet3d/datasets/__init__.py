@@ -21,6 +21,7 @@ __all__ = [
     "build_dataset",
     "build_split",
     "check_data",
+    "named_split",
 ]
 
 
@@ -77,6 +78,17 @@ def build_split(
     mixed = MixedDataset(dataset, others, extra["share"])
     _check_unlabelled(dataset.dataset if isinstance(dataset, CBGSDataset) else dataset, others)
     return mixed
+
+
+def named_split(data: Mapping[str, Any], split: str) -> Mapping[str, Any]:
+    """The block of a split of a config's `data`; `test` of a data set with splits by name are that split's frames.
+
+    Configs whose test set is the validation set say so by the name alone, and its labels are not those of `test`.
+    """
+    block = data[split]
+    if split == "test" and "split" in block and block["split"] == (data.get("val") or {}).get("split"):
+        return {**block, "split": "test"}
+    return block
 
 
 def _check_unlabelled(labelled: Any, others: Any) -> None:

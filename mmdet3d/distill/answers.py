@@ -5,8 +5,9 @@
 
 TEACHER is the digest of its weights and config, `DATA/TOKEN.PLACE.VIEW` the name of the sample (`Sample.view`). A file
 holds a tensor per tap, as the teacher answers to a batch of this one sample; of a tap that is a list or a dict, one per
-entry, named `TAP/INDEX` or `TAP/KEY`, and so on within these; `TAP/[]` and `TAP/{}` stand for an empty one. Numbers are float16, or float32 where that is too narrow;
-integers and booleans are as they are. `sample` holds numbers that tell the sample from others, see `describe`.
+entry, named `TAP/INDEX` or `TAP/KEY`, and so on within these; `TAP/[]` and `TAP/{}` stand for an empty one. Numbers are
+float16, or float32 where that is too narrow; integers and booleans are as they are. `sample` holds numbers that tell
+the sample from others, see `describe`.
 """
 
 from __future__ import annotations

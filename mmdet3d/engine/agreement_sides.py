@@ -97,13 +97,17 @@ class ModelSide:
 
 
 def data_sides(cfg: Mapping[str, Any], whose: str = "") -> list[DataSide]:
-    """Those of `data` that there are, without what repeats or wraps them."""
+    """Those of `data` that there are, without what repeats or wraps them; `unlabelled` is `train` with its changes."""
     sides = []
     for split in ("train", "val", "test"):
         block = (cfg.get("data") or {}).get(split)
         if isinstance(block, Mapping):
             inner = block["dataset"] if isinstance(block.get("dataset"), Mapping) else block
             sides.append(DataSide(f"data.{split}", inner, whose))
+    extra = (cfg.get("data") or {}).get("unlabelled")
+    if isinstance(extra, Mapping) and sides and sides[0].key == "data.train":
+        changes = {key: value for key, value in extra.items() if key != "share"}
+        sides.append(DataSide("data.unlabelled", {**sides[0].block, **changes}, whose))
     return sides
 
 

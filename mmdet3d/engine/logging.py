@@ -172,7 +172,7 @@ def _show(key: str, value: float) -> str:
 
 
 def _grouped(terms: Mapping[str, float]) -> list[str]:
-    """`loss/object: 22.1 (heatmap 15.7, bbox 6.4)`, with the sums over tasks, levels and the like; stats as they are."""
+    """`loss/object: 22.1 (heatmap 15.7, bbox 6.4)`, with sums over tasks, levels and the like; stats as they are."""
     groups: dict[str, dict[str, float]] = {}
     for key, value in terms.items():
         kind, group, *rest = key.split("/")

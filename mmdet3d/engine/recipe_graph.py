@@ -96,7 +96,8 @@ class Node:
             for name, digest in self._digests().items() if recorded else ():
                 if recorded.get(name) != digest:
                     raise ValueError(
-                        f"{self.folder} was trained from weights of {name} that are not those of its folder now; {remedy}"
+                        f"{self.folder} was trained from weights of {name} that are not those of its folder now; "
+                        f"{remedy}"
                     )
 
     def prepare(self) -> None:

@@ -47,8 +47,9 @@ def refuse_changes(run: Path, config: Mapping[str, Any], config_path: str | Path
         return
     refused = [key for key in changed_keys(before, config) if not _may_change(key)]
     if refused:
+        shown = shown_changes(before, config, refused)
         raise ValueError(
-            f"{run} was begun with another config ({shown_changes(before, config, refused)}); to go on as it was: python tools/train.py --resume "
+            f"{run} was begun with another config ({shown}); to go on as it was: python tools/train.py --resume "
             f"{run}; to train with the new config from its weights: python tools/train.py {config_path} --load_from "
             f"{run / 'latest.safetensors'}"
         )

@@ -254,6 +254,14 @@ def test_teacher_is_not_part_of_the_model_but_moves_with_it(files):
     assert next(distiller.teacher.parameters()).device.type == "meta"
 
 
+def test_training_reads_what_the_teacher_reads(files, monkeypatch):
+    sensors = {"encoders.points": ("lidar",), "encoders.radar": ("radar",)}
+    monkeypatch.setattr(ToyDetector, "inputs", property(lambda self: sensors[self.taps[0]]))
+    distiller = make(files)
+    assert distiller.inputs == ("radar",) and distiller.training_inputs == ("radar", "lidar")
+    assert make(files, losses={}).training_inputs == ("radar",)
+
+
 def test_the_average_and_the_learning_rates_are_the_students(files):
     """What a run keeps, averages and tunes by name is the student with the losses' adapters."""
     distiller = ready(files)

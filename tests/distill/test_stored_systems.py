@@ -70,7 +70,7 @@ def road(number: int, size: tuple[int, int]) -> Sample:
         images=torch.randn(1, 3, *size, generator=generator),
         depths=40 * torch.rand(1, *size, generator=generator),
         objects=ImageObjects(**{name: value[:count] for name, value in cars.items()}),
-        meta={"image_id": number, "image_size": (1242, 375), "crop_scale": 1.0},
+        meta={"image_size": (1242, 375), "crop_scale": 1.0},
         view=f"data/{number}.{number}.0",
     )
 

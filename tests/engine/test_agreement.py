@@ -21,6 +21,7 @@ VOXELS, FUSED = (
     f"nuscenes/det/transfusion/secfpn/{name}"
     for name in ("lidar/voxelnet_0p075.yaml", "camera+lidar/swint_v0p075/convfuser.yaml")
 )
+DEPTH = {"type": "MaskedFeatureLoss", "student": "encoders.camera.depth", "teacher": "encoders.camera.depth"}
 KITTI, MONOSKD = "kitti/synthetic/rgb_baseline.yaml", "kitti/synthetic/monoskd.yaml"
 
 
@@ -60,6 +61,13 @@ REFUSED = [
      r"sparse_shape is \[1440, 1440, 31\], but point_cloud_range and voxel_size of model.encoders.lidar.voxelize make "
      r"\[1440, 1440, 40\] voxels; make it \[1440, 1440, 41\]"),
     (CRKD, {"reference_frame": "ego"}, r"frame of data.* is ego, but frame of data.train of \S+ \(model.teach"),
+    (RADAR, {"evaluation.save_best": "object/mAP"}, "save_best is object/mAP, but data.val reports no such metric,"),
+    (KITTI, {"evaluation.save_best": "object/nds"}, "no such metric; take one of Pedestrian/bbox/R40/easy, "),
+    (CRKD, {"model.teacher.metric": "map", "model.teacher.min_score": 0.3}, "model.teacher.metric is map, but"),
+    (CRKD, {"model.losses.depth": DEPTH, "model.student.overrides": {"depth_bins": [1.0, 41.0, 1.0]}},
+     r"encoders.camera.vtransform.dbound of \S+ \(model.student\) is \[1, 41, 1\], but .* \(model.teacher\) is "
+     r"\[1, 41, 1.25\]: model.losses.depth compares their depth bin by bin"),
+    (RADAR, {"data.unlabelled": {"share": 0.5, "frame": "ego"}}, "but frame of data.unlabelled is ego"),
     (FUSED, {"image_size": [256, 640], "model.encoders.camera.vtransform.image_size": [256, 704]}, "image_size is"),
 ]  # fmt: skip
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from kitti_world import narrow_words
 from PIL import Image
+from safetensors.torch import save_file
 
 from mmdet3d.config import load_config
 from mmdet3d.datasets import KittiDataset, build_dataset
@@ -80,7 +81,34 @@ def test_the_tool_and_columns_of_models(world: Path, tmp_path: Path) -> None:
     assert file.stem == (world / "ImageSets" / "val.txt").read_text().split()[0]
     assert Image.open(file).width > 1280
 
+    main = runpy.run_path(str(TOOLS / "visualize.py"))["main"]
     cfg = load_config(words[0], words[1:])
+    weights = tmp_path / "weights.safetensors"
+    torch.manual_seed(0)
+    save_file(build_model(cfg.model).state_dict(), weights)
+    drawn = [*words, "--checkpoint", str(weights), "--out-dir"]
+    main([*drawn, str(tmp_path / "test"), "--mode", "pred", "--split", "test", "--limit", "1"])
+    assert [p.stem for p in (tmp_path / "test").iterdir()] == (world / "ImageSets" / "test.txt").read_text().split()[:1]
+
+    # A picture of one's own, of another size, beside its calibration.
+    own = tmp_path / "my street.jpg"
+    Image.open(world / "testing" / "image_2" / "000000.png").resize((1920, 1080)).save(own)
+    own.with_suffix(".txt").write_text("P2: 1115 0 960 0 0 1115 540 0 0 0 1 0\n")
+    main([*drawn, str(tmp_path / "own"), "--image", str(own), "--bbox-score", "0"])
+    assert [p.name for p in (tmp_path / "own").iterdir()] == ["my street.png"]
+    for extra, message in (
+        (["--image", str(own), str(own)], "two pictures are called my street"),
+        (["--image", str(weights)], "must be a .png or .jpg file"),
+        (
+            ["--image", str(own), "--calib", "none.txt"],
+            "none.txt, the calibration of .*, does not exist",
+        ),
+        (["--image", str(own), "--mode", "both"], "--mode both draws annotations"),
+        (["--calib", "none.txt"], "--calib is the calibration of --image"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            main([*drawn, str(tmp_path / "none"), *extra])
+
     dataset = build_dataset(cfg.data.val, test_mode=True)
     columns = {name: (build_model(cfg.model).eval(), dataset) for name in ("student", "distilled")}
     (path,) = compare(columns, [1], tmp_path / "pictures", picture_extent(cfg))

@@ -51,7 +51,7 @@ class KittiDataset(torch.utils.data.Dataset):
     A sample depends on (seed, epoch, index) only. `Sample.images` is (1, 3, H, W) normalised RGB, `Sample.depths`
     (1, H, W) metres with 0 where nothing is known; `Sample.calibration` holds P2 as `intrinsics` (column 3 included),
     and its camera frame is the rectified one. In a mirrored sample objects, P2 and camera frame are mirrored. `meta`
-    has `image_id`, `image_size` (width, height), `crop_scale` (crop size over image size), `flipped`, `image_paths`.
+    has `image_size` (width, height), `crop_scale` (crop size over image size), `flipped`, `image_paths`.
 
     Args:
         dataset_root: folder with `training`, `testing` and, for other splits than the usual ones, `ImageSets`.
@@ -177,10 +177,19 @@ class KittiDataset(torch.utils.data.Dataset):
 
         Raises:
             ValueError: no object is learnt, none of `eval_classes` is labelled, or labels and images do not fit.
-            FileNotFoundError: a label file, or a file of the first frame, is missing.
+            FileNotFoundError: an image, a label file, or a file of the first frame, is missing.
         """
         if scored and not self.annotated:
             raise ValueError(f"the split {self.split} of KITTI has no labels to score by")
+        there = {file.stem for file in (self.folder / "image_2").iterdir()}
+        absent = [token for token in self.tokens if token not in there]
+        if absent:
+            listed = self.root / "ImageSets" / f"{self.split}.txt"
+            remedy = f"correct {listed}" if listed.is_file() else f"list the frames that are there in {listed}"
+            raise FileNotFoundError(
+                f"{self.folder / 'image_2'} lacks {len(absent)} of the {len(self)} frames of the split {self.split}, "
+                f"such as {absent[0]}; fetch them, or {remedy}"
+            )
         learns = self.labelled and not self.test_mode
         if not (learns or scored):
             return
@@ -306,7 +315,6 @@ class KittiDataset(torch.utils.data.Dataset):
             depths=self._depth(token, image.size, view, matrix),
             unlabelled=not self.labelled,
             meta={
-                "image_id": int(token),
                 "image_size": image.size,
                 "crop_scale": view.scale,
                 "flipped": view.flip,

@@ -37,15 +37,14 @@ def incomplete_frames(
         ValueError: no frame can be used.
     """
     steps = {step.get("type") for step in pipeline if isinstance(step, Mapping)}
-    needed = set(_SENSORS if sensors is None else sensors) | (
-        {"lidar"} if "GTDepth" in steps and not test_mode else set()
-    )
+    needed = set(_SENSORS if sensors is None else sensors)
+    if "GTDepth" in steps and not test_mode:
+        needed.add("lidar")
     # Batches hold the geometry of all cameras, so their number must be the same whatever is read.
     channels = {c for r in records for c in r.cameras} if steps & _READERS else set()
     blind = {r.token for r in records if not channels <= r.cameras.keys()}
-    scanless = (
-        {r.token for r in records if not (root / r.lidar.path).is_file()} if "LoadPointsFromFile" in steps else set()
-    )
+    reads_scan = "LoadPointsFromFile" in steps
+    scanless = {r.token for r in records if not (root / r.lidar.path).is_file()} if reads_scan else set()
     without_scan = scanless if "lidar" in needed else set()
     without_radar = {r.token for r in records if not any(r.radars.values())}
     if "LoadRadarPointsMultiSweeps" not in steps or "radar" not in needed or len(without_radar) == len(records):
