@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,24 @@ from mmdet3d.visualization import Layer, Panel, draw_frame, draw_panels, verdict
 
 __all__ = ["compare", "detect", "draw_sample", "open_model", "picture_extent"]
 
-_EXTENT = 54.0  # metres, where a config names no range
+_NEAR, _FAR = 55.0, 100.0  # metres, of a view that reaches as far as its boxes
 _SENSORS = {"lidar": "LiDAR", "camera": "cameras", "radar": "radar"}
 
 
-def picture_extent(cfg: Mapping[str, Any]) -> float:
-    """Half width of the bird's-eye view, metres: the farthest that the config's point cloud range reaches."""
-    return float(max(map(abs, cfg.get("point_cloud_range") or [_EXTENT])))
+def picture_extent(cfg: Mapping[str, Any]) -> float | None:
+    """Half width of the bird's-eye view, metres: the farthest that the config's point cloud range reaches.
+
+    None where a config has none: each picture then reaches as far as its boxes do.
+    """
+    limits = cfg.get("point_cloud_range")
+    return float(max(map(abs, limits))) if limits else None
+
+
+def _reach(extent: float | None, layers: Iterable[Layer]) -> float:
+    if extent is not None:
+        return extent
+    ends = [layer.boxes.footprint().abs().max().item() for layer in layers if len(layer.boxes)]
+    return min(max([_NEAR, *(5.0 * math.ceil(end / 5.0) for end in ends)]), _FAR)
 
 
 def open_model(cfg: Config, weights: str | Path) -> tuple[Trainable, FrameDataset | KittiDataset]:
@@ -54,7 +66,7 @@ def draw_sample(
     truth: bool = True,
     min_score: float = 0.1,
     only: Collection[int] = (),
-    extent: float = _EXTENT,
+    extent: float | None = None,
     scores: bool = False,
 ) -> Image.Image:
     """Ground truth, detections or, told apart, what of both agrees, in the cameras of one sample and from above.
@@ -63,7 +75,7 @@ def draw_sample(
 
     Args:
         only: labels to draw; all if empty.
-        extent: half width of the bird's-eye view, metres.
+        extent: half width of the bird's-eye view, metres; None for as far as the boxes reach.
         scores: write them beside the detections.
 
     Raises:
@@ -89,7 +101,7 @@ def draw_sample(
         names=scene.names,
         points=scene.points,
         radar=scene.radar,
-        extent=extent,
+        extent=_reach(extent, layers),
         behind=scene.behind,
     )
 
@@ -98,7 +110,7 @@ def compare(
     columns: Mapping[str, tuple[Trainable, FrameDataset | KittiDataset]],
     indices: Sequence[int],
     out_dir: Path,
-    extent: float,
+    extent: float | None,
     min_score: float = 0.2,
     scores: bool = False,
 ) -> list[Path]:
@@ -107,7 +119,7 @@ def compare(
     Args:
         columns: by title a model, in eval mode, on the CPU or on one device, and the data set as that model reads it.
         indices: samples, the same of every data set.
-        extent: half width of the bird's-eye view, metres.
+        extent: half width of the bird's-eye view, metres; None for as far as the boxes reach.
         min_score: of the detections that count.
         scores: write them beside the detections.
     """
@@ -122,7 +134,8 @@ def compare(
             layers = verdict_layers(scene.boxes, scene.labels, _in_scene(found, scene, min_score), scores)
             panels.append(_panel(title, model.inputs, layers, scene))
         paths.append(out_dir / f"{index:04d}-{sample.token}.png")
-        draw_panels(panels, dataset.classes, extent, scene.behind).save(paths[-1])
+        reach = _reach(extent, (layer for panel in panels for layer in panel.layers))
+        draw_panels(panels, dataset.classes, reach, scene.behind).save(paths[-1])
     return paths
 
 
@@ -133,7 +146,9 @@ def _in_scene(detections: Detections3D, scene: Scene, min_score: float) -> Detec
 
 
 def _panel(title: str, inputs: Collection[str], layers: Sequence[Layer], scene: Scene) -> Panel:
-    counts = ", ".join(f"{len(layer.boxes)} {layer.title}" for layer in reversed(layers[1:]))
+    counts = ", ".join(f"{len(layer.boxes) + layer.hidden} {layer.title}" for layer in reversed(layers[1:]))
+    hidden = sum(layer.hidden for layer in layers)
+    counts += f" ({hidden} on others, not drawn)" if hidden else ""
     return Panel(
         title,
         f"{' + '.join(name for sensor, name in _SENSORS.items() if sensor in inputs)}: {counts}",

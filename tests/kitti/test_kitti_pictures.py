@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 from mmdet3d.config import load_config
 from mmdet3d.datasets import KittiDataset, build_dataset
 from mmdet3d.datasets.kitti.results import project_boxes
+from mmdet3d.engine import pictures
 from mmdet3d.engine.pictures import compare, picture_extent
 from mmdet3d.models import build_model
-from mmdet3d.structures import Sample
+from mmdet3d.structures import Boxes3D, Sample
 from mmdet3d.structures.camera_boxes import boxes_from_kitti
-from mmdet3d.visualization import box_segments, draw_bev
+from mmdet3d.visualization import Layer, box_segments, draw_bev
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 MIRROR = {"random_flip": 1.0, "random_crop": 0.0}
@@ -74,6 +75,13 @@ def test_what_lies_behind_is_cut_off() -> None:
     assert np.array_equal(np.asarray(whole)[:300], np.asarray(cut))
 
 
+@pytest.mark.parametrize("distance, reach", [(20.0, 55.0), (58.0, 60.0), (900.0, 100.0)])
+def test_the_view_from_above_reaches_as_far_as_its_boxes(distance: float, reach: float) -> None:
+    box = Boxes3D(torch.tensor([[0.0, distance, 0, 1.6, 3.9, 1.5, 0, 0, 0]]))
+    layers = [Layer("ground truth", box, torch.zeros(1).long()), Layer("false", Boxes3D.empty(), torch.zeros(0).long())]
+    assert pictures._reach(None, layers) == reach and pictures._reach(40.0, layers) == 40.0
+
+
 def test_the_tool_and_columns_of_models(world: Path, tmp_path: Path) -> None:
     words = ["configs/kitti/synthetic/rgb_baseline.yaml", *narrow_words(world)]
     runpy.run_path(str(TOOLS / "visualize.py"))["main"]([*words, "--limit", "1", "--out-dir", str(tmp_path)])
@@ -111,5 +119,6 @@ def test_the_tool_and_columns_of_models(world: Path, tmp_path: Path) -> None:
 
     dataset = build_dataset(cfg.data.val, test_mode=True)
     columns = {name: (build_model(cfg.model).eval(), dataset) for name in ("student", "distilled")}
-    (path,) = compare(columns, [1], tmp_path / "pictures", picture_extent(cfg))
+    assert picture_extent(cfg) is None
+    (path,) = compare(columns, [1], tmp_path / "pictures", None)
     assert path.name == f"0001-{dataset.tokens[1]}.png" and Image.open(path).width == 1920
