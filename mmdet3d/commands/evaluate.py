@@ -76,6 +76,8 @@ def _free_place(args: argparse.Namespace, default: Path, name: str) -> Path:
 
 
 def _read_tokens(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"--tokens {path} does not exist")
     try:
         tokens = json.loads(path.read_text())
     except json.JSONDecodeError as error:

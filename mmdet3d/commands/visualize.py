@@ -72,7 +72,6 @@ def draw(args: argparse.Namespace, rest: list[str], folder: Path) -> None:
     model = None if args.mode == "gt" else load_model(cfg, args.checkpoint).to(device)
     if model is not None:
         check_data(dataset, model.inputs, f"data.{args.split}")
-    out_dir = writable_folder(args.out_dir)
     count = len(dataset) if args.limit is None else min(args.limit, len(dataset))
     best = 0.0
     for index in progress_bar(range(count), desc="draw", unit="sample"):
@@ -91,9 +90,10 @@ def draw(args: argparse.Namespace, rest: list[str], folder: Path) -> None:
             extent=picture_extent(cfg),
             scores=args.scores,
         )
+        out_dir = writable_folder(args.out_dir)  # now that there is something to put there
         time = sample.meta.get("timestamp")
         picture.save(out_dir / f"{'' if time is None else f'{time}-'}{sample.token}.png")
-    print(f"{count} pictures: {out_dir}")
+    print(f"{count} pictures: {args.out_dir}")
     if args.mode != "pred":
         print(f"ground truth: {dataset.annotations(range(count))}")
     if model is not None and best < args.bbox_score:

@@ -123,6 +123,8 @@ def predict_split(
         report = load_checkpoint(model, checkpoint)
         remedy = "give a file that holds it as the `config` of that part, such as --model.student.config FILE"
         refuse_changed_files(report.metadata.get("config_files"), cfg.model, checkpoint, remedy)
+        if len(dataset):
+            dataset[0]  # a pipeline that cannot work, or a broken file, leaves nothing behind
     begin()
     for doubt in doubts:
         get_logger().warning("%s", doubt)

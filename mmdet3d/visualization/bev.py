@@ -51,9 +51,7 @@ def draw_bev(
         behind: cut the picture off so many metres behind the car.
     """
     ground = _Ground(extent, size)
-    rings = range(10, int(extent) + 1, 10)
-    for radius in rings:
-        ground.pad.ring(ground.pixels(torch.zeros(2)), radius * ground.scale, _RING, width=1)
+    _rings(ground)
     for layer in layers:
         if layer.style == "filled":
             _areas(ground, layer)
@@ -66,12 +64,16 @@ def draw_bev(
             _boxes(ground, layer, classes)
     # The car itself, pointing ahead.
     ground.pad.polygon(ground.pixels(torch.tensor([[-0.9, -2.0], [0.9, -2.0], [0.0, 2.3]])), fill=INK)
-    for radius in rings:
-        # Beside the road, where little stands.
-        x, y = ground.pixels(radius * torch.tensor([-0.5, 0.75**0.5]))
-        ground.pad.text((x + 3, y + 1), f"{radius} m", _LABEL, size=18, halo=BACKGROUND)
     picture = ground.pad.finish()
     return picture if behind is None else picture.crop((0, 0, size, round((extent + behind) * ground.scale)))
+
+
+def _rings(ground: _Ground) -> None:
+    center = ground.pixels(torch.zeros(2))
+    for radius in range(10, int(ground.extent) + 1, 10):
+        ground.pad.ring(center, radius * ground.scale, _RING, width=1)
+        x, y = ground.pixels(radius * torch.tensor([-0.5, 0.75**0.5]))  # beside the road, where little stands
+        ground.pad.text((x + 3, y + 1), f"{radius} m", _LABEL, size=22)
 
 
 def _areas(ground: _Ground, layer: Layer) -> None:
@@ -104,7 +106,7 @@ def _boxes(ground: _Ground, layer: Layer, classes: Sequence[str]) -> None:
             ground.pad.line(middles[i], ahead[i], color, width=1)
         if text:
             x, y = max(rims[i], key=lambda corner: corner[0] - corner[1])
-            ground.pad.text((x + 3, y - 22), text, color, size=18, halo=BACKGROUND)
+            ground.pad.text((x + 3, y - 26), text, color, size=22, halo=BACKGROUND)
 
 
 def _reach(middle: Sequence[float], rim: Sequence[Sequence[float]]) -> float:

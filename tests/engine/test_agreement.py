@@ -119,6 +119,13 @@ def test_a_checkpoint_is_tested_on_the_classes_it_was_trained_with(tmp_path: Pat
     assert check_agreement(load_config(VOXELS), tmp_path / "latest.safetensors") == []
 
 
+def test_metrics_that_only_training_asks_for_do_not_matter_in_a_test(tmp_path: Path) -> None:
+    pedestrians = load_config(KITTI, {"eval_classes": ["Pedestrian"], "evaluation.save_best": "Car/3d/R40/moderate"})
+    with pytest.raises(ValueError, match=r"save_best is Car/3d/R40/moderate, .*, did you mean 'Pedestrian/3d/R40/mod"):
+        check_agreement(pedestrians)
+    assert check_agreement(pedestrians, tmp_path / "latest.safetensors") == []
+
+
 def test_what_is_of_the_wrong_type_is_left_to_its_part() -> None:
     cfg = load_config(RADAR)
     cfg["model"]["heads"]["object"]["tasks"] = 3
