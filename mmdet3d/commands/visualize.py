@@ -89,6 +89,7 @@ def draw(args: argparse.Namespace, rest: list[str], folder: Path) -> None:
             only=only,
             extent=picture_extent(cfg),
             scores=args.scores,
+            sensors=("lidar", "radar") if model is None else model.inputs,
         )
         out_dir = writable_folder(args.out_dir)  # now that there is something to put there
         time = sample.meta.get("timestamp")

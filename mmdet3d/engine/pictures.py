@@ -68,6 +68,7 @@ def draw_sample(
     only: Collection[int] = (),
     extent: float | None = None,
     scores: bool = False,
+    sensors: Collection[str] = ("lidar", "radar"),
 ) -> Image.Image:
     """Ground truth, detections or, told apart, what of both agrees, in the cameras of one sample and from above.
 
@@ -77,6 +78,7 @@ def draw_sample(
         only: labels to draw; all if empty.
         extent: half width of the bird's-eye view, metres; None for as far as the boxes reach.
         scores: write them beside the detections.
+        sensors: whose points are drawn, lidar and radar or those of them that a model reads.
 
     Raises:
         ValueError: `truth` of a sample that has no annotation.
@@ -99,8 +101,8 @@ def draw_sample(
         scene.calibration,
         images=scene.images,
         names=scene.names,
-        points=scene.points,
-        radar=scene.radar,
+        points=scene.points if "lidar" in sensors else None,
+        radar=scene.radar if "radar" in sensors else None,
         extent=_reach(extent, layers),
         behind=scene.behind,
     )

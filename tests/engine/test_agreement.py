@@ -62,7 +62,7 @@ REFUSED = [
      r"\[1440, 1440, 40\] voxels; make it \[1440, 1440, 41\]"),
     (CRKD, {"reference_frame": "ego"}, r"frame of data.* is ego, but frame of data.train of \S+ \(model.teach"),
     (RADAR, {"evaluation.save_best": "object/mAP"}, "save_best is object/mAP, but data.val reports no such metric,"),
-    (KITTI, {"evaluation.save_best": "object/nds"}, "no such metric; take one of Pedestrian/bbox/R40/easy, "),
+    (KITTI, {"evaluation.save_best": "object/nds"}, "no such metric; take one of Car/bbox/R40/easy, "),
     (CRKD, {"model.teacher.metric": "map", "model.teacher.min_score": 0.3}, "model.teacher.metric is map, but"),
     (CRKD, {"model.losses.depth": DEPTH, "model.student.overrides": {"depth_bins": [1.0, 41.0, 1.0]}},
      r"encoders.camera.vtransform.dbound of \S+ \(model.student\) is \[1, 41, 1\], but .* \(model.teacher\) is "

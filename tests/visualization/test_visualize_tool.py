@@ -19,7 +19,7 @@ from mmdet3d.datasets.nuscenes import write_infos
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.structures import Batch, Detections3D
 from mmdet3d.visualization import PALETTE
-from mmdet3d.visualization.layers import TRUTH
+from mmdet3d.visualization.layers import POINT, RADAR, TRUTH
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "visualize.py"
 
@@ -90,6 +90,18 @@ def test_detections(tool: ModuleType, config: Path, mode: str, monkeypatch: pyte
     assert drawn["0.1"]["car"] > 100 and drawn["0.1"]["pedestrian"] < drawn["0.01"]["pedestrian"]
     # Below the threshold the second object is missed, which is drawn where there is ground truth.
     assert (drawn["0.1"]["pedestrian"] > 0) == (mode == "both")
+
+
+@pytest.mark.parametrize("inputs", [("camera",), ("camera", "radar"), ("lidar",)])
+def test_points_are_those_that_the_model_reads(
+    tool: ModuleType, config: Path, inputs: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Oracle, "inputs", inputs)
+    monkeypatch.setattr(tool, "load_model", lambda cfg, checkpoint: Oracle())
+    (file,) = pictures(tool, config, "--mode", "both", "--checkpoint", "weights.pth")
+    pixels = np.asarray(Image.open(file).convert("RGB"))
+    drawn = {name for name, color in (("lidar", POINT), ("radar", RADAR)) if (pixels == np.array(color)).all(-1).any()}
+    assert drawn == {"lidar", "radar"} & set(inputs)
 
 
 def test_training_split_is_drawn_without_resampling(tool: ModuleType, config: Path) -> None:
