@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmdet3d.config import CONFIG_ROOT, load_config
-from mmdet3d.engine.recipe import Recipe, control_table, join_results, read_results
+from mmdet3d.engine.recipe import Plan, Recipe, control_table, join_results, read_results
 
 RECIPES = sorted(p.relative_to(CONFIG_ROOT).as_posix() for p in CONFIG_ROOT.rglob("recipes/*.yaml"))
 
@@ -214,3 +214,13 @@ def test_seeds_of_another_day_join_the_table(tmp_path: Path) -> None:
         read_results(monday, recipe, "world", [1])
     with pytest.raises(ValueError, match=r"results\.json: a was trained for \[4, 6\] steps"):
         join_results({"a": {1: {"iterations": 6, "metrics": {}}}}, earlier, monday)
+
+
+def test_steps_of_a_run_that_sees_a_part_of_its_world(tmp_path: Path) -> None:
+    """The world has 228 training samples; none is made here."""
+    (tmp_path / "r.yaml").write_text(
+        "title: T\ndata: {scenes: 48, keyframes: 6}\nruns:\n  a: {config: synthetic/camera+radar/demo.yaml}\n"
+        "  b: {config: synthetic/camera+radar/demo.yaml, overrides: {max_epochs: 12, data.train.part: [0.25, 0.5]}}\n"
+    )
+    plan = Plan.make(Recipe.load(tmp_path / "r.yaml"), tmp_path / "runs", [0], data_root=tmp_path / "world")
+    assert [(task.name, task.steps) for task in plan.tasks] == [("a-seed0", 3 * 114), ("b-seed0", 12 * 29)]
