@@ -221,7 +221,9 @@ def test_control_tables_go_to_their_page_and_their_heads_to_the_readme(monkeypat
         *[
             [dict.fromkeys((c.key for c in COLUMNS), value) for value in values]
             for values in ([0.6], [0.2, 0.3], [0.3, 0.4])
-        ]
+        ],
+        controls={"inherited": [dict.fromkeys((c.key for c in COLUMNS), value) for value in (0.3, 0.2)]},
+        variants={"more": [dict.fromkeys((c.key for c in COLUMNS), value) for value in (0.5, 0.4)]},
     )
     (tmp_path / "crkd_small.json").write_text(json.dumps({"table": table.to_dict(), "text": str(table)}))
     monkeypatch.setattr(report, "RESULTS", tmp_path)
@@ -231,10 +233,10 @@ def test_control_tables_go_to_their_page_and_their_heads_to_the_readme(monkeypat
         monkeypatch.setattr(report, name, copy)
     report.main()
     assert str(table) in (tmp_path / "CONTROL_TABLES.md").read_text()
-    assert (
-        "| crkd_small | mAP | 0.600 | 0.250 ± 0.071 | 0.350 ± 0.071 | +0.100 ± 0.000 | better |"
-        in (tmp_path / "README.md").read_text()
-    )
+    readme = (tmp_path / "README.md").read_text()
+    assert "| crkd_small | mAP | 0.600 | 0.250 ± 0.071 | 0.350 ± 0.071 | +0.100 ± 0.000 | better |" in readme
+    assert "| crkd_small, more | mAP |  | 0.250 ± 0.071 | 0.450 ± 0.071 | +0.200 ± 1.271 | within noise |" in readme
+    assert "| crkd_small, control inherited | mAP | 0.600 | 0.250 ± 0.071 | 0.350 ± 0.071 | +0.100 ± 1.271" in readme
 
 
 def test_gains_by_class_are_of_the_mean_over_distances(monkeypatch, tmp_path):

@@ -62,11 +62,13 @@ class Node:
         """The node for the executor.
 
         Args:
-            samples: in an epoch; None to ask the data set.
+            samples: of the whole training split; None to ask the data set.
             factor: how much longer this machine takes than the reference machine; None if not measured.
         """
         if samples is None:
             samples = len(build_dataset(self.config.data.train, self.config.seed))
+        elif part := self.config.data.train.get("part"):
+            samples = round(samples * (part[1] - part[0]))
         steps = self.config.max_epochs * -(-samples // self.config.data.samples_per_gpu)
         seconds = None if factor is None or self.cost is None else self.cost * factor
         return Task(self.name, self.run, self.folder, self.needs, steps, self.config.max_epochs, seconds)
