@@ -148,9 +148,10 @@ def _in_scene(detections: Detections3D, scene: Scene, min_score: float) -> Detec
 
 
 def _panel(title: str, inputs: Collection[str], layers: Sequence[Layer], scene: Scene) -> Panel:
-    counts = ", ".join(f"{len(layer.boxes) + layer.hidden} {layer.title}" for layer in reversed(layers[1:]))
-    hidden = sum(layer.hidden for layer in layers)
-    counts += f" ({hidden} on others, not drawn)" if hidden else ""
+    counts = ", ".join(
+        f"{len(layer.boxes) + layer.hidden} {layer.title}{f' ({layer.hidden} not drawn)' if layer.hidden else ''}"
+        for layer in reversed(layers[1:])
+    )
     return Panel(
         title,
         f"{' + '.join(name for sensor, name in _SENSORS.items() if sensor in inputs)}: {counts}",
