@@ -118,21 +118,40 @@ def test_loading_is_measured_with_and_without_the_cache(tmp_path):
 
 
 def test_everyday_report_compares_revisions():
-    row = {"cpu_ms": {"loading": 20.0, "forward": 40.0, "backward": 59.0}, "peak_bytes": 5e8}
-    slower = {"cpu_ms": {"loading": 40.0, "forward": 40.0, "backward": 59.0}, "peak_bytes": 6e8}
+    row = {"cpu_ms": {"loading": 20.0, "forward": 40.0, "backward": 60.0}, "peak_bytes": 5e8}
+    slower = {"cpu_ms": {"loading": 40.0, "forward": 70.0, "backward": 130.0}, "peak_bytes": 6e8}
+    student = {"before": everyday._medians([slower, slower]), "now": everyday._medians([row, slower])}
     found = {
         "before": "abc",
-        "rounds": 3,
+        "machine": {"load": 7.2},
+        "load_after": 0.3,
+        "rounds": 2,
         "steps": 6,
-        "parts": {"student": {"before": everyday._medians([row, slower, slower]), "now": everyday._medians([row])}},
+        "parts": {everyday.CONTROL: student, "CRKD, live teacher": {n: everyday._medians([slower] * 2) for n in student}},
         "wall": {"busy": {"before": {"wall_s": 7.0, "cpu_s": 60.0}, "now": {"wall_s": 0.5, "cpu_s": 9.0}}},
         "recipe": {"before": {"wall_s": 1200.0, "cpu_s": 2000.0}, "now": {"wall_s": 600.0, "cpu_s": 900.0}},
     }
     text = everyday.table(found)
-    assert "| student | before | 40 | 40 | 0 | 59 | 0 | 139 | 600 |" in text
-    assert "| student | now | 20 | 40 | 0 | 59 | 0 | 119 | 500 |" in text
+    assert "the machine was busy with other work (load average 7.2 before, 0.3 after)" in text
+    assert "| CRKD, control | before | 40 | 70 | 0 | 130 | 0 | 240 | 600 |  |" in text
+    assert "| CRKD, control | now | 30 | 55 | 0 | 95 | 0 | 180 | 600 | 0.75 (0.50 to 1.00) |" in text
+    assert "| CRKD, live teacher | 1.50 (1.00 to 2.00) |" in text
     assert "| busy | 7.00 | 0.50 |" in text
     assert "before 1200 s, 2000 CPU s; now 600 s, 900 CPU s" in text
+    assert "the machine did no other work" in everyday.table(found | {"machine": {"load": 0.1}})
+
+
+def test_everyday_compares_distillers_of_one_size_that_the_trained_teacher_fits(tmp_path):
+    """In both revisions, whose models of demo size differ: the size is an override."""
+    cases = everyday._cases({}, {}, tmp_path / "answers")
+    config, both, new = cases["CRKD, stored answers"]
+    distiller = build_model(load_config(config, both | new).model)
+    distiller.setup_training(lambda _: {})
+    assert distiller.instructor.loaded() is distiller.teacher and len(distiller.losses) == 5
+    control = build_model(load_config(*cases[everyday.CONTROL][:2]).model)
+    assert {k: v.shape for k, v in control.student.state_dict().items()} == {
+        k: v.shape for k, v in distiller.student.state_dict().items()
+    }
 
 
 @pytest.mark.slow
