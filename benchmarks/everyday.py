@@ -3,7 +3,8 @@
 CPU time of a sample by part of the work, in one thread; seconds of a step of both revisions' own training, with the
 threads and loader workers that each takes, on the machine as it is and beside a process that keeps a core busy. The
 revision is checked out in a temporary folder and makes the worlds with its own tools, for it cannot read info files of
-today. Measurements of both take turns, so ratios hold on a busy machine too; the report says how busy it was.
+today. Measurements of both take turns, so ratios hold on a busy machine too; the report says how busy it was, and is written
+anew after each round.
 """
 
 from __future__ import annotations
@@ -46,22 +47,25 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(torch.device("cpu")),
         "before": options.before,
-        "rounds": options.rounds,
         "steps": options.steps,
     }
+
+    def keep(**found: Any) -> None:
+        """What was found so far, so that a run can be stopped."""
+        report.update(found, load_after=round(os.getloadavg()[0], 1))
+        if options.out:
+            write_json(options.out, report)
+
     with tempfile.TemporaryDirectory() as scratch, _checked_out(options.before, Path(scratch) / "tree") as tree:
         trees = {"before": tree, "now": ROOT}
         world, kitti = _worlds(tree, options.worlds or Path(scratch), options.steps)
-        report["parts"] = _parts(trees, options, _cases(world, kitti, Path(scratch) / "answers"))
+        for rounds, parts in enumerate(_parts(trees, options, _cases(world, kitti, Path(scratch) / "answers")), 1):
+            keep(rounds=rounds, parts=parts)
         if not options.no_wall:
-            report["wall"] = _wall(trees, options, world)
-            print(report["wall"], flush=True)
+            keep(wall=_wall(trees, options, world))
         if options.recipe:
-            report["recipe"] = {name: _recipe(path, Path(scratch) / name) for name, path in trees.items()}
-    report["load_after"] = round(os.getloadavg()[0], 1)
+            keep(recipe={name: _recipe(path, Path(scratch) / name) for name, path in trees.items()})
     print(table(report))
-    if options.out:
-        write_json(options.out, report)
     return report
 
 
@@ -103,8 +107,10 @@ def _cases(world: Row, kitti: Row, answers: Path) -> dict[str, tuple[str, Row, R
     }
 
 
-def _parts(trees: Mapping[str, Path], options: argparse.Namespace, cases: Mapping[str, tuple[str, Row, Row]]) -> Row:
-    """Medians over the rounds, by case and revision; every round measures all of them once."""
+def _parts(
+    trees: Mapping[str, Path], options: argparse.Namespace, cases: Mapping[str, tuple[str, Row, Row]]
+) -> Iterator[Row]:
+    """Medians by case and revision, after every round; a round measures all of them once."""
     chosen = {name: case for name, case in cases.items() if not options.only or name in options.only}
     found: dict[str, dict[str, list[Row]]] = {name: {tree: [] for tree in trees} for name in chosen}
     for _ in range(options.rounds):
@@ -114,7 +120,7 @@ def _parts(trees: Mapping[str, Path], options: argparse.Namespace, cases: Mappin
                 row = _child(path, "parts", config, overrides, options.steps, single_threaded())
                 print(name, tree, {k: round(v) for k, v in row["cpu_ms"].items()}, flush=True)
                 found[name][tree].append(row)
-    return {name: {tree: _medians(rows) for tree, rows in by_tree.items()} for name, by_tree in found.items()}
+        yield {name: {tree: _medians(rows) for tree, rows in by_tree.items()} for name, by_tree in found.items()}
 
 
 def _medians(rows: Sequence[Row]) -> Row:
@@ -209,8 +215,9 @@ def _load(report: Mapping[str, Any]) -> str:
 
 def table(report: Mapping[str, Any]) -> str:
     """Markdown: a row per model and revision, then seconds of a step, then the recipe."""
+    load = _load(report)
     lines = [
-        f"Before: {report['before']}. Medians of {report['rounds']} rounds of {report['steps']} steps, {_load(report)}.",
+        f"Before: {report['before']}. Medians of {report['rounds']} rounds of {report['steps']} steps; {load}.",
         "",
         f"| CPU ms a sample | | {' | '.join(PARTS)} | all | peak MB | step, now to before |",
         "|---" * (len(PARTS) + 5) + "|",

@@ -121,13 +121,14 @@ def test_everyday_report_compares_revisions():
     row = {"cpu_ms": {"loading": 20.0, "forward": 40.0, "backward": 60.0}, "peak_bytes": 5e8}
     slower = {"cpu_ms": {"loading": 40.0, "forward": 70.0, "backward": 130.0}, "peak_bytes": 6e8}
     student = {"before": everyday._medians([slower, slower]), "now": everyday._medians([row, slower])}
+    teaching = {name: everyday._medians([slower, slower]) for name in student}
     found = {
         "before": "abc",
         "machine": {"load": 7.2},
         "load_after": 0.3,
         "rounds": 2,
         "steps": 6,
-        "parts": {everyday.CONTROL: student, "CRKD, live teacher": {n: everyday._medians([slower] * 2) for n in student}},
+        "parts": {everyday.CONTROL: student, "CRKD, live teacher": teaching},
         "wall": {"busy": {"before": {"wall_s": 7.0, "cpu_s": 60.0}, "now": {"wall_s": 0.5, "cpu_s": 9.0}}},
         "recipe": {"before": {"wall_s": 1200.0, "cpu_s": 2000.0}, "now": {"wall_s": 600.0, "cpu_s": 900.0}},
     }

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdet3d.config import load_config
 from mmdet3d.distill.answers import Answers, join
 from mmdet3d.interop.checkpoints import file_digest, load_weights, metadata_path
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector, Trainable
+from mmdet3d.models.folding import fold_batch_norm
 from mmdet3d.registry import nearest
 from mmdet3d.structures import Batch, BEVGrid
 
@@ -90,16 +91,17 @@ class Teacher(ABC):
 
 
 class LiveTeacher(Teacher):
-    """A trained detector that answers to each batch anew.
+    """A trained detector that answers to each batch anew, with its batch norms folded (`fold_batch_norm`).
 
     Args:
-        model: trained; changed in place (frozen, eval mode).
+        model: trained; changed in place (frozen, eval mode). Its weights are not to change after the first answer.
         digest: see `Teacher`.
     """
 
     def __init__(self, model: Detector, digest: str = "") -> None:
         self.model = model.requires_grad_(False).eval()
         self.digest = digest
+        self._folded: dict[frozenset[str], nn.Module] = {}  # by the taps that are looked at
 
     @classmethod
     def load(
@@ -117,14 +119,24 @@ class LiveTeacher(Teacher):
 
     @torch.no_grad()
     def extract(self, batch: Batch, taps: Collection[str]) -> dict[str, Any]:
-        """In eval mode whatever was called on the model in between."""
-        return self.model.eval().extract(batch, taps)
+        """In eval mode whatever was called on the model in between; nothing but the named taps."""
+        wanted = frozenset(taps)
+        self.model.eval()
+
+        def answer(model: Detector) -> dict[str, Any]:
+            found = model.extract(batch, wanted)
+            return {tap: found[tap] for tap in taps}
+
+        if wanted not in self._folded:
+            self._folded[wanted] = fold_batch_norm(self.model, answer)
+        return answer(self._folded[wanted])
 
     def loaded(self) -> Detector:
         return self.model
 
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
         self.model._apply(function)
+        self._folded.clear()
 
 
 class StoredTeacher(Teacher):
