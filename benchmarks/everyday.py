@@ -3,8 +3,8 @@
 CPU time of a sample by part of the work, in one thread; seconds of a step of both revisions' own training, with the
 threads and loader workers that each takes, on the machine as it is and beside a process that keeps a core busy. The
 revision is checked out in a temporary folder and makes the worlds with its own tools, for it cannot read info files of
-today. Measurements of both take turns, so ratios hold on a busy machine too; the report says how busy it was, and is written
-anew after each round.
+today. Measurements of both take turns, so ratios hold on a busy machine too; the report says how busy it was, and is
+written anew after each round.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ def _worlds(tree: Path, folder: Path, steps: int) -> tuple[Row, Row]:
         ["nuscenes", "--root-path", world, "--version", "v1.0-synthetic", "--extra-tag", "synthetic", "--workers", 1],
         ["synthetic-kitti", "--out-dir", kitti, "--frames", 40 * times, "--test-frames", 0],
     ]
+    if (world / "synthetic_infos_train.pkl").is_file() and (kitti / "ImageSets").is_dir():
+        commands = []
     for command in commands:
         words = [sys.executable, "tools/create_data.py", *map(str, command)]
         subprocess.run(words, cwd=tree, env=_environment(tree, {}), stdout=subprocess.DEVNULL, check=True)

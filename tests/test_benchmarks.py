@@ -210,6 +210,8 @@ def test_the_document_is_written_from_results(monkeypatch, tmp_path):
     floors = {"copy_bytes_per_s": 1e10, "matmul_flops_per_s": 2e11}
     found = {"date": "2026-01-02", "machine": facts, "floors": floors, "cases": [case]}
     (tmp_path / "ops_cpu.json").write_text(json.dumps(found))
+    loaded = found | {"rows": [{"config": "kitti/small.yaml", "none": 0.0154, "disk": 0.0081}]}
+    (tmp_path / "loading_cpu.json").write_text(json.dumps(loaded))
     document = tmp_path / "performance.md"
     document.write_text(report.DOCUMENT.read_text())
     monkeypatch.setattr(report, "RESULTS", tmp_path)
@@ -221,6 +223,8 @@ def test_the_document_is_written_from_results(monkeypatch, tmp_path):
     assert (
         "2026-01-02; cpu a chip, cores 2, mmcv.ops 2.1.0. Copy bandwidth 10.0 GB/s, matrix rate 200 GFLOP/s." in first
     )
+    assert "2026-01-02; cpu a chip, cores 2, mmcv.ops 2.1.0.\n\n| config |" in first
+    assert "| kitti/small.yaml | 15 ms | 8 ms |" in first
     report.main()
     assert document.read_text() == first
 
