@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdet3d.config import load_config
 from mmdet3d.distill.answers import Answers, join
@@ -96,12 +96,15 @@ class LiveTeacher(Teacher):
     Args:
         model: trained; changed in place (frozen, eval mode). Its weights are not to change after the first answer.
         digest: see `Teacher`.
+
+    Attributes:
+        folded: the copies that answer, by the taps that are looked at; made when these are first asked for.
     """
 
     def __init__(self, model: Detector, digest: str = "") -> None:
         self.model = model.requires_grad_(False).eval()
         self.digest = digest
-        self._folded: dict[frozenset[str], nn.Module] = {}  # by the taps that are looked at
+        self.folded: dict[frozenset[str], Detector] = {}
 
     @classmethod
     def load(
@@ -127,16 +130,16 @@ class LiveTeacher(Teacher):
             found = model.extract(batch, wanted)
             return {tap: found[tap] for tap in taps}
 
-        if wanted not in self._folded:
-            self._folded[wanted] = fold_batch_norm(self.model, answer)
-        return answer(self._folded[wanted])
+        if wanted not in self.folded:
+            self.folded[wanted] = fold_batch_norm(self.model, answer)
+        return answer(self.folded[wanted])
 
     def loaded(self) -> Detector:
         return self.model
 
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
         self.model._apply(function)
-        self._folded.clear()
+        self.folded.clear()
 
 
 class StoredTeacher(Teacher):

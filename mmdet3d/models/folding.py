@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,13 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = ["fold_batch_norm"]
 
+Model = TypeVar("Model", bound=nn.Module)
 _LAYERS = (nn.Conv2d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @torch.no_grad()
-def fold_batch_norm(model: nn.Module, run: Callable[[nn.Module], Any]) -> nn.Module:
+def fold_batch_norm(model: Model, run: Callable[[Model], Any]) -> Model:
     """A copy of `model` in eval mode that computes what `run` asks for without most of the batch norms.
 
     In evaluation a batch norm is a factor and an offset per channel. Where its input is what a convolution or linear
