@@ -12,7 +12,7 @@ export PATH=$(cd "$folder" && pwd)/bin:/usr/bin:/bin
 pip install torch==2.13.0 'numpy<2' 'setuptools<82' wheel ninja psutil packaging
 
 # Of mmcv's 77 files 63 begin with one header, whose parsing is most of their time: it is compiled beforehand, with the same
-# flags. No debug information, otherwise mmcv's own options.
+# flags. No debug information, otherwise mmcv's own options. Run again after an interruption, it goes on.
 export CFLAGS=-g0
 sources=$folder/mmcv-2.1.0
 [ -d "$sources" ] || pip download --no-build-isolation --no-deps --no-binary mmcv --dest "$folder" mmcv==2.1.0
@@ -28,7 +28,8 @@ END
 )
 read -ra flags <<< "$flags"
 common=$sources/mmcv/ops/csrc/common
-c++ "${flags[@]}" -g0 -I"$common" -x c++-header "$common/pytorch_cpp_helper.hpp" -o "$common/pytorch_cpp_helper.hpp.gch"
+header=$common/pytorch_cpp_helper.hpp
+[ -f "$header.gch" ] || c++ "${flags[@]}" -g0 -I"$common" -x c++-header "$header" -o "$header.gch"
 MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=${JOBS:-2} pip install --no-build-isolation --no-deps "$sources"
 
 pip install 'numpy<2' torch==2.13.0 mmengine==0.10.7 spconv==2.3.8 numba opencv-python-headless==4.11.0.86 \
