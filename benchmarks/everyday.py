@@ -4,7 +4,7 @@ CPU time of a sample by part of the work, in one thread; seconds of a step of bo
 threads and loader workers that each takes, on the machine as it is and beside a process that keeps a core busy. The
 revision is checked out in a temporary folder and makes the worlds with its own tools, for it cannot read info files of
 today. Measurements of both take turns, so ratios hold on a busy machine too; the report says how busy it was, and is
-written anew after each round.
+written anew after each case.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,6 @@ from typing import Any
 import torch
 
 from benchmarks.framework import machine, write_json
-from mmdet3d.config import load_config
 from mmdet3d.machine import single_threaded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +35,7 @@ RECIPE = "configs/synthetic/recipes/crkd_demo.yaml"
 BEFORE = "fb5f0c4"  # without data cache, stored answers, channels-last maps and a rule for cores
 TEACHER, STUDENT = "synthetic/camera+lidar/demo.yaml", "synthetic/camera+radar/demo.yaml"
 TRAINED = ROOT / "pretrained" / "demo" / "teacher.safetensors"
+PRESENT_TEACHER, PRESENT_STUDENT = (f"synthetic/camera+{sensor}/present.yaml" for sensor in ("lidar", "radar"))
 DISTILLER, CONTROL = "synthetic/crkd/small.yaml", "CRKD, control"
 PARTS = ("loading", "forward", "teacher", "backward", "optimiser")
 Row = dict[str, Any]
@@ -59,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch, _checked_out(options.before, Path(scratch) / "tree") as tree:
         trees = {"before": tree, "now": ROOT}
         world, kitti = _worlds(tree, options.worlds or Path(scratch), options.steps)
-        for rounds, parts in enumerate(_parts(trees, options, _cases(world, kitti, Path(scratch) / "answers")), 1):
-            keep(rounds=rounds, parts=parts)
+        _add_present_models(tree)
+        for parts in _parts(trees, options, _cases(world, kitti, Path(scratch) / "answers")):
+            keep(parts=parts)
         if not options.no_wall:
             keep(wall=_wall(trees, options, world))
         if options.recipe:
@@ -86,43 +88,43 @@ def _worlds(tree: Path, folder: Path, steps: int) -> tuple[Row, Row]:
     return tuple({"dataset_root": f"{root.resolve()}/"} for root in (world, kitti))
 
 
-def _cases(world: Row, kitti: Row, answers: Path) -> dict[str, tuple[str, Row, Row]]:
-    """Config, overrides in both revisions, and overrides that only the present one has."""
-    # All terms of CRKD between models of one size in both revisions, that of the trained teacher.
-    encoder = load_config(TEACHER)["camera_encoder"]
-    size = {f"camera_encoder.{part}": dict(encoder[part]) for part in ("backbone", "neck")}
-    models = {"teacher_config": TEACHER, "student_config": STUDENT}
-    student = dict(load_config(DISTILLER).model["student"]["overrides"])
-    crkd = world | models | {"model.student.overrides": student | size}
-    taught = crkd | {
-        "model.teacher.checkpoint": str(TRAINED),
-        "model.teacher.min_score": None,
-        "model.teacher.overrides": size,
-    }
+def _add_present_models(tree: Path) -> None:
+    """Give `tree` configs of today's teacher and student, under another name, so that both distil models of one size."""
+    for config, name in ((TEACHER, PRESENT_TEACHER), (STUDENT, PRESENT_STUDENT)):
+        shutil.copy(ROOT / "configs" / config, tree / "configs" / name)
+
+
+def _cases(world: Row, kitti: Row, answers: Path) -> dict[str, dict[str, tuple[str, Row]]]:
+    """By case and revision a config and its overrides. CRKD has all its terms and the trained teacher."""
+    none = {"model.teacher": None, "model.losses": {}}
+    taught = {"model.teacher.checkpoint": str(TRAINED), "model.teacher.min_score": None}
+    stored = {"model.teacher.answers": str(answers), "views": 1}
+    before = world | {"teacher_config": PRESENT_TEACHER, "student_config": PRESENT_STUDENT}
+    now = world | {"teacher_config": TEACHER, "student_config": STUDENT}
     return {
-        "camera-radar student": (STUDENT, world, {}),
-        "LiDAR-camera teacher": (TEACHER, world, {}),
-        CONTROL: (DISTILLER, crkd | {"model.teacher": None, "model.losses": {}}, {}),
-        "CRKD, live teacher": (DISTILLER, taught, {}),
-        "CRKD, stored answers": (DISTILLER, taught, {"model.teacher.answers": str(answers), "views": 1}),
-        "KITTI student": ("kitti/synthetic/rgb_baseline.yaml", kitti, {}),
+        "camera-radar student": dict.fromkeys(("before", "now"), (STUDENT, world)),
+        "LiDAR-camera teacher": dict.fromkeys(("before", "now"), (TEACHER, world)),
+        CONTROL: {"before": (DISTILLER, before | none), "now": (DISTILLER, now | none)},
+        "CRKD, live teacher": {"before": (DISTILLER, before | taught), "now": (DISTILLER, now | taught)},
+        "CRKD, stored answers": {"now": (DISTILLER, now | taught | stored)},
+        "KITTI student": dict.fromkeys(("before", "now"), ("kitti/synthetic/rgb_baseline.yaml", kitti)),
     }
 
 
 def _parts(
-    trees: Mapping[str, Path], options: argparse.Namespace, cases: Mapping[str, tuple[str, Row, Row]]
+    trees: Mapping[str, Path], options: argparse.Namespace, cases: Mapping[str, Mapping[str, tuple[str, Row]]]
 ) -> Iterator[Row]:
-    """Medians by case and revision, after every round; a round measures all of them once."""
-    chosen = {name: case for name, case in cases.items() if not options.only or name in options.only}
-    found: dict[str, dict[str, list[Row]]] = {name: {tree: [] for tree in trees} for name in chosen}
+    """Medians by case and revision so far, after each case; a round measures all of them once."""
+    found: dict[str, dict[str, list[Row]]] = {}
     for _ in range(options.rounds):
-        for name, (config, both, new) in chosen.items():
-            for tree, path in trees.items():
-                overrides = both | (new if tree == "now" else {})
-                row = _child(path, "parts", config, overrides, options.steps, single_threaded())
+        for name, by_tree in cases.items():
+            if options.only and name not in options.only:
+                continue
+            for tree, (config, overrides) in by_tree.items():
+                row = _child(trees[tree], "parts", config, overrides, options.steps, single_threaded())
                 print(name, tree, {k: round(v) for k, v in row["cpu_ms"].items()}, flush=True)
-                found[name][tree].append(row)
-        yield {name: {tree: _medians(rows) for tree, rows in by_tree.items()} for name, by_tree in found.items()}
+                found.setdefault(name, {}).setdefault(tree, []).append(row)
+            yield {n: {t: _medians(rows) for t, rows in by.items()} for n, by in found.items()}
 
 
 def _medians(rows: Sequence[Row]) -> Row:
@@ -143,7 +145,7 @@ def _step(cpu_ms: Mapping[str, float]) -> float:
 
 def _ratio(rows: Sequence[float], others: Sequence[float]) -> str:
     """Of what was measured in the same rounds: the median, least and largest."""
-    ratios = sorted(a / b for a, b in zip(rows, others, strict=True))
+    ratios = sorted(a / b for a, b in zip(rows, others, strict=False))  # the last round may have been cut off
     return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
@@ -218,8 +220,9 @@ def _load(report: Mapping[str, Any]) -> str:
 def table(report: Mapping[str, Any]) -> str:
     """Markdown: a row per model and revision, then seconds of a step, then the recipe."""
     load = _load(report)
+    rounds = min(len(row["step_ms"]) for by_tree in report["parts"].values() for row in by_tree.values())
     lines = [
-        f"Before: {report['before']}. Medians of {report['rounds']} rounds of {report['steps']} steps; {load}.",
+        f"Before: {report['before']}. Medians of {rounds} rounds of {report['steps']} steps; {load}.",
         "",
         f"| CPU ms a sample | | {' | '.join(PARTS)} | all | peak MB | step, now to before |",
         "|---" * (len(PARTS) + 5) + "|",
@@ -228,7 +231,7 @@ def table(report: Mapping[str, Any]) -> str:
         steps = {name: row["step_ms"] for name, row in by_tree.items()}
         for name, row in by_tree.items():
             cells = [f"{row['cpu_ms'][part]:.0f}" for part in (*PARTS, "total")]
-            ratio = _ratio(steps["now"], steps["before"]) if name == "now" else ""
+            ratio = _ratio(steps["now"], steps["before"]) if name == "now" and "before" in steps else ""
             lines.append(f"| {case} | {name} | {' | '.join(cells)} | {row['peak_bytes'] / 1e6:.0f} | {ratio} |")
     control = report["parts"].get(CONTROL)
     if control:

@@ -126,7 +126,6 @@ def test_everyday_report_compares_revisions():
         "before": "abc",
         "machine": {"load": 7.2},
         "load_after": 0.3,
-        "rounds": 2,
         "steps": 6,
         "parts": {everyday.CONTROL: student, "CRKD, live teacher": teaching},
         "wall": {"busy": {"before": {"wall_s": 7.0, "cpu_s": 60.0}, "now": {"wall_s": 0.5, "cpu_s": 9.0}}},
@@ -143,13 +142,19 @@ def test_everyday_report_compares_revisions():
 
 
 def test_everyday_compares_distillers_of_one_size_that_the_trained_teacher_fits(tmp_path):
-    """In both revisions, whose models of demo size differ: the size is an override."""
-    cases = everyday._cases({}, {}, tmp_path / "answers")
-    config, both, new = cases["CRKD, stored answers"]
-    distiller = build_model(load_config(config, both | new).model)
+    """An earlier revision gets today's models as configs of its own, under a name that today's tree does not have."""
+    everyday_cases = everyday._cases({}, {}, tmp_path / "answers")
+    for side, (config, overrides) in everyday_cases["CRKD, live teacher"].items():
+        assert (everyday.ROOT / "configs" / overrides["teacher_config"]).is_file() == (side == "now")
+    for folder in ("camera+lidar", "camera+radar"):
+        (tmp_path / "configs" / "synthetic" / folder).mkdir(parents=True)
+    everyday._add_present_models(tmp_path)
+    given = (tmp_path / "configs" / everyday.PRESENT_TEACHER).read_text()
+    assert given == (everyday.ROOT / "configs" / everyday.TEACHER).read_text()
+    distiller = build_model(load_config(*everyday_cases["CRKD, stored answers"]["now"]).model)
     distiller.setup_training(lambda _: {})
     assert distiller.instructor.loaded() is distiller.teacher and len(distiller.losses) == 5
-    control = build_model(load_config(*cases[everyday.CONTROL][:2]).model)
+    control = build_model(load_config(*everyday_cases[everyday.CONTROL]["now"]).model)
     assert {k: v.shape for k, v in control.student.state_dict().items()} == {
         k: v.shape for k, v in distiller.student.state_dict().items()
     }
