@@ -89,7 +89,7 @@ def _worlds(tree: Path, folder: Path, steps: int) -> tuple[Row, Row]:
 
 
 def _add_present_models(tree: Path) -> None:
-    """Give `tree` configs of today's teacher and student, under another name, so that both distil models of one size."""
+    """Give `tree` configs of today's teacher and student, under other names, so that both distil models of one size."""
     for config, name in ((TEACHER, PRESENT_TEACHER), (STUDENT, PRESENT_STUDENT)):
         shutil.copy(ROOT / "configs" / config, tree / "configs" / name)
 

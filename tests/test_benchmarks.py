@@ -144,7 +144,7 @@ def test_everyday_report_compares_revisions():
 def test_everyday_compares_distillers_of_one_size_that_the_trained_teacher_fits(tmp_path):
     """An earlier revision gets today's models as configs of its own, under a name that today's tree does not have."""
     everyday_cases = everyday._cases({}, {}, tmp_path / "answers")
-    for side, (config, overrides) in everyday_cases["CRKD, live teacher"].items():
+    for side, (_, overrides) in everyday_cases["CRKD, live teacher"].items():
         assert (everyday.ROOT / "configs" / overrides["teacher_config"]).is_file() == (side == "now")
     for folder in ("camera+lidar", "camera+radar"):
         (tmp_path / "configs" / "synthetic" / folder).mkdir(parents=True)
