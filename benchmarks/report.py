@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import everyday, ops, train_step
+from benchmarks import everyday, loading, ops, train_step
 from benchmarks.peers import compare
 from mmdet3d.evaluation.control import Comparison, holm, verdict
 
@@ -47,14 +47,21 @@ TARGETS = [
 def main() -> None:
     """Replace what stands between the markers of the documents; a missing results file leaves its part as it is."""
     parts = {}
-    for name, render in {"ops": _ops, "targets": _targets, "train_step": _train_step, "everyday": _everyday}.items():
+    renderers = {
+        "ops": _ops,
+        "targets": _targets,
+        "train_step": _with_facts(train_step.table),
+        "everyday": _with_facts(everyday.table),
+        "loading": _with_facts(loading.table),
+    }
+    for name, render in renderers.items():
         for device in ("cpu", "cuda"):
             file = RESULTS / f"{'ops' if name == 'targets' else name}_{device}.json"
             if file.is_file():
                 parts[f"{name}_{device}"] = render(json.loads(file.read_text()))
     peer = RESULTS / "peer_mmdet3d.json"
     if peer.is_file():
-        parts["peer_mmdet3d"] = _peer(json.loads(peer.read_text()))
+        parts["peer_mmdet3d"] = _with_facts(compare.table)(json.loads(peer.read_text()))
     _update(DOCUMENT, parts)
     tables = _control_tables(RECIPES)
     _update(CONTROL_TABLES, _without_repeats({n: t["text"] for n, t in (tables | _control_tables(PARTS)).items()}))
@@ -117,16 +124,8 @@ def _ops(report: Mapping[str, Any]) -> str:
     )
 
 
-def _train_step(report: Mapping[str, Any]) -> str:
-    return f"{_facts(report)}.\n\n{train_step.table(report)}"
-
-
-def _peer(report: Mapping[str, Any]) -> str:
-    return f"{_facts(report)}.\n\n{compare.table(report)}"
-
-
-def _everyday(report: Mapping[str, Any]) -> str:
-    return f"{_facts(report)}.\n\n{everyday.table(report)}"
+def _with_facts(table: Callable[[Mapping[str, Any]], str]) -> Callable[[Mapping[str, Any]], str]:
+    return lambda report: f"{_facts(report)}.\n\n{table(report)}"
 
 
 def _heads(tables: Mapping[str, Mapping[str, Any]]) -> str:
