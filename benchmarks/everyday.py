@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.framework import machine, write_json
+from mmdet3d.config import load_config
 from mmdet3d.distill.teacher import build_detector
 from mmdet3d.machine import single_threaded
 
@@ -68,7 +69,7 @@ def _cases(options: argparse.Namespace, scratch: Path) -> dict[str, tuple[str, R
     """Config, overrides in both revisions, and overrides that only the present one has."""
     # Random weights respond everywhere: no trained teacher leaves the losses more to compare.
     weights = scratch / "teacher.safetensors"
-    save_file(build_detector(TEACHER).state_dict(), weights)
+    save_file(build_detector(load_config(TEACHER).model).state_dict(), weights)
     world, kitti = ({"dataset_root": f"{Path(root).resolve()}/"} for root in (options.data, options.kitti))
     taught = {"model.teacher.checkpoint": str(weights), "model.teacher.min_score": None}
     distiller = ("synthetic/crkd/demo.yaml", world | taught)

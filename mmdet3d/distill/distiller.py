@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdet3d.distill.balance import Balance, BalanceSettings
-from mmdet3d.distill.blocks import check_file, read_block
+from mmdet3d.distill.blocks import NamedModel, check_file, read_block
 from mmdet3d.distill.class_gate import ClassGate
 from mmdet3d.distill.losses import DistillLoss
 from mmdet3d.distill.losses.center_heads import center_head
@@ -27,21 +27,17 @@ __all__ = ["Distiller"]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _TeacherSpec:
-    config: str
+@dataclass(frozen=True, kw_only=True)
+class _TeacherSpec(NamedModel):
     checkpoint: str
-    overrides: Mapping[str, Any] | None = None
     min_score: float | None = None
     metric: str = "object/map"
     answers: str | None = None
 
 
-@dataclass(frozen=True)
-class _StudentSpec:
-    config: str
+@dataclass(frozen=True, kw_only=True)
+class _StudentSpec(NamedModel):
     checkpoint: str | None = None
-    overrides: Mapping[str, Any] | None = None
     new_modules: Sequence[str] = ()
     init_from_teacher: Sequence[str] | Mapping[str, str] = ()
 
@@ -64,12 +60,12 @@ class Distiller(Trainable):
     by `setup_training`; for testing it is not needed, nor is its file.
 
     Args:
-        teacher: `config` and `checkpoint` of a trained detector; `overrides` of that config by dotted key; `min_score`,
-            the least value of the validation metric `metric` (default `object/map`) it must reach; `answers`, a folder
-            where its answers are kept and found again (see `StoredTeacher`), by default none.
-        student: `config` of the student; `overrides` of that config by dotted key; `checkpoint` to start from;
-            `new_modules`, prefixes of keys that this checkpoint need not hold; `init_from_teacher`, names of modules
-            that start with the weights of the teacher's modules of these names, or by name that of the teacher's.
+        teacher: a trained detector, a `NamedModel`, with its `checkpoint`; `min_score`, the least value of the
+            validation metric `metric` (default `object/map`) it must reach; `answers`, a folder where its answers are
+            kept and found again (see `StoredTeacher`), by default none.
+        student: a detector, a `NamedModel`; `checkpoint` to start from; `new_modules`, prefixes of keys that this
+            checkpoint need not hold; `init_from_teacher`, names of modules that start with the weights of the teacher's
+            modules of these names, or by name that of the teacher's.
         losses: by name, each `type`, `student` tap, `teacher` tap (or lists of taps), `weight` (default 1), `schedule`
             (see `LossSchedule`) and the arguments of its class. A loss that is null is off. Without any loss this is
             the control of an experiment: the same student and schedule, no distillation, and no teacher is needed.
@@ -79,7 +75,6 @@ class Distiller(Trainable):
 
     Raises:
         ValueError: unknown keys, types, or taps of the student.
-        FileNotFoundError: no such student config.
     """
 
     def __init__(
@@ -93,7 +88,7 @@ class Distiller(Trainable):
         super().__init__()
         self._teacher: Teacher | None = None
         self._student_spec = read_block(_StudentSpec, student, "model.student")
-        self.student = build_detector(self._student_spec.config, self._student_spec.overrides)
+        self.student = build_detector(self._student_spec.model, "model.student")
         self._balance = None if balance is None else Balance(read_block(BalanceSettings, balance, "model.balance"))
         self._gate = None if class_gate is None else read_block(ClassGate, class_gate, "model.class_gate")
         self._progress = 0.0
@@ -176,7 +171,7 @@ class Distiller(Trainable):
             evaluate: scores a model on the validation set, as `{metric: value}`.
 
         Raises:
-            FileNotFoundError: the teacher's config or checkpoint does not exist.
+            FileNotFoundError: the teacher's checkpoint does not exist.
             ValueError: the checkpoint does not fit the teacher, the two BEV grids differ, a tap does not exist, the
                 teacher's score is below `min_score`, or `class_gate` has nothing to compare or to gate.
         """
@@ -185,9 +180,9 @@ class Distiller(Trainable):
             return
         check_file(wanted.checkpoint, "model.teacher.checkpoint")
         if wanted.answers is None:
-            teacher: Teacher = LiveTeacher.load(wanted.config, wanted.checkpoint, wanted.overrides)
+            teacher: Teacher = LiveTeacher.load(wanted.model, wanted.checkpoint)
         else:
-            teacher = StoredTeacher(wanted.config, wanted.checkpoint, wanted.answers, wanted.overrides)
+            teacher = StoredTeacher(wanted.model, wanted.checkpoint, wanted.answers, wanted.config)
         if not _same_grid(teacher.grid, self.student.grid):
             raise ValueError(
                 f"teacher and student see different BEV grids: {teacher.grid} ({wanted.config}) and "

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdet3d.config import load_config
+from mmdet3d.composition import is_named
 from mmdet3d.distill.answers import Answers, join
 from mmdet3d.interop.checkpoints import file_digest, load_weights, metadata_path
 from mmdet3d.models import build_model
@@ -36,16 +36,15 @@ __all__ = [
 Evaluate = Callable[[Trainable], Mapping[str, float]]
 
 
-def build_detector(config: str | Path, overrides: Mapping[str, Any] | None = None) -> Detector:
-    """The detector that a config file describes.
+def build_detector(block: Mapping[str, Any], key: str = "model") -> Detector:
+    """The detector that a model block describes; `key` is where it stands, for messages.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it describes no detector, or an override has an unknown key.
+        ValueError: it describes no detector.
     """
-    model = build_model(load_config(config, overrides or {}).get("model"))
+    model = build_model(block)
     if not isinstance(model, Detector):
-        raise ValueError(f"{config} describes a {type(model).__name__}; teacher and student must be detectors")
+        raise ValueError(f"{key} describes a {type(model).__name__}; teacher and student must be detectors")
     return model
 
 
@@ -102,18 +101,16 @@ class LiveTeacher(Teacher):
         self.digest = digest
 
     @classmethod
-    def load(
-        cls, config: str | Path, checkpoint: str | Path, overrides: Mapping[str, Any] | None = None
-    ) -> LiveTeacher:
-        """Build the detector that `config` with `overrides` describes and fill every tensor from `checkpoint`.
+    def load(cls, block: Mapping[str, Any], checkpoint: str | Path) -> LiveTeacher:
+        """Build the detector that a model block describes and fill every tensor from `checkpoint`.
 
         Raises:
-            FileNotFoundError: no such config or checkpoint.
+            FileNotFoundError: no such checkpoint.
             ValueError: see `build_detector`, or the checkpoint does not hold exactly this detector's tensors.
         """
-        model = build_detector(config, overrides)
+        model = build_detector(block, "model.teacher")
         load_weights(model, checkpoint, part="teacher")
-        return cls(model, teacher_digest(config, checkpoint, overrides))
+        return cls(model, teacher_digest(block, checkpoint))
 
     @torch.no_grad()
     def extract(self, batch: Batch, taps: Collection[str]) -> dict[str, Any]:
@@ -133,26 +130,26 @@ class StoredTeacher(Teacher):
     What it says is what the file says, also when it has just been written: float16 numbers, see `answers`.
 
     Args:
-        config, checkpoint: of the detector.
+        block, checkpoint: of the detector.
         folder: of answers; those of other teachers may be there too.
-        overrides: of the config by dotted key.
+        config: where the block comes from, which is noted beside the answers.
 
     Raises:
-        FileNotFoundError: no such config or checkpoint.
+        FileNotFoundError: no such checkpoint.
         ValueError: see `build_detector`.
     """
 
     def __init__(
         self,
-        config: str | Path,
+        block: Mapping[str, Any],
         checkpoint: str | Path,
         folder: str | Path,
-        overrides: Mapping[str, Any] | None = None,
+        config: str = "",
     ) -> None:
-        self.model = build_detector(config, overrides).requires_grad_(False).eval()
-        self.digest = teacher_digest(config, checkpoint, overrides)
-        about = {"config": str(config), "checkpoint": str(checkpoint), "sha256": file_digest(checkpoint)}
-        about |= {"overrides": dict(overrides)} if overrides else {}
+        self.model = build_detector(block, "model.teacher").requires_grad_(False).eval()
+        self.digest = teacher_digest(block, checkpoint)
+        about = {"config": config, "checkpoint": str(checkpoint), "sha256": file_digest(checkpoint)}
+        about |= {"model": _what_answers(block)}
         self.answers = Answers(Path(folder) / self.digest, about)
         self._checkpoint = checkpoint
         self._live: LiveTeacher | None = None
@@ -195,26 +192,26 @@ class StoredTeacher(Teacher):
         return self._live
 
 
-def teacher_digest(config: str | Path, checkpoint: str | Path, overrides: Mapping[str, Any] | None = None) -> str:
-    """Of what decides a teacher's answers: its weights, and the `model` block of its config with `overrides`.
+def teacher_digest(block: Mapping[str, Any], checkpoint: str | Path) -> str:
+    """Of what decides a teacher's answers: its weights and its model block.
 
-    Configs that this block names are part of it; checkpoints are not, as the teacher's own holds all weights.
+    Checkpoints that the block names are no part of it, as the teacher's own holds all weights.
 
     Raises:
-        FileNotFoundError: no such config or checkpoint.
-        ValueError: an override has an unknown key.
+        FileNotFoundError: no such checkpoint.
     """
-    content = {"weights": file_digest(checkpoint), "model": _resolved(load_config(config, overrides or {}).model)}
+    content = {"weights": file_digest(checkpoint), "model": _what_answers(block)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _resolved(value: Any) -> Any:
+def _what_answers(value: Any) -> Any:
+    """A model block without files, demands on scores, and where named models in it come from."""
     if isinstance(value, Mapping):
-        own = {k: _resolved(v) for k, v in value.items() if k not in ("checkpoint", "min_score", "metric")}
-        if isinstance(value.get("config"), str):
-            own["config"] = _resolved(load_config(value["config"]).model)
-        return own
-    return [_resolved(v) for v in value] if isinstance(value, (list, tuple)) else value
+        left_out = {"checkpoint", "min_score", "metric"}
+        if is_named(value):
+            left_out |= {"config", "overrides", "data", "config_digest"}
+        return {k: _what_answers(v) for k, v in value.items() if k not in left_out}
+    return [_what_answers(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def check_score(teacher: Teacher, checkpoint: str | Path, metric: str, min_score: float, evaluate: Evaluate) -> float:

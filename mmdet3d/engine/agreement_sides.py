@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmdet3d.config import load_config
 from mmdet3d.registry import DATASETS, MODELS, TRANSFORMS, Registry
 
 __all__ = ["DataSide", "Disagreement", "ModelSide", "data_sides", "model_sides", "shown"]
@@ -108,23 +107,18 @@ def data_sides(cfg: Mapping[str, Any], whose: str = "") -> list[DataSide]:
 def model_sides(cfg: Mapping[str, Any], where: str = "") -> list[ModelSide]:
     """The model of a config and those of the configs that it names, such as a teacher's and a student's.
 
-    A network that starts from no checkpoint was trained on nothing yet. Files that cannot be read are left to whoever
-    builds the model.
+    A network that starts from no checkpoint was trained on nothing yet.
     """
     model = cfg.get("model")
     if not isinstance(model, Mapping):
         return []
     sides = [ModelSide(f"model{where}", model)]
     for key, block in model.items():
-        if not isinstance(block, Mapping) or not isinstance(block.get("config"), str):
+        if not isinstance(block, Mapping) or not isinstance(block.get("model"), Mapping):
             continue
-        try:
-            inner = load_config(block["config"], block.get("overrides") or {})
-        except (OSError, ValueError):
-            continue
-        whose = f" of {block['config']} (model.{key})"
-        trained = tuple(data_sides(inner, whose)) if block.get("checkpoint") else ()
-        first, *others = model_sides(inner, whose) or [None]
+        whose = f" of {block['config']} (model.{key})" if "config" in block else f" of model.{key}"
+        trained = tuple(data_sides(block, whose)) if block.get("checkpoint") else ()
+        first, *others = model_sides(block, whose) or [None]
         sides += [] if first is None else [ModelSide(first.key, first.block, trained), *others]
     return sides
 

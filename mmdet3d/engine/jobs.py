@@ -13,10 +13,10 @@ from mmdet3d.datasets import build_split, check_data
 from mmdet3d.engine import distributed
 from mmdet3d.engine.agreement import check_agreement
 from mmdet3d.engine.checkpoint import LoadReport, RunCheckpoints, load_checkpoint
-from mmdet3d.engine.config_files import refuse_changed_files
 from mmdet3d.engine.data import DetectionDataset
 from mmdet3d.engine.evaluate import predict
 from mmdet3d.engine.logging import get_logger, hold_log, log_to_folder
+from mmdet3d.engine.resuming import model_changes
 from mmdet3d.engine.run_dir import begin_run, choose_run_dir
 from mmdet3d.engine.settings import Settings
 from mmdet3d.engine.trainer import Trainer, seed_everything
@@ -106,16 +106,17 @@ def predict_split(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: settings that contradict each other, weights that do not fit the model, a config file that it is
-            built from has changed since they were trained (`refuse_changed_files`), or a sample is damaged.
+        ValueError: settings that contradict each other, weights that do not fit the model, or a sample is damaged.
     """
     doubts = check_agreement(cfg, checkpoint)
     with distributed.together():
         model = build_model(cfg.model)
         check_data(dataset, model.inputs, "the data set to test on")
         report = load_checkpoint(model, checkpoint)
-        remedy = "give a file that holds it as the `config` of that part, such as --model.student.config FILE"
-        refuse_changed_files(report.metadata.get("config_files"), cfg.model, checkpoint, remedy)
+    if changed := model_changes(report.metadata.get("model_config"), cfg.model):
+        doubts.append(
+            f"{checkpoint} was trained with another model ({changed}); to test that one, give its run's configs.yaml"
+        )
     begin()
     for doubt in doubts:
         get_logger().warning("%s", doubt)

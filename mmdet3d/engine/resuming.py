@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdet3d.config import parse_yaml
+from mmdet3d.config import load_config
 
-__all__ = ["MAY_CHANGE", "refuse_changes"]
+__all__ = ["MAY_CHANGE", "model_changes", "refuse_changes"]
 
 # Keys, with all below them. What they decide is taken up anew at the next step, or is no part of the result.
 MAY_CHANGE = (
@@ -30,7 +31,9 @@ MAY_CHANGE = (
     "resume_from",
 )
 # Where files lie, wherever the key stands: a run may be moved.
-_PLACES = ("dataset_root", "checkpoint", "answers", "config")
+_PLACES = ("dataset_root", "checkpoint", "answers")
+# Of a model that stands in full: where it was taken from.
+_ORIGINS = ("config", "overrides", "data", "config_digest")
 _SHOWN = 6
 
 
@@ -42,33 +45,59 @@ def refuse_changes(run: Path, config: Mapping[str, Any], config_path: str | Path
             may have been meant.
     """
     saved = run / "configs.yaml"
-    before = parse_yaml(saved.read_text()) if saved.is_file() else None
-    if not isinstance(before, Mapping):
+    if not saved.is_file():
         return
-    old, new = dict(_flat(before)), dict(_flat(config))
-    changed = [key for key in (*old, *(k for k in new if k not in old)) if old.get(key) != new.get(key)]
-    refused = [key for key in changed if not _may_change(key)]
-    if refused:
-        shown = "; ".join(f"{key}: {old.get(key)!r}, now {new.get(key)!r}" for key in refused[:_SHOWN])
-        more = f"; and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+    if changed := _listed(_differences(load_config(saved), config)):
         raise ValueError(
-            f"{run} was begun with another config ({shown}{more}); to go on as it was: python tools/train.py --resume "
+            f"{run} was begun with another config ({changed}); to go on as it was: python tools/train.py --resume "
             f"{run}; to train with the new config from its weights: python tools/train.py {config_path} --load_from "
             f"{run / 'latest.safetensors'}"
         )
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves by dotted key."""
-    if isinstance(value, Mapping) and value:
-        for name, item in value.items():
-            yield from _flat(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
-        for place, item in enumerate(value):
-            yield from _flat(item, f"{key}.{place}")
-    else:
-        yield key, list(value) if isinstance(value, tuple) else value
+def model_changes(trained: Mapping[str, Any] | None, model: Mapping[str, Any] | None) -> str:
+    """What differs between the model block that a checkpoint was trained with and another one, key by key.
+
+    Args:
+        trained: `model_config` of the checkpoint's metadata; None if it has none, which differs from nothing.
+
+    Returns:
+        `key: value of then, now value`, the first few; empty if none that matters differs.
+    """
+    # Through JSON, as the metadata went, where keys are text.
+    return _listed(_differences(trained, json.loads(json.dumps(model)), "model")) if trained else ""
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Key and both values, at the innermost place that both have."""
+    if key and _may_change(key):
+        return
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in (*old, *(k for k in new if k not in old)):
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+    elif all(isinstance(each, (list, tuple)) for each in (old, new)) and len(old) == len(new):
+        if any(isinstance(item, Mapping) for item in (*old, *new)):
+            for place, pair in enumerate(zip(old, new, strict=True)):
+                yield from _differences(*pair, f"{key}.{place}")
+        elif list(old) != list(new):
+            yield key, old, new
+    elif old != new:
+        yield key, old, new
+
+
+def _listed(differences: Iterator[tuple[str, Any, Any]]) -> str:
+    found = [f"{key}: {_short(old)}, now {_short(new)}" for key, old, new in differences]
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return "; ".join(found[:_SHOWN]) + more
 
 
 def _may_change(key: str) -> bool:
-    return key.rpartition(".")[2] in _PLACES or any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
+    last = key.rpartition(".")[2]
+    if last in _PLACES or (key.startswith("model.") and last in _ORIGINS):
+        return True
+    return any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
+
+
+def _short(value: Any, most: int = 100) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."

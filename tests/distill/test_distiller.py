@@ -11,7 +11,7 @@ from distill_inputs import batch_of, center_head
 from safetensors.torch import save_file
 from torch import nn
 
-from mmdet3d.config import load_config
+from mmdet3d.config import composed, load_config
 from mmdet3d.distill import Distiller
 from mmdet3d.distill.losses import DistillLoss
 from mmdet3d.engine.ema import EMA
@@ -124,17 +124,15 @@ def files(tmp_path):
 
 
 def make(files, losses=LOSSES, teacher=(), student=()):
-    return Distiller(
-        teacher={"config": files["teacher"], "checkpoint": files["teacher_weights"], **dict(teacher)},
-        student={
-            "config": files["student"],
-            "checkpoint": files["student_weights"],
-            "overrides": {"model.calibrated": True},
-            "new_modules": ["activation"],
-            **dict(student),
-        },
-        losses=losses,
-    )
+    student = {
+        "config": files["student"],
+        "checkpoint": files["student_weights"],
+        "overrides": {"model.calibrated": True},
+        "new_modules": ["activation"],
+        **dict(student),
+    }
+    teacher = {"config": files["teacher"], "checkpoint": files["teacher_weights"], **dict(teacher)}
+    return Distiller(losses=losses, **composed({"teacher": teacher, "student": student}))
 
 
 def no_evaluation(model):
@@ -179,7 +177,7 @@ def test_a_null_loss_is_off(files):
 
 
 def test_without_losses_it_is_the_control_and_needs_no_teacher(files):
-    control = Distiller(None, {"config": make(files)._student_spec.config}, {}).eval()
+    control = Distiller(None, composed({"student": {"config": files["student"]}})["student"], {}).eval()
     control.setup_training(no_evaluation)
     terms = control.loss(batch())
     assert set(terms) == {"loss/object/heatmap/task0"}
@@ -289,7 +287,7 @@ def test_prediction_needs_no_teacher_file_and_no_lidar(files):
     weights = trained.state_dict()
     gone = make(
         files,
-        teacher={"config": "nowhere.yaml", "checkpoint": "nowhere.pth"},
+        teacher={"checkpoint": "nowhere.pth"},
         student={"checkpoint": "nowhere.pth"},
     )
     gone.load_state_dict(weights)
@@ -385,7 +383,7 @@ def test_a_start_from_the_teacher_that_matches_nothing_is_refused(files):
         make(files, student={"init_from_teacher": ["activation"]}).init_weights()
     with pytest.raises(ValueError, match=r"names 'heatmap', but there is no model\.teacher"):
         student = {"config": files["student"], "init_from_teacher": ["heatmap"]}
-        Distiller(None, student, {}).init_weights()
+        Distiller(None, **composed({"student": student}), losses={}).init_weights()
 
 
 def test_resumed_weights_stay(files):
@@ -419,16 +417,16 @@ def test_only_detectors_are_taught(files, tmp_path):
             {
                 "model": {
                     "type": "Distiller",
-                    "teacher": {"config": "t", "checkpoint": "c"},
+                    "teacher": None,
                     "student": student,
                     "losses": {},
                 }
             }
         )
     )
-    with pytest.raises(ValueError, match=r"nested\.yaml describes a Distiller"):
+    with pytest.raises(ValueError, match=r"model\.student describes a Distiller"):
         make(files, student={"config": str(nested), "overrides": None})
-    with pytest.raises(ValueError, match="needs a `type` key"):
+    with pytest.raises(ValueError, match=r"model\.student: nuscenes/default\.yaml describes no model"):
         make(files, student={"config": "nuscenes/default.yaml", "overrides": None})
 
 

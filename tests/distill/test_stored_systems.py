@@ -78,17 +78,17 @@ def road(number: int, size: tuple[int, int]) -> Sample:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_stored_answers_are_the_teachers(name: str, tmp_path: Path) -> None:
     cfg = load_config(name)
-    config, checkpoint = str(cfg.model.teacher.config), tmp_path / "teacher.safetensors"
+    block, checkpoint = cfg.model.teacher.model, tmp_path / "teacher.safetensors"
     torch.manual_seed(0)
-    save_file(build_detector(config).state_dict(), checkpoint)
+    save_file(build_detector(block).state_dict(), checkpoint)
     taps = sorted({tap for loss in cfg.model.losses.values() if loss for tap in _listed(loss["teacher"])})
-    size = tuple(load_config(config).image_size)
+    size = tuple(load_config(cfg.model.teacher.config).image_size)
     samples = [(road if "kitti" in name else street)(k, size) for k in range(2)]
     batch, turned = Batch.collate(samples), Batch.collate(samples[::-1])
 
-    live = LiveTeacher.load(config, checkpoint)
-    written = StoredTeacher(config, checkpoint, tmp_path / "answers").extract(batch, taps)
-    reader = StoredTeacher(config, checkpoint, tmp_path / "answers")
+    live = LiveTeacher.load(block, checkpoint)
+    written = StoredTeacher(block, checkpoint, tmp_path / "answers").extract(batch, taps)
+    reader = StoredTeacher(block, checkpoint, tmp_path / "answers")
     assert taps and list(written) == taps
     torch.testing.assert_close(reader.extract(batch, taps), written, rtol=0, atol=0)
     for other in (batch, turned):
