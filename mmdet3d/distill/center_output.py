@@ -39,7 +39,8 @@ class CenterOutput:
 
 def is_center_output(value: object) -> bool:
     """Whether a tap's value is a list over tasks of maps with a `heatmap` (B, classes, X, Y)."""
-    return isinstance(value, (list, tuple)) and all(isinstance(v, Mapping) and "heatmap" in v for v in value)
+    tasks = value if isinstance(value, (list, tuple)) else ()
+    return bool(tasks) and all(isinstance(task, Mapping) and "heatmap" in task for task in tasks)
 
 
 def in_classes(answers: Tasks, source: CenterOutput, target: CenterOutput) -> list[dict[str, Tensor]]:
@@ -127,7 +128,7 @@ def _per_axis(values: tuple[float, float], like: Tensor) -> Tensor:
 
 
 def _cells(place: Tensor, grid: BEVGrid) -> tuple[Tensor, Tensor]:
-    """Places (B, X, Y, 2) in cells of `grid` as numbers of cells (B, X * Y), the nearest, and whether they are on it."""
+    """Places (B, X, Y, 2) in cells of `grid` as numbers (B, X * Y) of the nearest cell, and whether they are on it."""
     cells = place.floor().long()
     last = cells.new_tensor(grid.shape) - 1
     inside = ((cells >= 0) & (cells <= last)).all(-1)

@@ -1,7 +1,8 @@
-"""Teacher + student + a list of losses."""
+"""Teacher (or several) + student + a list of losses."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.distill.adapters import AdaptedTeacher, adapted
 from mmdet3d.distill.balance import Balance, BalanceSettings
 from mmdet3d.distill.blocks import NamedModel, check_file, read_block
 from mmdet3d.distill.class_gate import ClassGate
 from mmdet3d.distill.losses import DistillLoss
 from mmdet3d.distill.losses.center_heads import center_head
+from mmdet3d.distill.outline import Outline
+from mmdet3d.distill.providers import read_teachers
 from mmdet3d.distill.schedule import LossSchedule
-from mmdet3d.distill.teacher import Evaluate, LiveTeacher, StoredTeacher, Teacher, build_detector, check_score
+from mmdet3d.distill.teacher import Evaluate, Teacher, build_detector, check_score
 from mmdet3d.interop.checkpoints import load_weights
 from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.registry import MODELS, nearest, number
@@ -25,14 +29,6 @@ from mmdet3d.structures import Batch, BEVGrid, Detections3D
 __all__ = ["Distiller"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TeacherSpec(NamedModel):
-    checkpoint: str
-    min_score: float | None = None
-    metric: str = "object/map"
-    answers: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +56,17 @@ class Distiller(Trainable):
     by `setup_training`; for testing it is not needed, nor is its file.
 
     Args:
-        teacher: a trained detector, a `NamedModel`, with its `checkpoint`; `min_score`, the least value of the
-            validation metric `metric` (default `object/map`) it must reach; `answers`, a folder where its answers are
-            kept and found again (see `StoredTeacher`), by default none.
+        teacher: a trained detector (`DetectorBlock`), any other module (`ModuleBlock`), or answers on disk
+            (`RecordedBlock`). Where its raster or classes are not the student's, see `adapted`.
+        teachers: several of them by name, instead of `teacher`.
         student: a detector, a `NamedModel`; `checkpoint` to start from; `new_modules`, prefixes of keys that this
             checkpoint need not hold; `init_from_teacher`, names of modules that start with the weights of the teacher's
-            modules of these names, or by name that of the teacher's.
-        losses: by name, each `type`, `student` tap, `teacher` tap (or lists of taps), `weight` (default 1), `schedule`
-            (see `LossSchedule`) and the arguments of its class. A loss that is null is off. Without any loss this is
-            the control of an experiment: the same student and schedule, no distillation, and no teacher is needed.
+            modules of these names, or by name that of the teacher's (`NAME.MODULE` of several teachers).
+        losses: by name, each `type`, `student` tap, `teacher` tap (or lists of taps; of several teachers `NAME.TAP`),
+            `weight` (default 1), `schedule` (see `LossSchedule`) and the arguments of its class. `projection`,
+            [student's channels, teacher's channels], puts a learned 1x1 convolution before a loss that has no such
+            argument of its own. A loss that is null is off. Without any loss this is the control of an experiment: the
+            same student and schedule, no distillation, and no teacher is needed.
         balance: see `BalanceSettings`; weights are then shares of detection's gradient. None takes them as they are.
         class_gate: see `ClassGate`; losses that tell classes apart then leave out those that the teacher does not know
             better than a student of old. None lets all count.
@@ -79,14 +77,16 @@ class Distiller(Trainable):
 
     def __init__(
         self,
-        teacher: Mapping[str, Any] | None,
+        *,
         student: Mapping[str, Any],
         losses: Mapping[str, Mapping[str, Any] | None],
+        teacher: Mapping[str, Any] | None = None,
+        teachers: Mapping[str, Mapping[str, Any] | None] | None = None,
         balance: Mapping[str, Any] | None = None,
         class_gate: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self._teacher: Teacher | None = None
+        self._teachers: dict[str, Teacher] = {}
         self._student_spec = read_block(_StudentSpec, student, "model.student")
         self.student = build_detector(self._student_spec.model, "model.student")
         self._balance = None if balance is None else Balance(read_block(BalanceSettings, balance, "model.balance"))
@@ -94,13 +94,14 @@ class Distiller(Trainable):
         self._progress = 0.0
         self._reported: set[tuple[str, str]] = set()
         self._terms: dict[str, _Term] = {}
-        self.losses = nn.ModuleDict()
+        self.losses, self.projections = nn.ModuleDict(), nn.ModuleDict()
         for name, cfg in losses.items():
             if cfg is not None:
-                self._terms[name], self.losses[name] = _build_loss(name, cfg)
-        self._teacher_spec = (
-            read_block(_TeacherSpec, teacher or {}, "model.teacher") if self._terms or teacher else None
-        )
+                self._terms[name], self.losses[name], projection = _build_loss(name, cfg)
+                if projection is not None:
+                    self.projections[name] = projection
+        self._blocks = read_teachers(teacher, teachers, needed=bool(self._terms))
+        self._teacher_of = {name: self._owner(name, term) for name, term in self._terms.items()}
         self._check_taps(self.student, "student")
 
     @property
@@ -114,24 +115,35 @@ class Distiller(Trainable):
         return self.student.grid
 
     @property
-    def teacher(self) -> Detector:
-        """The frozen detector; one whose answers are stored may lack its weights.
+    def teacher(self) -> Detector | Outline:
+        """What is known of the only teacher: the frozen detector, which may lack its weights if answers are stored.
 
         Raises:
-            ValueError: `setup_training` was not called.
+            ValueError: `setup_training` was not called, or there are several.
         """
         return self.instructor.model
 
     @property
     def instructor(self) -> Teacher:
-        """Who answers in its name.
+        """The only teacher.
+
+        Raises:
+            ValueError: `setup_training` was not called, or there are several.
+        """
+        if len(self.instructors) > 1:
+            raise ValueError(f"the distiller has several teachers: {', '.join(self.instructors)}")
+        return next(iter(self.instructors.values()))
+
+    @property
+    def instructors(self) -> dict[str, Teacher]:
+        """Who answers, by name in `model.teachers`; the name is empty for `model.teacher`.
 
         Raises:
             ValueError: `setup_training` was not called.
         """
-        if self._teacher is None:
+        if not self._teachers:
             raise ValueError("the distiller has no teacher yet: call setup_training(evaluate) before training")
-        return self._teacher
+        return self._teachers
 
     def init_weights(self) -> None:
         """Start the student from its checkpoint; without one from the pretrained parts that its config names.
@@ -157,56 +169,74 @@ class Distiller(Trainable):
         modules = dict(self.student.named_modules())
         if name not in modules:
             raise ValueError(f"{key}: the student has no module {name!r}{nearest(name, modules)}")
-        if self._teacher_spec is None:
+        owner, part = self._split(source, key)
+        block = self._blocks.get(owner)
+        if block is None:
             raise ValueError(f"{key} names {name!r}, but there is no model.teacher to take it from")
-        check_file(self._teacher_spec.checkpoint, "model.teacher.checkpoint")
-        load_weights(modules[name], self._teacher_spec.checkpoint, prefix=f"{source}.")
+        if block.checkpoint is None:
+            raise ValueError(f"{key} names {name!r}, but {_key(owner)} has no checkpoint to take it from")
+        check_file(block.checkpoint, f"{_key(owner)}.checkpoint")
+        load_weights(modules[name], block.checkpoint, prefix=f"{part}.")
 
-    def setup_training(self, evaluate: Evaluate) -> None:
-        """Build, check and freeze the teacher, if there is anything to distil.
+    def setup_training(self, evaluate: Evaluate | None) -> None:
+        """Build, check and freeze the teachers, if there is anything to distil.
 
         Call it once before training, on the final device.
 
         Args:
-            evaluate: scores a model on the validation set, as `{metric: value}`.
+            evaluate: scores a model on the validation set, as `{metric: value}`; None: scores are not looked at.
 
         Raises:
-            FileNotFoundError: the teacher's checkpoint does not exist.
-            ValueError: the checkpoint does not fit the teacher, the two BEV grids differ, a tap does not exist, the
-                teacher's score is below `min_score`, or `class_gate` has nothing to compare or to gate.
+            FileNotFoundError: a teacher's checkpoint or folder does not exist.
+            ValueError: a checkpoint does not fit its teacher, its raster or classes cannot be mapped to the student's,
+                a tap does not exist, a teacher's score is below `min_score`, or `class_gate` has nothing to compare or
+                to gate.
         """
-        wanted = self._teacher_spec
-        if wanted is None or not self._terms:
-            return
-        check_file(wanted.checkpoint, "model.teacher.checkpoint")
-        if wanted.answers is None:
-            teacher: Teacher = LiveTeacher.load(wanted.model, wanted.checkpoint)
-        else:
-            teacher = StoredTeacher(wanted.model, wanted.checkpoint, wanted.answers, wanted.config)
-        if not _same_grid(teacher.grid, self.student.grid):
-            raise ValueError(
-                f"teacher and student see different BEV grids: {teacher.grid} ({wanted.config}) and "
-                f"{self.student.grid} ({self._student_spec.config}), but distillation compares them cell by cell"
-            )
-        self._check_taps(teacher, "teacher")
+        teachers = {owner: self._hire(owner, evaluate) for owner in dict.fromkeys(self._teacher_of.values())}
+        for name, loss in self.losses.items():
+            teacher = teachers[self._teacher_of[name]]
+            if loss.uses_teacher:
+                teacher.loaded()
+            loss.bind(teacher.model, self.student)
+        self._teach_classes(teachers)
+        self._teachers = teachers
+
+    def _hire(self, owner: str, evaluate: Evaluate | None) -> Teacher:
+        key, block = _key(owner), self._blocks[owner]
+        teacher = block.build(key)
+        self._check_taps(teacher, "teacher", owner)
+        teacher = adapted(teacher, self.student, self._asked(owner), key)
+        if isinstance(teacher, AdaptedTeacher):
+            logger.info("%s: %s", key, teacher)
         device = next(self.student.parameters()).device
         teacher.move(lambda tensor: tensor.to(device))
-        if wanted.min_score is not None:
-            check_score(teacher, wanted.checkpoint, wanted.metric, wanted.min_score, evaluate)
-        for loss in self.losses.values():
-            loss.bind(teacher.loaded() if loss.uses_teacher else teacher.model, self.student)
-        if self._gate is not None:
-            self._gate_classes(wanted.checkpoint)
-        self._teacher = teacher
+        if block.min_score is not None and evaluate is not None:
+            check_score(teacher, block.checkpoint, block.metric, block.min_score, evaluate, key)
+        return teacher
 
-    def _gate_classes(self, checkpoint: str) -> None:
-        classes = [name for task in center_head(self.student, "student", "model.class_gate").tasks for name in task]
-        check_file(self._gate.student, "model.class_gate.student")
-        taught = self._gate.taught(checkpoint, classes)
-        gated = [name for name, loss in self.losses.items() if loss.gate(taught)]
-        if not gated:
+    def _teach_classes(self, teachers: Mapping[str, Teacher]) -> None:
+        """Keep losses from classes that their teacher does not have, or that `class_gate` leaves out."""
+        gated: dict[tuple[str, ...], list[str]] = {}
+        for name, loss in self.losses.items():
+            owner = self._teacher_of[name]
+            reads_head = any(tap.startswith("heads.") for tap in self._asked(owner, name))
+            unknown = teachers[owner].unknown if reads_head else ()
+            if self._gate is None and not unknown:
+                continue
+            classes = [c for task in center_head(self.student, "student", "model.class_gate").tasks for c in task]
+            taught = classes if self._gate is None else self._gate.taught(self._blocks[owner].checkpoint, classes)
+            taught = [c for c in taught if c not in unknown]
+            if loss.gate(taught):
+                gated.setdefault(tuple(taught), []).append(f"model.losses.{name}")
+            elif unknown:
+                raise ValueError(
+                    f"model.losses.{name}: {_key(owner)} does not know {', '.join(unknown)}, and {type(loss).__name__} "
+                    "does not tell classes apart; switch this loss off (null), or take a teacher with these classes"
+                )
+        if self._gate is not None and not gated:
             raise ValueError("model.class_gate: no loss tells classes apart, such as ResponseLoss or CrossHeadLoss")
-        logger.info("%s teach %s", ", ".join(f"model.losses.{n}" for n in gated), ", ".join(taught) or "no class")
+        for taught, names in gated.items():
+            logger.info("%s teach %s", ", ".join(names), ", ".join(taught) or "no class")
 
     def start_epoch(self, epoch: int) -> None:
         self.student.start_epoch(epoch)
@@ -252,7 +282,9 @@ class Distiller(Trainable):
                 seen, samples = self.student.of_labelled(features, batch), batch.labelled
                 answers = self.student.of_labelled(taught, batch) if asked is batch else taught
             try:
-                value = loss(_pick(seen, term.student), _pick(answers, term.teacher), samples)
+                ours = _pick(seen, term.student)
+                ours = self.projections[name](ours) if name in self.projections else ours
+                value = loss(ours, _pick(answers, term.teacher), samples)
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, AttributeError, LookupError, TypeError) as error:
@@ -268,8 +300,12 @@ class Distiller(Trainable):
         return entries
 
     def taught(self, batch: Batch) -> dict[str, Any]:
-        """What the teacher says to a batch: the values of the taps that the losses read."""
-        return self.instructor.extract(batch, self._taps("teacher"))
+        """What the teachers say to a batch: the values of the taps that the losses read, by the names in `losses`."""
+        answers = {}
+        for owner, teacher in self.instructors.items():
+            found = teacher.extract(batch, self._asked(owner))
+            answers |= {f"{owner}.{tap}" if owner else tap: value for tap, value in found.items()}
+        return answers
 
     def _compared_at(self, term: _Term, features: Mapping[str, Any]) -> str:
         """The tap where gradients of a loss and of detection are compared: the one that it reads, if a single map."""
@@ -287,22 +323,51 @@ class Distiller(Trainable):
     def _taps(self, side: str) -> set[str]:
         return {tap for term in self._terms.values() for tap in _listed(getattr(term, side))}
 
-    def _check_taps(self, detector: Detector | Teacher, side: str) -> None:
+    def _split(self, name: str, key: str) -> tuple[str, str]:
+        """A tap or module of a teacher as the teacher's name and its own."""
+        if "" in self._blocks or not self._blocks:
+            return "", name
+        owner, _, rest = name.partition(".")
+        if owner not in self._blocks:
+            raise ValueError(
+                f"{key}: {name!r} must begin with the name of a teacher{nearest(owner, self._blocks)} "
+                f"(model.teachers: {', '.join(self._blocks)})"
+            )
+        return owner, rest
+
+    def _owner(self, name: str, term: _Term) -> str:
+        """The teacher that a loss reads; the first if it reads none."""
+        key = f"model.losses.{name}.teacher"
+        owners = list(dict.fromkeys(self._split(tap, key)[0] for tap in _listed(term.teacher)))
+        if len(owners) > 1:
+            raise ValueError(f"{key}: a loss reads one teacher, not {' and '.join(owners)}; make it one loss for each")
+        return owners[0] if owners else next(iter(self._blocks))
+
+    def _asked(self, owner: str, loss: str | None = None) -> list[str]:
+        """The taps of a teacher that one loss reads, or all."""
+        terms = [t for name, t in self._terms.items() if self._teacher_of[name] == owner and loss in (None, name)]
+        return sorted({self._split(tap, "")[1] for term in terms for tap in _listed(term.teacher)})
+
+    def _check_taps(self, model: Detector | Teacher, side: str, owner: str = "") -> None:
         for name, term in self._terms.items():
+            if side == "teacher" and self._teacher_of[name] != owner:
+                continue
             for tap in _listed(getattr(term, side)):
-                if tap not in detector.taps:
+                known = [f"{owner}.{t}" if owner else t for t in model.taps]
+                if tap not in known:
                     raise ValueError(
-                        f"model.losses.{name}.{side}: the {side} has no tap {tap!r}{nearest(tap, detector.taps)} "
-                        f"(taps: {', '.join(detector.taps)})"
+                        f"model.losses.{name}.{side}: the {side} has no tap {tap!r}{nearest(tap, known)} "
+                        f"(taps: {', '.join(known)})"
                     )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
-        if self._teacher is not None:
-            self._teacher.move(fn)
+        for teacher in self._teachers.values():
+            teacher.move(fn)
         return super()._apply(fn, recurse)
 
 
-def _build_loss(name: str, cfg: Mapping[str, Any]) -> tuple[_Term, DistillLoss]:
+def _build_loss(name: str, cfg: Mapping[str, Any]) -> tuple[_Term, DistillLoss, nn.Module | None]:
+    """Term, loss, and the projection of the student's map if the loss has none of its own."""
     for key in ("type", "student", "teacher"):
         if key not in cfg:
             raise ValueError(f"model.losses.{name} needs `{key}`, got {sorted(cfg)}")
@@ -310,10 +375,25 @@ def _build_loss(name: str, cfg: Mapping[str, Any]) -> tuple[_Term, DistillLoss]:
     schedule = LossSchedule.from_config(arguments.pop("schedule", None), f"model.losses.{name}.schedule")
     weight = number(arguments.pop("weight", 1.0), f"model.losses.{name}.weight")
     term = _Term(arguments.pop("student"), arguments.pop("teacher"), weight, schedule)
+    channels = None
+    if "projection" not in inspect.signature(MODELS.get(cfg["type"])).parameters:
+        channels = arguments.pop("projection", None)
     loss = MODELS.build(arguments)
     if not isinstance(loss, DistillLoss):
         raise ValueError(f"model.losses.{name}: {cfg['type']} is no distillation loss")
-    return term, loss
+    if channels is None:
+        return term, loss, None
+    if not isinstance(channels, (list, tuple)) or len(channels) != 2 or not isinstance(term.student, str):
+        raise ValueError(
+            f"model.losses.{name}.projection must be [student's channels, teacher's channels] of the one map that "
+            f"`student` names, got {channels!r} for {term.student!r}"
+        )
+    return term, loss, nn.Conv2d(*channels, 1)
+
+
+def _key(owner: str) -> str:
+    """Where a teacher stands in the config."""
+    return f"model.teachers.{owner}" if owner else "model.teacher"
 
 
 def _entries(name: str, value: Tensor | Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
@@ -335,7 +415,7 @@ def _misfit(name: str, term: _Term, seen: Mapping[str, Any], answers: Mapping[st
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return (
         f"model.losses.{name} cannot compare {', '.join(shapes)} ({reason}); name taps of the kind and in the order "
-        "that its type reads, of equal shapes, or give the loss a projection or adapter if it has one"
+        "that its type reads, of equal shapes, or give the loss a `projection: [student's channels, teacher's]`"
     )
 
 
@@ -352,10 +432,6 @@ def _total(value: Tensor | Mapping[str, Tensor]) -> Tensor:
     if not isinstance(value, Mapping):
         return value
     return torch.stack([scalar for part, scalar in value.items() if not part.startswith("stats/")]).sum()
-
-
-def _same_grid(teacher: BEVGrid | None, student: BEVGrid | None) -> bool:
-    return teacher is student if teacher is None or student is None else teacher.matches(student)
 
 
 def _listed(taps: str | Sequence[str]) -> list[str]:

@@ -177,7 +177,7 @@ def test_a_null_loss_is_off(files):
 
 
 def test_without_losses_it_is_the_control_and_needs_no_teacher(files):
-    control = Distiller(None, composed({"student": {"config": files["student"]}})["student"], {}).eval()
+    control = Distiller(losses={}, **composed({"student": {"config": files["student"]}})).eval()
     control.setup_training(no_evaluation)
     terms = control.loss(batch())
     assert set(terms) == {"loss/object/heatmap/task0"}
@@ -383,7 +383,7 @@ def test_a_start_from_the_teacher_that_matches_nothing_is_refused(files):
         make(files, student={"init_from_teacher": ["activation"]}).init_weights()
     with pytest.raises(ValueError, match=r"names 'heatmap', but there is no model\.teacher"):
         student = {"config": files["student"], "init_from_teacher": ["heatmap"]}
-        Distiller(None, **composed({"student": student}), losses={}).init_weights()
+        Distiller(**composed({"student": student}), losses={}).init_weights()
 
 
 def test_resumed_weights_stay(files):
@@ -403,9 +403,9 @@ def test_missing_files_name_the_key(files):
         make(files, teacher={"checkpoint": "absent.pth"}).setup_training(no_evaluation)
 
 
-def test_other_grid_is_refused_with_both_grids(files, tmp_path):
-    other = write_config(tmp_path / "configs" / "coarse.yaml", sensor="points", cell=2.0)
-    with pytest.raises(ValueError, match=r"8x8 cells of 2x2 m.*8x8 cells of 1x1 m"):
+def test_a_teacher_that_sees_less_far_is_refused_with_both_grids(files, tmp_path):
+    other = write_config(tmp_path / "configs" / "near.yaml", sensor="points", cell=0.5)
+    with pytest.raises(ValueError, match=r"8x8 cells of 0.5x0.5 m.*8x8 cells of 1x1 m"):
         make(files, teacher={"config": other}).setup_training(no_evaluation)
 
 

@@ -19,7 +19,7 @@ WIDE = BEVGrid((-6.0, -4.0), (0.5, 0.25), (24, 32))
 
 def centers(grid: BEVGrid) -> torch.Tensor:
     """(X, Y, 2) metres, written anew: cell k reaches from lower + k * cell to lower + (k + 1) * cell."""
-    x, y = (lower + cell * (torch.arange(n) + 0.5) for lower, cell, n in zip(grid.lower, grid.cell, grid.shape))
+    x, y = (lower + cell * (torch.arange(n) + 0.5) for lower, cell, n in zip(*vars(grid).values(), strict=True))
     return torch.stack(torch.meshgrid(x, y, indexing="ij"), dim=-1)
 
 

@@ -87,11 +87,11 @@ def test_stored_answers_are_the_teachers(name: str, tmp_path: Path) -> None:
     batch, turned = Batch.collate(samples), Batch.collate(samples[::-1])
 
     live = LiveTeacher.load(block, checkpoint)
-    written = StoredTeacher(block, checkpoint, tmp_path / "answers").extract(batch, taps)
-    reader = StoredTeacher(block, checkpoint, tmp_path / "answers")
+    written = StoredTeacher(live, tmp_path / "answers").extract(batch, taps)
+    reader = StoredTeacher(LiveTeacher.load(block, checkpoint, later=True), tmp_path / "answers")
     assert taps and list(written) == taps
     torch.testing.assert_close(reader.extract(batch, taps), written, rtol=0, atol=0)
     for other in (batch, turned):
         expected = live.extract(other, taps)
         torch.testing.assert_close(reader.extract(other, taps), {t: expected[t] for t in taps}, rtol=2e-3, atol=1e-4)
-    assert reader._live is None, "weights were loaded although everything is stored"
+    assert reader.source._checkpoint is not None, "weights were loaded although everything is stored"

@@ -40,7 +40,8 @@ def block(files, role="teacher", overrides=()):
 
 
 def stored(files) -> StoredTeacher:
-    return StoredTeacher(block(files), files["teacher_weights"], files["answers"], files["teacher"])
+    source = LiveTeacher.load(block(files), files["teacher_weights"], files["teacher"], later=True)
+    return StoredTeacher(source, files["answers"])
 
 
 def live(files) -> LiveTeacher:
@@ -157,7 +158,7 @@ def test_other_weights_and_other_configs_are_other_teachers(files, tmp_path):
 def test_an_overridden_teacher_is_another_one(files):
     blocks = [block(files, overrides=o) for o in ({}, {"model.cell": 2.0})]
     plain, changed = (teacher.teacher_digest(each, files["teacher_weights"]) for each in blocks)
-    source = StoredTeacher(blocks[1], files["teacher_weights"], files["answers"])
+    source = StoredTeacher(LiveTeacher.load(blocks[1], files["teacher_weights"]), files["answers"])
     source.extract(named(), TAPS)
     assert source.digest == changed != plain and source.grid.cell == (2.0, 2.0)
     assert json.loads((source.answers.folder / "metadata.json").read_text())["model"]["cell"] == 2.0
