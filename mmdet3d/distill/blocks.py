@@ -44,7 +44,8 @@ def read_block(cls: type[Block], given: Mapping[str, Any], key: str) -> Block:
     for name in given:
         if name not in known:
             raise ValueError(f"unknown key {key}.{name}{nearest(name, known)} (known: {', '.join(known)})")
-    missing = [n for n, f in known.items() if f.default is MISSING and not given.get(n)]
+    needed = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    missing = [n for n in needed if not given.get(n)]
     missing = ["config" if n == "model" and issubclass(cls, NamedModel) else n for n in missing]
     if missing:
         raise ValueError(f"{key} needs {' and '.join(missing)}")
