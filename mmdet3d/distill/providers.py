@@ -131,7 +131,7 @@ def read_teachers(
         ValueError: both forms, none though `needed`, a name with a dot, or see `read_block`.
     """
     if teacher and teachers:
-        raise ValueError("model.teacher is one teacher and model.teachers are several by name; give one of the two")
+        raise ValueError("model.teacher is one teacher, model.teachers are several by name; set one of the two to null")
     blocks = {f"model.teachers.{name}": block for name, block in (teachers or {}).items() if block is not None}
     if teacher or (needed and not blocks):
         return {"": _read(teacher or {}, "model.teacher")}

@@ -71,11 +71,13 @@ class ModelSide:
         key: where it stands, `model`, or `model` of another file.
         block: its arguments.
         trained_on: the data sets of the config that trained it, if that is another one.
+        maps_classes: it teaches with a centre-based head, whose classes are matched to the student's by name.
     """
 
     key: str
     block: Mapping[str, Any]
     trained_on: tuple[DataSide, ...] = ()
+    maps_classes: bool = False
 
     def has(self, key: str) -> bool:
         return self.get(key) is not None
@@ -113,13 +115,16 @@ def model_sides(cfg: Mapping[str, Any], where: str = "") -> list[ModelSide]:
     if not isinstance(model, Mapping):
         return []
     sides = [ModelSide(f"model{where}", model)]
-    for key, block in model.items():
+    several = model.get("teachers") or {}
+    for key, block in [*model.items(), *((f"teachers.{name}", several[name]) for name in several)]:
         if not isinstance(block, Mapping) or not isinstance(block.get("model"), Mapping):
             continue
         whose = f" of {block['config']} (model.{key})" if "config" in block else f" of model.{key}"
         trained = tuple(data_sides(block, whose)) if block.get("checkpoint") else ()
         first, *others = model_sides(block, whose) or [None]
-        sides += [] if first is None else [ModelSide(first.key, first.block, trained), *others]
+        if first is not None:
+            maps_classes = key.startswith("teacher") and first.get("heads.object.tasks") is not None
+            sides += [ModelSide(first.key, first.block, trained, maps_classes), *others]
     return sides
 
 

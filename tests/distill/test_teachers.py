@@ -390,7 +390,7 @@ def test_taps_of_several_teachers_that_are_none(files, taps, message):  # noqa: 
 
 
 def test_one_form_or_the_other(files):  # noqa: F811
-    with pytest.raises(ValueError, match=r"model\.teacher is one teacher and model\.teachers are several"):
+    with pytest.raises(ValueError, match=r"model\.teacher is one teacher, model\.teachers are several"):
         taught_by(files, detector(files), {"f": FEATURE}, teachers=two(files))
 
 
