@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdet3d.config import load_config
+from mmdet3d.config import composed, parse_yaml
 
 __all__ = ["MAY_CHANGE", "model_changes", "refuse_changes"]
 
@@ -45,9 +45,12 @@ def refuse_changes(run: Path, config: Mapping[str, Any], config_path: str | Path
             may have been meant.
     """
     saved = run / "configs.yaml"
-    if not saved.is_file():
+    before = parse_yaml(saved.read_text()) if saved.is_file() else None
+    if not isinstance(before, Mapping):
         return
-    if changed := _listed(_differences(load_config(saved), config)):
+    if isinstance(before.get("model"), Mapping):  # of a run of old, whose config only names teacher and student
+        before = {**before, "model": composed(before["model"])}
+    if changed := _listed(_differences(before, config)):
         raise ValueError(
             f"{run} was begun with another config ({changed}); to go on as it was: python tools/train.py --resume "
             f"{run}; to train with the new config from its weights: python tools/train.py {config_path} --load_from "
