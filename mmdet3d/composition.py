@@ -10,6 +10,9 @@ built, whatever becomes of the file:
     config_digest: ...      # of the content of FILE.yaml and of what it inherits
 
 A named model that has `model` already stands in full and is taken as it is.
+
+What the student's config says about data, and its constants, hold for the distillation too where that says nothing
+else (`data_part`): one image size, one class list, one augmentation.
 """
 
 from __future__ import annotations
@@ -19,8 +22,29 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-__all__ = ["COMPOSED", "compose", "content_digest", "is_named", "stands_in_full"]
+__all__ = ["COMPOSED", "compose", "content_digest", "data_part", "is_named", "stands_in_full"]
 
+# What is of a training, not of its data.
+_TRAINING = (
+    "model",
+    "imports",
+    "seed",
+    "deterministic",
+    "max_epochs",
+    "precision",
+    "load_from",
+    "resume_from",
+    "optimizer",
+    "optimizer_config",
+    "lr_config",
+    "momentum_config",
+    "ema",
+    "evaluation",
+    "checkpoint_config",
+    "log_config",
+    "find_unused_parameters",
+    "compile",
+)
 # What `compose` adds to a named model.
 COMPOSED = ("model", "data", "config_digest")
 
@@ -73,6 +97,14 @@ def compose(
     for name, part in value.items():
         imports += compose(part, load, f"{key}.{name}")
     return imports
+
+
+def data_part(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config file says about data: data sets, pipelines, and the constants that they are made of."""
+    kept = {key: value for key, value in content.items() if key not in _TRAINING}
+    if isinstance(kept.get("data"), Mapping):
+        kept["data"] = {key: value for key, value in kept["data"].items() if key in ("train", "val", "test")}
+    return kept
 
 
 def content_digest(contents: Iterable[Mapping[str, Any]]) -> str:

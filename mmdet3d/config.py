@@ -7,13 +7,13 @@ import copy
 import functools
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mmdet3d.composition import COMPOSED, compose, content_digest, is_named, stands_in_full
+from mmdet3d.composition import COMPOSED, compose, content_digest, data_part, is_named, stands_in_full
 from mmdet3d.plugins import import_modules, module_names
 from mmdet3d.registry import nearest
 
@@ -123,24 +123,46 @@ def _load(
     file = find_config(path)
     if file in within:
         raise ValueError(f"{path} names itself as a part of its model; name another config")
-    config = Config()
     imports: list[str] = []
-    contents = [read_mapping(part) for part in config_chain(file)]
-    digest = content_digest(contents)
-    for part, content in zip(config_chain(file), contents, strict=True):
+    contents = {part: read_mapping(part) for part in config_chain(file)}
+    digest = content_digest(contents.values())
+    for part, content in contents.items():
         imports += module_names(content.pop("imports", None), str(part))
-        _merge(config, content)
     pairs = dict(overrides if isinstance(overrides, Mapping) else parse_overrides(overrides))
     imports += module_names(pairs.pop("imports", None), "the overrides")
     import_modules(imports, f"imports of {path}")
-    # Top-level choices come first: an override below `${a[choice]}` changes a copy of the block that was chosen.
-    for key in sorted(pairs, key=lambda k: "." in k):
-        _override(config, key, pairs[key], file)
+    config = _merged(contents.values(), pairs, file)
+    if student := _students_file(config, file):
+        # Between what both inherit and what this config adds, so that it need not say the student's data again.
+        shared = [part for part in config_chain(student) if part in contents]
+        data = [data_part(read_mapping(part)) for part in config_chain(student) if part not in shared]
+        own = [content for part, content in contents.items() if part not in shared]
+        config = _merged([*(contents[part] for part in shared), *data, *own], pairs, file)
     resolved = _evaluate(config, copy.deepcopy(config), file)
     imports += compose(resolved.get("model"), functools.partial(_load, within=(*within, file)))
     if imports:
         resolved["imports"] = list(dict.fromkeys(imports))
     return resolved, digest
+
+
+def _merged(contents: Iterable[Mapping[str, Any]], overrides: Mapping[str, Any], file: Path) -> Config:
+    config = Config()
+    for content in contents:
+        _merge(config, content)
+    # Top-level choices come first: an override below `${a[choice]}` changes a copy of the block that was chosen.
+    for key in sorted(overrides, key=lambda k: "." in k):
+        _override(config, key, overrides[key], file)
+    return config
+
+
+def _students_file(config: Config, file: Path) -> Path | None:
+    """The config that a distillation names as its student, unless that stands in full."""
+    student = config.get("model")
+    for key in ("student", "config"):
+        if not isinstance(student, Mapping) or stands_in_full(student):
+            return None
+        student = _evaluate(student.get(key), config, file)
+    return find_config(student) if is_named({"config": student}) else None
 
 
 def composed(model: Mapping[str, Any]) -> Config:
@@ -260,7 +282,7 @@ def _override(config: Config, key: str, value: Any, file: Path) -> None:
     # Below the top level a new key may be an argument that the file leaves at its default; its builder checks it.
     if len(parts) == 1 and last not in node:
         raise ValueError(f"unknown config key {key!r}{nearest(last, node)} ({file.name})")
-    node[last] = value
+    node[last] = copy.deepcopy(value)  # a later override may set a key inside
 
 
 def _override_named(node: Config, parts: list[str], at: int, value: Any, file: Path, names: Config) -> bool:

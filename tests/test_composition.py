@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mmdet3d.config import CONFIG_ROOT, composed, load_config
+from mmdet3d.engine.agreement import check_agreement
 from mmdet3d.models import build_model
 
 CRKD = "synthetic/crkd/small.yaml"
@@ -147,3 +148,48 @@ def test_imports_of_named_configs_are_the_runs_too(tree: Path) -> None:
 def test_a_model_block_is_composed_by_itself(tree: Path) -> None:
     block = composed({"parts": [{"config": str(tree / "inner" / "inner.yaml")}, {"config": "notes.txt"}]})
     assert block.parts[0].model.width == 4 and block.parts[1] == {"config": "notes.txt"}
+
+
+# -- a distillation's data are its student's ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def distillation(tmp_path: Path) -> Path:
+    root = tmp_path / "configs"
+    root.mkdir()
+    data = {"train": {"type": "D", "size": "${size}", "turn": "${turn}"}, "samples_per_gpu": 4}
+    write(root / "default.yaml", {"size": 1, "turn": 1, "max_epochs": 1, "lr_config": None, "data": data})
+    write(root / "student" / "default.yaml", {"size": 2, "turn": 2, "max_epochs": 2, "data": {"samples_per_gpu": 8}})
+    write(root / "student" / "small.yaml", {"model": {"type": "S", "size": "${size}"}, "lr_config": {"policy": "step"}})
+    student = {"config": str(root / "student" / "small.yaml")}
+    write(root / "taught" / "small.yaml", {"turn": 3, "model": {"type": "Distiller", "student": student}})
+    return root
+
+
+def test_data_come_from_the_student_and_the_training_does_not(distillation: Path) -> None:
+    config = load_config(distillation / "taught" / "small.yaml")
+    assert config.data == {"train": {"type": "D", "size": 2, "turn": 3}, "samples_per_gpu": 4}
+    assert config.max_epochs == 1 and config.lr_config is None and set(config.model) == {"type", "student"}
+    assert config.model.student.model.size == 2 == config.size
+    write(distillation / "other" / "wide.yaml", {"size": 5, "model": {"type": "S"}})
+    other = {"model.student.config": str(distillation / "other" / "wide.yaml")}
+    assert load_config(distillation / "taught" / "small.yaml", other).data.train["size"] == 5
+    run = distillation.parent / "configs.yaml"
+    run.write_text(config.dump())
+    shutil.rmtree(distillation)
+    assert load_config(run) == config
+
+
+def test_shipped_distillations_do_not_repeat_their_students_data() -> None:
+    config = load_config("nuscenes/distill/simdistill/resnet50/convfuser-512x896.yaml")
+    student = load_config(config.model.student.config)
+    for key in ("image_size", "augment2d", "augment3d", "point_cloud_range", "voxel_size"):
+        assert config[key] == student[key]
+    assert config.data.train == student.data.train and config.data.val == student.data.val
+
+
+def test_a_teacher_of_other_data_is_named_before_training() -> None:
+    ego = {"model.teacher.overrides.reference_frame": "ego"}
+    message = r"frame of data\.train.* is lidar, but frame of data\.train of synthetic/camera\+lidar/.* is ego"
+    with pytest.raises(ValueError, match=message):
+        check_agreement(load_config(CRKD, ego))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from mmdet3d.engine.evaluate import predict
 from mmdet3d.engine.logging import get_logger, hold_log, log_to_folder
 from mmdet3d.engine.resuming import model_changes
 from mmdet3d.engine.run_dir import begin_run, choose_run_dir
+from mmdet3d.engine.run_record import write_record
 from mmdet3d.engine.settings import Settings
 from mmdet3d.engine.trainer import Trainer, seed_everything
 from mmdet3d.interop.checkpoints import published_options
@@ -28,11 +29,12 @@ from mmdet3d.structures import Detections3D
 __all__ = ["predict_split", "train", "train_recipe_run"]
 
 
-def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None) -> Path:
+def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None, said: Sequence[str] = ()) -> Path:
     """Train what `cfg` describes. Nothing is printed or written before everything is built and its weights are loaded.
 
     Args:
         config_path: where `cfg` was read, which names the folder if `run_dir` is None.
+        said: warnings for the log of the run.
 
     Returns:
         The folder of the run.
@@ -41,7 +43,7 @@ def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None) -> P
         ValueError, FileNotFoundError: see `check_agreement`, `choose_run_dir`, `Trainer` and what the config builds.
     """
     Settings.from_config(cfg)
-    doubts = check_agreement(cfg)
+    doubts = [*said, *check_agreement(cfg)]
     device = distributed.init()
     folder = choose_run_dir(run_dir, config_path, cfg)
     hold_log()
@@ -90,7 +92,13 @@ def _fit(
         parameters = sum(p.numel() for p in model.parameters())
         get_logger().info("%d training samples, %d parameters", len(train_dataset), parameters)
         trainer = Trainer(model, train_dataset, val_dataset, cfg, folder, device)
-    trainer.fit(begin)
+
+    @functools.cache
+    def begin_and_record() -> None:
+        begin()
+        write_record(folder, cfg, trainer.device)
+
+    trainer.fit(begin_and_record)
 
 
 def predict_split(

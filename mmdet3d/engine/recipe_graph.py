@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdet3d.config import Config, load_config, parse_yaml
+from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import build_dataset
 from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.executor import Spent, Task
@@ -73,8 +73,8 @@ class Node:
         """Raises ValueError if the folder holds a run of another config; `checkpoints` are those of the recipe."""
         settings = self.folder / "configs.yaml"
         if settings.is_file():
-            texts = settings.read_text(), self.config.dump()
-            found, wanted = (_portable(parse_yaml(text), checkpoints) for text in texts)
+            configs = load_config(settings), self.config
+            found, wanted = (_portable(config.to_dict(), checkpoints) for config in configs)
             if found != wanted:
                 raise ValueError(
                     f"{self.folder} holds a run of another config; remove that folder or choose another --run-dir"
@@ -172,9 +172,12 @@ def build_graph(
 
 
 def _portable(value: Any, checkpoints: Collection[str]) -> Any:
-    """A config in which checkpoints of the recipe are relative to its run folder, however that one was written."""
+    """A config in which checkpoints of the recipe are relative to its run folder, however that one was written.
+
+    Without digests of config files, which change with settings that no part of the run uses.
+    """
     if isinstance(value, Mapping):
-        return {key: _portable(item, checkpoints) for key, item in value.items()}
+        return {key: _portable(item, checkpoints) for key, item in value.items() if key != "config_digest"}
     if isinstance(value, list):
         return [_portable(item, checkpoints) for item in value]
     if isinstance(value, str):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdet3d.config import load_config
+from mmdet3d.config import composed, parse_yaml
 
-__all__ = ["MAY_CHANGE", "model_changes", "refuse_changes"]
+__all__ = ["MAY_CHANGE", "model_changes", "refuse_another_training", "refuse_changes"]
 
 # Keys, with all below them. What they decide is taken up anew at the next step, or is no part of the result.
 MAY_CHANGE = (
@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "load_from",
     "resume_from",
 )
+_NO_PART_OF_THE_RESULT = ("data.workers_per_gpu", "data.cache", "data.cache_limit", "imports", "resume_from")
 # Where files lie, wherever the key stands: a run may be moved.
 _PLACES = ("dataset_root", "checkpoint", "answers")
 # Of a model that stands in full: where it was taken from.
@@ -45,13 +46,27 @@ def refuse_changes(run: Path, config: Mapping[str, Any], config_path: str | Path
             may have been meant.
     """
     saved = run / "configs.yaml"
-    if not saved.is_file():
+    before = parse_yaml(saved.read_text()) if saved.is_file() else None
+    if not isinstance(before, Mapping):
         return
-    if changed := _listed(_differences(load_config(saved), config)):
+    if isinstance(before.get("model"), Mapping):  # of a run of old, whose config only names teacher and student
+        before = {**before, "model": composed(before["model"])}
+    changes = (each for each in _differences(before, config) if not _may_change(each[0]))
+    if changed := _listed(changes):
         raise ValueError(
             f"{run} was begun with another config ({changed}); to go on as it was: python tools/train.py --resume "
             f"{run}; to train with the new config from its weights: python tools/train.py {config_path} --load_from "
             f"{run / 'latest.safetensors'}"
+        )
+
+
+def refuse_another_training(before: Mapping[str, Any], config: Mapping[str, Any], run: Path) -> None:
+    """Raises ValueError if a config differs from that of `run` in more than where files lie and how they are read."""
+    changes = (each for each in _differences(before, config) if each[0] not in _NO_PART_OF_THE_RESULT)
+    if changed := _listed(changes):
+        raise ValueError(
+            f"this would not be the training of {run} again ({changed}); leave these out, or train it as another one: "
+            f"python tools/train.py {run / 'configs.yaml'}"
         )
 
 
@@ -69,9 +84,12 @@ def model_changes(trained: Mapping[str, Any] | None, model: Mapping[str, Any] | 
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Key and both values, at the innermost place that both have."""
-    if key and _may_change(key):
+    """Key and both values, at the innermost place that both have, but for places of files."""
+    last = key.rpartition(".")[2]
+    if last in _PLACES or (key.startswith("model.") and last in _ORIGINS):
         return
+    if not key.startswith("model."):  # where a block that is not there is a part that is off
+        old, new = ({} if a is None and isinstance(b, Mapping) else a for a, b in ((old, new), (new, old)))
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in (*old, *(k for k in new if k not in old)):
             yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
@@ -85,16 +103,13 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, 
         yield key, old, new
 
 
-def _listed(differences: Iterator[tuple[str, Any, Any]]) -> str:
+def _listed(differences: Iterable[tuple[str, Any, Any]]) -> str:
     found = [f"{key}: {_short(old)}, now {_short(new)}" for key, old, new in differences]
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return "; ".join(found[:_SHOWN]) + more
 
 
 def _may_change(key: str) -> bool:
-    last = key.rpartition(".")[2]
-    if last in _PLACES or (key.startswith("model.") and last in _ORIGINS):
-        return True
     return any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
 
 
