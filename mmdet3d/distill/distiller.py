@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +14,14 @@ from mmdet3d.distill.adapters import AdaptedTeacher, adapted
 from mmdet3d.distill.balance import Balance, BalanceSettings
 from mmdet3d.distill.blocks import NamedModel, check_file, read_block
 from mmdet3d.distill.class_gate import ClassGate
-from mmdet3d.distill.losses import DistillLoss
 from mmdet3d.distill.losses.center_heads import center_head
 from mmdet3d.distill.outline import Outline
 from mmdet3d.distill.providers import read_teachers
-from mmdet3d.distill.schedule import LossSchedule
 from mmdet3d.distill.teacher import Evaluate, Teacher, build_detector, check_score
+from mmdet3d.distill.terms import Term, build_term, owner_of
 from mmdet3d.interop.checkpoints import load_weights
 from mmdet3d.models.detectors.base import Detector, Trainable
-from mmdet3d.registry import MODELS, nearest, number
+from mmdet3d.registry import MODELS, nearest
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
 __all__ = ["Distiller"]
@@ -36,16 +34,6 @@ class _StudentSpec(NamedModel):
     checkpoint: str | None = None
     new_modules: Sequence[str] = ()
     init_from_teacher: Sequence[str] | Mapping[str, str] = ()
-
-
-@dataclass(frozen=True)
-class _Term:
-    """Where a distillation loss reads, how much it counts and when."""
-
-    student: str | Sequence[str]
-    teacher: str | Sequence[str]
-    weight: float
-    schedule: LossSchedule
 
 
 @MODELS.register
@@ -93,15 +81,14 @@ class Distiller(Trainable):
         self._gate = None if class_gate is None else read_block(ClassGate, class_gate, "model.class_gate")
         self._progress = 0.0
         self._reported: set[tuple[str, str]] = set()
-        self._terms: dict[str, _Term] = {}
+        self._blocks = read_teachers(teacher, teachers, needed=any(cfg is not None for cfg in losses.values()))
+        self._terms: dict[str, Term] = {}
         self.losses, self.projections = nn.ModuleDict(), nn.ModuleDict()
         for name, cfg in losses.items():
             if cfg is not None:
-                self._terms[name], self.losses[name], projection = _build_loss(name, cfg)
+                self._terms[name], self.losses[name], projection = build_term(name, cfg, self._blocks)
                 if projection is not None:
                     self.projections[name] = projection
-        self._blocks = read_teachers(teacher, teachers, needed=bool(self._terms))
-        self._teacher_of = {name: self._owner(name, term) for name, term in self._terms.items()}
         self._check_taps(self.student, "student")
 
     @property
@@ -169,7 +156,7 @@ class Distiller(Trainable):
         modules = dict(self.student.named_modules())
         if name not in modules:
             raise ValueError(f"{key}: the student has no module {name!r}{nearest(name, modules)}")
-        owner, part = self._split(source, key)
+        owner, part = owner_of(source, self._blocks, key)
         block = self._blocks.get(owner)
         if block is None:
             raise ValueError(f"{key} names {name!r}, but there is no model.teacher to take it from")
@@ -192,9 +179,12 @@ class Distiller(Trainable):
                 a tap does not exist, a teacher's score is below `min_score`, or `class_gate` has nothing to compare or
                 to gate.
         """
-        teachers = {owner: self._hire(owner, evaluate) for owner in dict.fromkeys(self._teacher_of.values())}
+        if not self._terms:
+            return
+        owners = dict.fromkeys(term.owner for term in self._terms.values())
+        teachers = {owner: self._hire(owner, evaluate) for owner in owners}
         for name, loss in self.losses.items():
-            teacher = teachers[self._teacher_of[name]]
+            teacher = teachers[self._terms[name].owner]
             if loss.uses_teacher:
                 teacher.loaded()
             loss.bind(teacher.model, self.student)
@@ -216,16 +206,19 @@ class Distiller(Trainable):
 
     def _teach_classes(self, teachers: Mapping[str, Teacher]) -> None:
         """Keep losses from classes that their teacher does not have, or that `class_gate` leaves out."""
+        if self._gate is not None:
+            check_file(self._gate.student, "model.class_gate.student")
+        better: dict[str, list[str]] = {}
         gated: dict[tuple[str, ...], list[str]] = {}
         for name, loss in self.losses.items():
-            owner = self._teacher_of[name]
-            reads_head = any(tap.startswith("heads.") for tap in self._asked(owner, name))
+            owner = self._terms[name].owner
+            reads_head = any(tap.startswith("heads.") for tap in self._terms[name].asked)
             unknown = teachers[owner].unknown if reads_head else ()
             if self._gate is None and not unknown:
                 continue
-            classes = [c for task in center_head(self.student, "student", "model.class_gate").tasks for c in task]
-            taught = classes if self._gate is None else self._gate.taught(self._blocks[owner].checkpoint, classes)
-            taught = [c for c in taught if c not in unknown]
+            if owner not in better:
+                better[owner] = self._better_classes(owner)
+            taught = [c for c in better[owner] if c not in unknown]
             if loss.gate(taught):
                 gated.setdefault(tuple(taught), []).append(f"model.losses.{name}")
             elif unknown:
@@ -237,6 +230,19 @@ class Distiller(Trainable):
             raise ValueError("model.class_gate: no loss tells classes apart, such as ResponseLoss or CrossHeadLoss")
         for taught, names in gated.items():
             logger.info("%s teach %s", ", ".join(names), ", ".join(taught) or "no class")
+
+    def _better_classes(self, owner: str) -> list[str]:
+        """The student's classes, with a gate those that the teacher knows better."""
+        classes = [name for task in center_head(self.student, "student", "model.class_gate").tasks for name in task]
+        checkpoint = self._blocks[owner].checkpoint
+        if self._gate is None:
+            return classes
+        if checkpoint is None:
+            raise ValueError(
+                f"model.class_gate compares what is recorded beside checkpoints, but {_key(owner)} has none; set "
+                "model.class_gate to null"
+            )
+        return self._gate.taught(checkpoint, classes)
 
     def start_epoch(self, epoch: int) -> None:
         self.student.start_epoch(epoch)
@@ -282,19 +288,19 @@ class Distiller(Trainable):
                 seen, samples = self.student.of_labelled(features, batch), batch.labelled
                 answers = self.student.of_labelled(taught, batch) if asked is batch else taught
             try:
-                ours = _pick(seen, term.student)
+                ours = term.pick("student", seen)
                 ours = self.projections[name](ours) if name in self.projections else ours
-                value = loss(ours, _pick(answers, term.teacher), samples)
+                value = loss(ours, term.pick("teacher", answers), samples)
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, AttributeError, LookupError, TypeError) as error:
-                raise ValueError(_misfit(name, term, seen, answers, error)) from error
+                raise ValueError(term.misfit(seen, answers, error)) from error
             if measured and name in measured.wanted:
                 tap = self._compared_at(term, features)
-                measured.take(name, _total(value), tap, features[tap])
+                measured.take(name, term.total(value), tap, features[tap])
             if self._balance:
                 factor *= self._balance.factor(name)
-            entries |= _entries(name, value, factor)
+            entries |= term.entries(value, factor)
         if self._balance:
             entries |= {f"stats/kd/{key}": torch.tensor(value) for key, value in self._balance.stats().items()}
         return entries
@@ -307,7 +313,7 @@ class Distiller(Trainable):
             answers |= {f"{owner}.{tap}" if owner else tap: value for tap, value in found.items()}
         return answers
 
-    def _compared_at(self, term: _Term, features: Mapping[str, Any]) -> str:
+    def _compared_at(self, term: Term, features: Mapping[str, Any]) -> str:
         """The tap where gradients of a loss and of detection are compared: the one that it reads, if a single map."""
         tap = term.student if isinstance(term.student, str) else ""
         tap = tap if isinstance(features.get(tap), Tensor) else self._balance.settings.at
@@ -321,38 +327,17 @@ class Distiller(Trainable):
         return self.student.predict(batch)
 
     def _taps(self, side: str) -> set[str]:
-        return {tap for term in self._terms.values() for tap in _listed(getattr(term, side))}
+        return {tap for term in self._terms.values() for tap in term.taps(side)}
 
-    def _split(self, name: str, key: str) -> tuple[str, str]:
-        """A tap or module of a teacher as the teacher's name and its own."""
-        if "" in self._blocks or not self._blocks:
-            return "", name
-        owner, _, rest = name.partition(".")
-        if owner not in self._blocks:
-            raise ValueError(
-                f"{key}: {name!r} must begin with the name of a teacher{nearest(owner, self._blocks)} "
-                f"(model.teachers: {', '.join(self._blocks)})"
-            )
-        return owner, rest
-
-    def _owner(self, name: str, term: _Term) -> str:
-        """The teacher that a loss reads; the first if it reads none."""
-        key = f"model.losses.{name}.teacher"
-        owners = list(dict.fromkeys(self._split(tap, key)[0] for tap in _listed(term.teacher)))
-        if len(owners) > 1:
-            raise ValueError(f"{key}: a loss reads one teacher, not {' and '.join(owners)}; make it one loss for each")
-        return owners[0] if owners else next(iter(self._blocks))
-
-    def _asked(self, owner: str, loss: str | None = None) -> list[str]:
-        """The taps of a teacher that one loss reads, or all."""
-        terms = [t for name, t in self._terms.items() if self._teacher_of[name] == owner and loss in (None, name)]
-        return sorted({self._split(tap, "")[1] for term in terms for tap in _listed(term.teacher)})
+    def _asked(self, owner: str) -> list[str]:
+        """The taps of a teacher that losses read."""
+        return sorted({tap for term in self._terms.values() if term.owner == owner for tap in term.asked})
 
     def _check_taps(self, model: Detector | Teacher, side: str, owner: str = "") -> None:
         for name, term in self._terms.items():
-            if side == "teacher" and self._teacher_of[name] != owner:
+            if side == "teacher" and term.owner != owner:
                 continue
-            for tap in _listed(getattr(term, side)):
+            for tap in term.taps(side):
                 known = [f"{owner}.{t}" if owner else t for t in model.taps]
                 if tap not in known:
                     raise ValueError(
@@ -366,77 +351,6 @@ class Distiller(Trainable):
         return super()._apply(fn, recurse)
 
 
-def _build_loss(name: str, cfg: Mapping[str, Any]) -> tuple[_Term, DistillLoss, nn.Module | None]:
-    """Term, loss, and the projection of the student's map if the loss has none of its own."""
-    for key in ("type", "student", "teacher"):
-        if key not in cfg:
-            raise ValueError(f"model.losses.{name} needs `{key}`, got {sorted(cfg)}")
-    arguments = dict(cfg)
-    schedule = LossSchedule.from_config(arguments.pop("schedule", None), f"model.losses.{name}.schedule")
-    weight = number(arguments.pop("weight", 1.0), f"model.losses.{name}.weight")
-    term = _Term(arguments.pop("student"), arguments.pop("teacher"), weight, schedule)
-    channels = None
-    if "projection" not in inspect.signature(MODELS.get(cfg["type"])).parameters:
-        channels = arguments.pop("projection", None)
-    loss = MODELS.build(arguments)
-    if not isinstance(loss, DistillLoss):
-        raise ValueError(f"model.losses.{name}: {cfg['type']} is no distillation loss")
-    if channels is None:
-        return term, loss, None
-    if not isinstance(channels, (list, tuple)) or len(channels) != 2 or not isinstance(term.student, str):
-        raise ValueError(
-            f"model.losses.{name}.projection must be [student's channels, teacher's channels] of the one map that "
-            f"`student` names, got {channels!r} for {term.student!r}"
-        )
-    return term, loss, nn.Conv2d(*channels, 1)
-
-
 def _key(owner: str) -> str:
     """Where a teacher stands in the config."""
     return f"model.teachers.{owner}" if owner else "model.teacher"
-
-
-def _entries(name: str, value: Tensor | Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
-    """What the loss `name` returned, weighted, by the names that the engine sums or logs."""
-    if not isinstance(value, Mapping):
-        return {f"loss/kd/{name}": weight * value}
-    entries = {}
-    for part, scalar in value.items():
-        reported = part.startswith("stats/")
-        key = f"stats/kd/{name}/{part.removeprefix('stats/')}" if reported else f"loss/kd/{name}/{part}"
-        entries[key] = scalar if reported else weight * scalar
-    return entries
-
-
-def _misfit(name: str, term: _Term, seen: Mapping[str, Any], answers: Mapping[str, Any], error: Exception) -> str:
-    pairs = [("student", tap, seen[tap]) for tap in _listed(term.student)]
-    pairs += [("teacher", tap, answers[tap]) for tap in _listed(term.teacher)]
-    shapes = [f"{side} {tap}: {_shapes(value)}" for side, tap, value in pairs]
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return (
-        f"model.losses.{name} cannot compare {', '.join(shapes)} ({reason}); name taps of the kind and in the order "
-        "that its type reads, of equal shapes, or give the loss a `projection: [student's channels, teacher's]`"
-    )
-
-
-def _shapes(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    if isinstance(value, Mapping):
-        return {k: _shapes(v) for k, v in value.items()}
-    return [_shapes(v) for v in value] if isinstance(value, (list, tuple)) else type(value).__name__
-
-
-def _total(value: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """The sum of what a loss returned, without what it only reports."""
-    if not isinstance(value, Mapping):
-        return value
-    return torch.stack([scalar for part, scalar in value.items() if not part.startswith("stats/")]).sum()
-
-
-def _listed(taps: str | Sequence[str]) -> list[str]:
-    return [taps] if isinstance(taps, str) else list(taps)
-
-
-def _pick(features: Mapping[str, Any], taps: str | Sequence[str]) -> Any:
-    return features[taps] if isinstance(taps, str) else [features[t] for t in taps]

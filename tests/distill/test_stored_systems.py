@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 from mmdet3d.config import load_config
 from mmdet3d.distill import LiveTeacher, StoredTeacher
-from mmdet3d.distill.distiller import _listed
 from mmdet3d.distill.teacher import build_detector
 from mmdet3d.structures import Batch, Boxes3D, Calibration, ImageObjects, Sample
 
@@ -81,7 +80,8 @@ def test_stored_answers_are_the_teachers(name: str, tmp_path: Path) -> None:
     block, checkpoint = cfg.model.teacher.model, tmp_path / "teacher.safetensors"
     torch.manual_seed(0)
     save_file(build_detector(block).state_dict(), checkpoint)
-    taps = sorted({tap for loss in cfg.model.losses.values() if loss for tap in _listed(loss["teacher"])})
+    named = [loss["teacher"] for loss in cfg.model.losses.values() if loss]
+    taps = sorted({tap for taps in named for tap in ([taps] if isinstance(taps, str) else taps)})
     size = tuple(load_config(cfg.model.teacher.config).image_size)
     samples = [(road if "kitti" in name else street)(k, size) for k in range(2)]
     batch, turned = Batch.collate(samples), Batch.collate(samples[::-1])

@@ -296,6 +296,15 @@ def test_wrong_blocks_of_modules(files, tmp_path, change, message):  # noqa: F81
         taught_by(files, module_block(tmp_path, **change), {"f": FEATURE}).taught(batch())
 
 
+def test_a_gate_of_classes_needs_a_checkpoint_of_the_teacher(files, tmp_path):  # noqa: F811
+    block = {"type": f"{__name__}.Constant", "arguments": {"value": 2.0}}
+    with pytest.raises(FileNotFoundError, match=r"model\.class_gate\.student: absent\.pth"):
+        taught_by(files, block, {"f": FEATURE}, class_gate={"student": "absent.pth"})
+    with pytest.raises(ValueError, match=r"class_gate compares .*, but model\.teacher has none"):
+        taught_by(files, block, {"f": FEATURE}, class_gate={"student": files["student_weights"]})
+    assert taught_by(files, None, {}, class_gate={"student": "absent.pth"}).predict(batch())
+
+
 def test_losses_that_run_the_teachers_head_refuse_answers_alone(files, tmp_path):  # noqa: F811
     crossed = {"type": "CrossHeadLoss", "student": "fuser", "teacher": ["fuser", "heads.object"]}
     with pytest.raises(ValueError, match=r"CrossHeadLoss runs the teacher's CenterHead, of which there are only"):
