@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from mmdet3d.config import load_config
-from mmdet3d.distill import Distiller, Teacher
-from mmdet3d.distill.outline import Outline
-from mmdet3d.distill.recorded_teacher import RecordedTeacher
+from mmdet3d.distill import Distiller, Outline, RecordedTeacher, Teacher
+from mmdet3d.distill.providers import DetectorBlock, ModuleBlock, RecordedBlock, read_teachers
 from mmdet3d.models import build_model
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import BEVGrid
@@ -401,6 +401,18 @@ def test_taps_of_several_teachers_that_are_none(files, taps, message):  # noqa: 
 def test_one_form_or_the_other(files):  # noqa: F811
     with pytest.raises(ValueError, match=r"model\.teacher is one teacher, model\.teachers are several"):
         taught_by(files, detector(files), {"f": FEATURE}, teachers=two(files))
+
+
+def test_the_examples_of_the_documentation_are_blocks():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "teachers.md").read_text()
+    kinds = []
+    for example in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        model = yaml.safe_load(example)["model"]
+        teachers = model.get("teachers")
+        for block in (teachers or {}).values():
+            block |= {"model": {"type": "ToyDetector"}} if "config" in block else {}
+        kinds.append([type(block) for block in read_teachers(model.get("teacher"), teachers, needed=True).values()])
+    assert kinds == [[ModuleBlock], [RecordedBlock], [DetectorBlock, RecordedBlock]]
 
 
 # -- other rasters, channels and classes ------------------------------------------------------------------------------
