@@ -80,7 +80,8 @@ class RecordedTeacher(Teacher):
                 f"which the answer {tap} could be turned with it"
             )
         head = self.model.heads.get("object")
-        return carried(tap, value, self.grid, self.grid, head is None or head.norm_bbox, motion)
+        with torch.autocast(motion.device.type, enabled=False):  # metres in bfloat16 come in steps of 25 cm
+            return carried(tap, value, self.grid, self.grid, head is None or head.norm_bbox, motion)
 
 
 def _of_one_teacher(folder: Path, key: str) -> Path:

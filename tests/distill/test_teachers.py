@@ -151,6 +151,25 @@ def test_answers_to_a_frame_are_turned_with_an_augmented_sample(files, tmp_path)
     assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+def head_output():
+    """A tap `heads.object` of one task with two classes, as a file has it."""
+    channels = {"reg": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2, "heatmap": 2}
+    return {f"heads.object/0/{name}": torch.rand(1, n, CELLS, CELLS) for name, n in channels.items()}
+
+
+def test_boxes_are_turned_in_full_precision(files, tmp_path):  # noqa: F811
+    block = by_another_program(tmp_path / "told", dict.fromkeys("01", head_output()), tasks=[["car", "truck"]])
+    distiller = taught_by(files, block, {"response": RESPONSE})
+    sample = quarter_turn(named(0, [None, None]))
+    with torch.autocast("cpu", torch.bfloat16):
+        (half,) = distiller.taught(sample)["heads.object"]
+    (full,) = distiller.taught(sample)["heads.object"]
+    assert_close(half, full, **EXACT)
+    turned = full["vel"][:, :, 7 - torch.arange(CELLS)]  # x' = -y, y' = x
+    told = distiller.instructor.answers.read_frame("0", ["heads.object"])["heads.object"][0]
+    assert_close(turned[:1, 1], told["vel"][:, 0].transpose(1, 2), rtol=0, atol=1e-5)
+
+
 def test_what_cannot_be_turned_is_refused_by_name(files, tmp_path):  # noqa: F811
     image = {token: {"fuser": torch.rand(1, 4, 5, 11)} for token in "01"}
     distiller = taught_by(files, by_another_program(tmp_path / "image", image), {"f": FEATURE})
@@ -460,10 +479,7 @@ def test_other_channels_take_a_projection(files, tmp_path):  # noqa: F811
 
 
 def test_classes_are_matched_by_name_and_unknown_ones_are_not_taught(files, tmp_path, caplog):  # noqa: F811
-    head = {
-        f"heads.object/0/{name}": torch.rand(1, n, CELLS, CELLS)
-        for name, n in {"reg": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2, "heatmap": 2}.items()
-    }
+    head = head_output()
     block = by_another_program(tmp_path / "told", {"0": head, "1": head}, tasks=[["bus", "truck"]])
     logging.getLogger("mmdet3d").propagate = True
     with caplog.at_level(logging.INFO):
