@@ -18,6 +18,7 @@ __all__ = ["COMMANDS", "main", "start"]
 # Name to module of `mmdet3d.commands` and what it does.
 COMMANDS = {
     "train": ("train", "train what a config describes, or go on with a run"),
+    "reproduce": ("reproduce", "train again, elsewhere, what a run's folder describes"),
     "test": ("test", "evaluate a checkpoint, or write its benchmark submission"),
     "train-val": ("train_val", "train or evaluate, as the KITTI systems are published"),
     "create-data": ("create_data", "prepare a data set, or make a synthetic one"),

@@ -118,7 +118,7 @@ def _student_step(
     cfg = load_config(CONFIG)
     batch = Batch.collate([random_sample(cfg["image_size"], points=int(30_000 * scale))] * count).to(device)
     torch.manual_seed(0)
-    model = build_detector(cfg.model["student"]["config"], cfg.model["student"].get("overrides"))
+    model = build_detector(cfg.model["student"]["model"])
     result = measure_step(model, batch, cfg, device, BUDGET.least, shared)
     return {**result["step"], "peak_bytes": result["peak_bytes"]}
 

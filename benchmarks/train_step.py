@@ -222,7 +222,7 @@ def roles(cfg: Config, device: torch.device) -> list[tuple[str, Callable[[], Tra
 
     # A teacher of random weights, which responds everywhere: no trained one leaves the losses more to compare.
     folder = tempfile.TemporaryDirectory()
-    teaching = build_detector(teacher["config"], teacher.get("overrides"))
+    teaching = build_detector(teacher["model"])
     save_file(teaching.state_dict(), f"{folder.name}/teacher.safetensors")
 
     def distiller(**answers: str) -> Trainable:
@@ -234,8 +234,8 @@ def roles(cfg: Config, device: torch.device) -> list[tuple[str, Callable[[], Tra
         return model
 
     return [
-        ("teacher", lambda: build_detector(teacher["config"], teacher.get("overrides")).to(device)),
-        ("student", lambda: build_detector(student["config"], student.get("overrides")).to(device)),
+        ("teacher", lambda: build_detector(teacher["model"]).to(device)),
+        ("student", lambda: build_detector(student["model"]).to(device)),
         ("distiller", distiller),
         ("stored", lambda: distiller(answers=f"{folder.name}/answers")),
     ]

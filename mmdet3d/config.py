@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mmdet3d.composition import COMPOSED, compose, content_digest, data_part, is_named, stands_in_full
 from mmdet3d.plugins import import_modules, module_names
 from mmdet3d.registry import nearest
 
 __all__ = [
     "CONFIG_ROOT",
     "Config",
+    "composed",
     "config_chain",
     "find_config",
     "load_config",
@@ -99,32 +102,78 @@ def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     Every `default.yaml` from the `configs` folder down to the file's own is merged first, then the file: mappings
     merge, anything else replaces. Then overrides apply, then every string `${expression}` is evaluated. Modules that
     any of them names as `imports` are imported, so that what they register can be built; the result names them all.
+    Last, models that are named by another config get their blocks in full, see `composition`.
 
     Args:
         path: a YAML file; a path that does not exist is also looked for below the project's `configs`.
         overrides: command-line words `--a.b.c value` / `a.b.c=value`, or a mapping from dotted key to value.
 
     Raises:
-        ValueError: unreadable YAML, an override of a key that no config has, an expression outside the whitelist, or a
-            module of `imports` that cannot be imported.
-        FileNotFoundError: no such file.
+        ValueError: unreadable YAML, an override of a key that no config has, an expression outside the whitelist, a
+            module of `imports` that cannot be imported, or a config that names itself as a part of its model.
+        FileNotFoundError: no such file, or a config that the model names does not exist.
     """
+    return _load(path, overrides)[0]
+
+
+def _load(
+    path: str | Path, overrides: Sequence[str] | Mapping[str, Any], within: tuple[Path, ...] = ()
+) -> tuple[Config, str]:
+    """`load_config`, and the digest of the files; `within` are the configs that name this one."""
     file = find_config(path)
-    config = Config()
+    if file in within:
+        raise ValueError(f"{path} names itself as a part of its model; name another config")
     imports: list[str] = []
-    for part in config_chain(file):
-        content = read_mapping(part)
+    contents = {part: read_mapping(part) for part in config_chain(file)}
+    digest = content_digest(contents.values())
+    for part, content in contents.items():
         imports += module_names(content.pop("imports", None), str(part))
-        _merge(config, content)
     pairs = dict(overrides if isinstance(overrides, Mapping) else parse_overrides(overrides))
     imports += module_names(pairs.pop("imports", None), "the overrides")
+    import_modules(imports, f"imports of {path}")
+    config = _merged(contents.values(), pairs, file)
+    if student := _students_file(config, file):
+        # Between what both inherit and what this config adds, so that it need not say the student's data again.
+        shared = [part for part in config_chain(student) if part in contents]
+        data = [data_part(read_mapping(part)) for part in config_chain(student) if part not in shared]
+        own = [content for part, content in contents.items() if part not in shared]
+        config = _merged([*(contents[part] for part in shared), *data, *own], pairs, file)
+    resolved = _evaluate(config, copy.deepcopy(config), file)
+    imports += compose(resolved.get("model"), functools.partial(_load, within=(*within, file)))
     if imports:
-        config["imports"] = list(dict.fromkeys(imports))
-        import_modules(config["imports"], f"imports of {path}")
+        resolved["imports"] = list(dict.fromkeys(imports))
+    return resolved, digest
+
+
+def _merged(contents: Iterable[Mapping[str, Any]], overrides: Mapping[str, Any], file: Path) -> Config:
+    config = Config()
+    for content in contents:
+        _merge(config, content)
     # Top-level choices come first: an override below `${a[choice]}` changes a copy of the block that was chosen.
-    for key in sorted(pairs, key=lambda k: "." in k):
-        _override(config, key, pairs[key], file)
-    return _evaluate(config, copy.deepcopy(config), file)
+    for key in sorted(overrides, key=lambda k: "." in k):
+        _override(config, key, overrides[key], file)
+    return config
+
+
+def _students_file(config: Config, file: Path) -> Path | None:
+    """The config that a distillation names as its student, unless that stands in full."""
+    student = config.get("model")
+    for key in ("student", "config"):
+        if not isinstance(student, Mapping) or stands_in_full(student):
+            return None
+        student = _evaluate(student.get(key), config, file)
+    return find_config(student) if is_named({"config": student}) else None
+
+
+def composed(model: Mapping[str, Any]) -> Config:
+    """A model block as `load_config` would return it: with the models that it names in full.
+
+    Raises:
+        ValueError, FileNotFoundError: see `load_config`.
+    """
+    block = _to_config(model)
+    compose(block, _load)
+    return block
 
 
 def find_config(path: str | Path) -> Path:
@@ -224,6 +273,8 @@ def _override(config: Config, key: str, value: Any, file: Path) -> None:
     parts = key.split(".")
     for i, part in enumerate(parts[:-1]):
         node = _child(node, part, ".".join(parts[: i + 1]), file, config)
+        if i and parts[0] == "model" and is_named(node) and _override_named(node, parts, i + 1, value, file, config):
+            return
     last = parts[-1]
     if isinstance(node, list):
         node[_index(node, last, key, file)] = value
@@ -231,7 +282,30 @@ def _override(config: Config, key: str, value: Any, file: Path) -> None:
     # Below the top level a new key may be an argument that the file leaves at its default; its builder checks it.
     if len(parts) == 1 and last not in node:
         raise ValueError(f"unknown config key {key!r}{nearest(last, node)} ({file.name})")
-    node[last] = value
+    node[last] = copy.deepcopy(value)  # a later override may set a key inside
+
+
+def _override_named(node: Config, parts: list[str], at: int, value: Any, file: Path, names: Config) -> bool:
+    """Override a key of a model that is named by its config; whether that is done."""
+    where, (kind, *inside) = ".".join(parts[:at]), parts[at:]
+    if not inside:
+        if kind in ("config", "overrides"):  # another model, which the file describes
+            for key in COMPOSED:
+                node.pop(key, None)
+        return False
+    if kind not in ("model", "overrides") or (kind == "model" and stands_in_full(node)):
+        return False
+    if stands_in_full(node):
+        raise ValueError(
+            f"{'.'.join(parts)}: {where} stands in full in {file.name}; set a key of its model, --{where}.model.KEY, "
+            f"or take it anew from a file, --{where}.config FILE"
+        )
+    node.setdefault("overrides", None)
+    overrides = _child(node, "overrides", f"{where}.overrides", file, names)
+    key = ".".join(inside if kind == "overrides" else ["model", *inside])
+    overrides.pop(key, None)  # the last word counts
+    overrides[key] = value
+    return True
 
 
 def _child(node: Any, part: str, path: str, file: Path, names: Config) -> Any:

@@ -77,20 +77,21 @@ def load_entry_points() -> None:
         raise
 
 
-def find_class(name: str, hint: str = "") -> Callable[..., Any]:
-    """The class that a full name (`my_package.losses.MyLoss`) stands for.
+def find_class(name: str, hint: str = "", key: str = "type") -> Callable[..., Any]:
+    """The class or function that a full name (`my_package.losses.MyLoss`) stands for.
 
     Args:
         hint: for the message if there is no such module.
+        key: of the config, for messages.
 
     Raises:
-        ValueError: the module cannot be imported, or has no such class.
+        ValueError: the module cannot be imported, or has nothing of that name that can be called.
     """
     module_name, _, class_name = name.rpartition(".")
-    module = _import(module_name, f"type: {name}", hint)
+    module = _import(module_name, f"{key}: {name}", hint)
     found = getattr(module, class_name, None)
     if not callable(found):
-        raise ValueError(f"type: {name}: {_place(module)} has no class {class_name!r}")
+        raise ValueError(f"{key}: {name}: {_place(module)} has no class or function {class_name!r}")
     return found
 
 

@@ -128,19 +128,21 @@ class Registry:
     def get(self, name: str) -> Callable[..., Any]:
         """The class called `name`.
 
-        `scope.Name` (`mmdet.ResNeXt`) is looked up in that OpenMMLab library, any other `module.Name` in that module,
-        which need not register it.
+        `scope.Name` (`mmdet.ResNeXt`) is looked up in that OpenMMLab library, `timm.name` among timm's models, and any
+        other `module.Name` in that module, which need not register it.
 
         Raises:
             ValueError: nothing of that name is registered, or the module cannot be imported or has no such class.
         """
         if "." in name:
-            from mmdet3d.interop import openmmlab
+            from mmdet3d.interop import openmmlab, timm_models
 
             scope = name.partition(".")[0]
             if scope in openmmlab.LIBRARIES:
                 return openmmlab.find_class(name)
-            return plugins.find_class(name, nearest(scope, openmmlab.LIBRARIES))
+            if scope == timm_models.LIBRARY:
+                return timm_models.find_class(name)
+            return plugins.find_class(name, nearest(scope, [*openmmlab.LIBRARIES, timm_models.LIBRARY]))
         self._fill()
         if name not in self._classes:
             raise ValueError(f"unknown {self.kind} type {name!r}{_unregistered(name) or nearest(name, self._classes)}")

@@ -30,6 +30,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(words: list[str]) -> None:
     args, rest = parse(words)
     from mmdet3d.datasets import build_split
+    from mmdet3d.distill import Distiller
     from mmdet3d.distill.audit import audit, audit_table
     from mmdet3d.engine import distributed
     from mmdet3d.engine.agreement import check_agreement
@@ -40,22 +41,20 @@ def main(words: list[str]) -> None:
     from mmdet3d.models import build_model
 
     overrides = read_overrides(rest, args.overrides_file, args.imports)
-    kind = load_config(args.config, overrides).model["type"]
-    if kind != "Distiller":
-        raise ValueError(f"{args.config} describes no distillation: model.type is {kind}, not Distiller")
-    # The teacher's score is training's business; here it is only listened to.
-    cfg = load_config(args.config, {"model.teacher.min_score": None, **overrides})
+    cfg = load_config(args.config, overrides)
     settings = Settings.from_config(cfg)
     check_agreement(cfg)
     device = distributed.init()
     seed_everything(settings.seed)
     model = build_model(cfg.model)
+    if not isinstance(model, Distiller):
+        raise ValueError(f"{args.config} describes no distillation: model.type is {cfg.model['type']}, no Distiller")
     model.to(device)
     if args.checkpoint:
         load_checkpoint(model, args.checkpoint)
     else:
         model.init_weights()
-    model.setup_training(lambda _: {})
+    model.setup_training(None)  # the teacher's score is training's business; here it is only listened to
     model.start_epoch(settings.max_epochs)  # whatever a schedule holds back at first counts
     model.train()
     dataset = build_split(cfg.data, "train", settings.seed, model.training_inputs)

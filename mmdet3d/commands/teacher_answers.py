@@ -4,7 +4,8 @@ distill3d teacher-answers CONFIG --model.teacher.answers FOLDER --views 4 [--a.b
 torchrun --nproc-per-node 8 -m distill3d teacher-answers CONFIG ...
 
 Trainings of CONFIG with the same --model.teacher.answers and --views read the folder, whatever their seed and losses;
-what is missing in it they add themselves. The command can be interrupted and repeated.
+what is missing in it they add themselves. The command can be interrupted and repeated. Of several teachers,
+--model.teachers.NAME.answers FOLDER names one.
 """
 
 from __future__ import annotations
@@ -29,5 +30,5 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.answers import store_answers
 
     overrides = read_overrides(rest, args.overrides_file, args.imports)
-    teacher = store_answers(load_config(args.config, {"model.teacher.min_score": None, **overrides}))
-    print(teacher.answers.folder)
+    for teacher in store_answers(load_config(args.config, overrides)):
+        print(teacher.answers.folder)

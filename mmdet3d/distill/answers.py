@@ -2,12 +2,14 @@
 
     FOLDER/TEACHER/metadata.json                what the teacher is
     FOLDER/TEACHER/DATA/TOKEN.PLACE.VIEW.safetensors    its answers to one sample
+    FOLDER/TEACHER/TOKEN.safetensors            its answers to a frame without augmentation, by other programs
 
-TEACHER is the digest of its weights and config, `DATA/TOKEN.PLACE.VIEW` the name of the sample (`Sample.view`). A file
-holds a tensor per tap, as the teacher answers to a batch of this one sample; of a tap that is a list or a dict, one per
-entry, named `TAP/INDEX` or `TAP/KEY`, and so on within these; `TAP/[]` and `TAP/{}` stand for an empty one. Numbers are
-float16, or float32 where that is too narrow; integers and booleans are as they are. `sample` holds numbers that tell
-the sample from others, see `describe`.
+TEACHER is the digest of its weights and config, `DATA/TOKEN.PLACE.VIEW` the name of the sample (`Sample.view`), which
+is `DATA/TOKEN` where nothing augments it. A file holds a tensor per tap, as the teacher answers to a batch of this one
+sample; of a tap that is a list or a dict, one per entry, named `TAP/INDEX` or `TAP/KEY`, and so on within these;
+`TAP/[]` and `TAP/{}` stand for an empty one. Numbers about augmented samples are float16, or float32 where that is too
+narrow; all others, integers and booleans are as they are. `sample` holds numbers that tell the sample from others, see
+`describe`. docs/teachers.md says it for those who write such files.
 """
 
 from __future__ import annotations
@@ -53,11 +55,18 @@ class Answers:
         Raises:
             ValueError: the answers are to another sample of this name.
         """
-        path = self._path(sample)
+        return self._read(self._path(sample), taps, sample)
+
+    def read_frame(self, token: str, taps: Collection[str]) -> dict[str, Any]:
+        """The answers to a frame as it was recorded, those of `taps` that are there, on the CPU."""
+        return self._read(self.folder / f"{token}.safetensors", taps)
+
+    def _read(self, path: Path, taps: Collection[str], sample: Batch | None = None) -> dict[str, Any]:
         try:
             with safe_open(path, "pt") as file:
                 names = file.keys()
-                self._check(sample, file.get_tensor(_SAMPLE), path)
+                if sample is not None and _SAMPLE in names:
+                    self._check(sample, file.get_tensor(_SAMPLE), path)
                 found = {tap: [n for n in names if n.split("/")[0] == tap] for tap in taps}
                 return {tap: _nested(tap, {n: file.get_tensor(n) for n in own}) for tap, own in found.items() if own}
         except FileNotFoundError:
@@ -76,7 +85,9 @@ class Answers:
             ValueError: an answer is neither tensor, list nor dict, or a number is not finite.
         """
         path = self._path(sample)
-        tensors = {name: _packed(name, t) for tap, value in answers.items() for name, t in _flat(tap, value).items()}
+        small = not _is_plain(sample)
+        flat = {name: t for tap, value in answers.items() for name, t in _flat(tap, value).items()}
+        tensors = {name: _packed(name, value, small) for name, value in flat.items()}
         content = self._others(path) | tensors | {_SAMPLE: describe(sample)}
         if not (self.folder / "metadata.json").is_file():
             _place(json.dumps(self._about, indent=1).encode(), self.folder / "metadata.json")
@@ -181,11 +192,16 @@ def _place(content: bytes, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _packed(name: str, value: Tensor) -> Tensor:
+def _is_plain(sample: Batch) -> bool:
+    """Whether it is a frame without augmentation, of which there is one answer and not one per view."""
+    return sample.views[0].rpartition("/")[2] == sample.tokens[0]
+
+
+def _packed(name: str, value: Tensor, small: bool) -> Tensor:
     value = value.detach().cpu().clone(memory_format=torch.contiguous_format)  # a view of nothing else, to be stored
     if not value.is_floating_point():
         return value
     if not value.isfinite().all():
         raise ValueError(f"the teacher answers {name} with numbers that are not finite; check its checkpoint")
-    half = value.half()
+    half = value.half() if small else value
     return half if half.isfinite().all() else value.float()

@@ -1,4 +1,4 @@
-"""Teacher + student + a list of losses."""
+"""Teacher (or several) + student + a list of losses."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.distill.adapters import AdaptedTeacher, adapted
 from mmdet3d.distill.balance import Balance, BalanceSettings
-from mmdet3d.distill.blocks import check_file, read_block
+from mmdet3d.distill.blocks import NamedModel, check_file, read_block
 from mmdet3d.distill.class_gate import ClassGate
-from mmdet3d.distill.losses import DistillLoss
 from mmdet3d.distill.losses.center_heads import center_head
-from mmdet3d.distill.schedule import LossSchedule
-from mmdet3d.distill.teacher import Evaluate, LiveTeacher, StoredTeacher, Teacher, build_detector, check_score
+from mmdet3d.distill.outline import Outline
+from mmdet3d.distill.providers import read_teachers
+from mmdet3d.distill.teacher import Evaluate, Teacher, build_detector, check_score
+from mmdet3d.distill.terms import Term, build_term, owner_of
 from mmdet3d.interop.checkpoints import load_weights
 from mmdet3d.models.detectors.base import Detector, Trainable
-from mmdet3d.registry import MODELS, nearest, number
+from mmdet3d.registry import MODELS, nearest
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
 __all__ = ["Distiller"]
@@ -27,33 +29,11 @@ __all__ = ["Distiller"]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _TeacherSpec:
-    config: str
-    checkpoint: str
-    overrides: Mapping[str, Any] | None = None
-    min_score: float | None = None
-    metric: str = "object/map"
-    answers: str | None = None
-
-
-@dataclass(frozen=True)
-class _StudentSpec:
-    config: str
+@dataclass(frozen=True, kw_only=True)
+class _StudentSpec(NamedModel):
     checkpoint: str | None = None
-    overrides: Mapping[str, Any] | None = None
     new_modules: Sequence[str] = ()
     init_from_teacher: Sequence[str] | Mapping[str, str] = ()
-
-
-@dataclass(frozen=True)
-class _Term:
-    """Where a distillation loss reads, how much it counts and when."""
-
-    student: str | Sequence[str]
-    teacher: str | Sequence[str]
-    weight: float
-    schedule: LossSchedule
 
 
 @MODELS.register
@@ -64,48 +44,51 @@ class Distiller(Trainable):
     by `setup_training`; for testing it is not needed, nor is its file.
 
     Args:
-        teacher: `config` and `checkpoint` of a trained detector; `overrides` of that config by dotted key; `min_score`,
-            the least value of the validation metric `metric` (default `object/map`) it must reach; `answers`, a folder
-            where its answers are kept and found again (see `StoredTeacher`), by default none.
-        student: `config` of the student; `overrides` of that config by dotted key; `checkpoint` to start from;
-            `new_modules`, prefixes of keys that this checkpoint need not hold; `init_from_teacher`, names of modules
-            that start with the weights of the teacher's modules of these names, or by name that of the teacher's.
-        losses: by name, each `type`, `student` tap, `teacher` tap (or lists of taps), `weight` (default 1), `schedule`
-            (see `LossSchedule`) and the arguments of its class. A loss that is null is off. Without any loss this is
-            the control of an experiment: the same student and schedule, no distillation, and no teacher is needed.
+        teacher: a trained detector (`DetectorBlock`), any other module (`ModuleBlock`), or answers on disk
+            (`RecordedBlock`). Where its raster or classes are not the student's, see `adapted`.
+        teachers: several of them by name, instead of `teacher`.
+        student: a detector, a `NamedModel`; `checkpoint` to start from; `new_modules`, prefixes of keys that this
+            checkpoint need not hold; `init_from_teacher`, names of modules that start with the weights of the teacher's
+            modules of these names, or by name that of the teacher's (`NAME.MODULE` of several teachers).
+        losses: by name, each `type`, `student` tap, `teacher` tap (or lists of taps; of several teachers `NAME.TAP`),
+            `weight` (default 1), `schedule` (see `LossSchedule`) and the arguments of its class. `projection`,
+            [student's channels, teacher's channels], puts a learned 1x1 convolution before a loss that has no such
+            argument of its own. A loss that is null is off. Without any loss this is the control of an experiment: the
+            same student and schedule, no distillation, and no teacher is needed.
         balance: see `BalanceSettings`; weights are then shares of detection's gradient. None takes them as they are.
         class_gate: see `ClassGate`; losses that tell classes apart then leave out those that the teacher does not know
             better than a student of old. None lets all count.
 
     Raises:
         ValueError: unknown keys, types, or taps of the student.
-        FileNotFoundError: no such student config.
     """
 
     def __init__(
         self,
-        teacher: Mapping[str, Any] | None,
+        *,
         student: Mapping[str, Any],
         losses: Mapping[str, Mapping[str, Any] | None],
+        teacher: Mapping[str, Any] | None = None,
+        teachers: Mapping[str, Mapping[str, Any] | None] | None = None,
         balance: Mapping[str, Any] | None = None,
         class_gate: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self._teacher: Teacher | None = None
+        self._teachers: dict[str, Teacher] = {}
         self._student_spec = read_block(_StudentSpec, student, "model.student")
-        self.student = build_detector(self._student_spec.config, self._student_spec.overrides)
+        self.student = build_detector(self._student_spec.model, "model.student")
         self._balance = None if balance is None else Balance(read_block(BalanceSettings, balance, "model.balance"))
         self._gate = None if class_gate is None else read_block(ClassGate, class_gate, "model.class_gate")
         self._progress = 0.0
         self._reported: set[tuple[str, str]] = set()
-        self._terms: dict[str, _Term] = {}
-        self.losses = nn.ModuleDict()
+        self._blocks = read_teachers(teacher, teachers, needed=any(cfg is not None for cfg in losses.values()))
+        self._terms: dict[str, Term] = {}
+        self.losses, self.projections = nn.ModuleDict(), nn.ModuleDict()
         for name, cfg in losses.items():
             if cfg is not None:
-                self._terms[name], self.losses[name] = _build_loss(name, cfg)
-        self._teacher_spec = (
-            read_block(_TeacherSpec, teacher or {}, "model.teacher") if self._terms or teacher else None
-        )
+                self._terms[name], self.losses[name], projection = build_term(name, cfg, self._blocks)
+                if projection is not None:
+                    self.projections[name] = projection
         self._check_taps(self.student, "student")
 
     @property
@@ -115,10 +98,9 @@ class Distiller(Trainable):
 
     @property
     def training_inputs(self) -> tuple[str, ...]:
-        """The student's and, where there is anything to distil, those of the teacher."""
-        spec = self._teacher_spec
-        teacher = build_detector(spec.config, spec.overrides) if spec is not None and self._terms else self.student
-        return tuple(dict.fromkeys((*self.inputs, *teacher.inputs)))
+        """The student's and, where there is anything to distil, those of the teachers."""
+        taught = [name for block in self._blocks.values() for name in block.sensors] if self._terms else []
+        return tuple(dict.fromkeys((*self.inputs, *taught)))
 
     @property
     def grid(self) -> BEVGrid | None:
@@ -126,24 +108,35 @@ class Distiller(Trainable):
         return self.student.grid
 
     @property
-    def teacher(self) -> Detector:
-        """The frozen detector; one whose answers are stored may lack its weights.
+    def teacher(self) -> Detector | Outline:
+        """What is known of the only teacher: the frozen detector, which may lack its weights if answers are stored.
 
         Raises:
-            ValueError: `setup_training` was not called.
+            ValueError: `setup_training` was not called, or there are several.
         """
         return self.instructor.model
 
     @property
     def instructor(self) -> Teacher:
-        """Who answers in its name.
+        """The only teacher.
+
+        Raises:
+            ValueError: `setup_training` was not called, or there are several.
+        """
+        if len(self.instructors) > 1:
+            raise ValueError(f"the distiller has several teachers: {', '.join(self.instructors)}")
+        return next(iter(self.instructors.values()))
+
+    @property
+    def instructors(self) -> dict[str, Teacher]:
+        """Who answers, by name in `model.teachers`; the name is empty for `model.teacher`.
 
         Raises:
             ValueError: `setup_training` was not called.
         """
-        if self._teacher is None:
+        if not self._teachers:
             raise ValueError("the distiller has no teacher yet: call setup_training(evaluate) before training")
-        return self._teacher
+        return self._teachers
 
     def init_weights(self) -> None:
         """Start the student from its checkpoint; without one from the pretrained parts that its config names.
@@ -169,56 +162,93 @@ class Distiller(Trainable):
         modules = dict(self.student.named_modules())
         if name not in modules:
             raise ValueError(f"{key}: the student has no module {name!r}{nearest(name, modules)}")
-        if self._teacher_spec is None:
+        owner, part = owner_of(source, self._blocks, key)
+        block = self._blocks.get(owner)
+        if block is None:
             raise ValueError(f"{key} names {name!r}, but there is no model.teacher to take it from")
-        check_file(self._teacher_spec.checkpoint, "model.teacher.checkpoint")
-        load_weights(modules[name], self._teacher_spec.checkpoint, prefix=f"{source}.")
+        if block.checkpoint is None:
+            raise ValueError(f"{key} names {name!r}, but {_key(owner)} has no checkpoint to take it from")
+        check_file(block.checkpoint, f"{_key(owner)}.checkpoint")
+        load_weights(modules[name], block.checkpoint, prefix=f"{part}.")
 
-    def setup_training(self, evaluate: Evaluate) -> None:
-        """Build, check and freeze the teacher, if there is anything to distil.
+    def setup_training(self, evaluate: Evaluate | None) -> None:
+        """Build, check and freeze the teachers, if there is anything to distil.
 
         Call it once before training, on the final device.
 
         Args:
-            evaluate: scores a model on the validation set, as `{metric: value}`.
+            evaluate: scores a model on the validation set, as `{metric: value}`; None: scores are not looked at.
 
         Raises:
-            FileNotFoundError: the teacher's config or checkpoint does not exist.
-            ValueError: the checkpoint does not fit the teacher, the two BEV grids differ, a tap does not exist, the
-                teacher's score is below `min_score`, or `class_gate` has nothing to compare or to gate.
+            FileNotFoundError: a teacher's checkpoint or folder does not exist.
+            ValueError: a checkpoint does not fit its teacher, its raster or classes cannot be mapped to the student's,
+                a tap does not exist, a teacher's score is below `min_score`, or `class_gate` has nothing to compare or
+                to gate.
         """
-        wanted = self._teacher_spec
-        if wanted is None or not self._terms:
+        if not self._terms:
             return
-        check_file(wanted.checkpoint, "model.teacher.checkpoint")
-        if wanted.answers is None:
-            teacher: Teacher = LiveTeacher.load(wanted.config, wanted.checkpoint, wanted.overrides)
-        else:
-            teacher = StoredTeacher(wanted.config, wanted.checkpoint, wanted.answers, wanted.overrides)
-        if not _same_grid(teacher.grid, self.student.grid):
-            raise ValueError(
-                f"teacher and student see different BEV grids: {teacher.grid} ({wanted.config}) and "
-                f"{self.student.grid} ({self._student_spec.config}), but distillation compares them cell by cell"
-            )
-        self._check_taps(teacher, "teacher")
+        owners = dict.fromkeys(term.owner for term in self._terms.values())
+        teachers = {owner: self._hire(owner, evaluate) for owner in owners}
+        for name, loss in self.losses.items():
+            teacher = teachers[self._terms[name].owner]
+            if loss.uses_teacher:
+                teacher.loaded()
+            loss.bind(teacher.model, self.student)
+        self._teach_classes(teachers)
+        self._teachers = teachers
+
+    def _hire(self, owner: str, evaluate: Evaluate | None) -> Teacher:
+        key, block = _key(owner), self._blocks[owner]
+        teacher = block.build(key)
+        self._check_taps(teacher, "teacher", owner)
+        teacher = adapted(teacher, self.student, self._asked(owner), key)
+        if isinstance(teacher, AdaptedTeacher):
+            logger.info("%s: %s", key, teacher)
         device = next(self.student.parameters()).device
         teacher.move(lambda tensor: tensor.to(device))
-        if wanted.min_score is not None:
-            check_score(teacher, wanted.checkpoint, wanted.metric, wanted.min_score, evaluate)
-        for loss in self.losses.values():
-            loss.bind(teacher.loaded() if loss.uses_teacher else teacher.model, self.student)
-        if self._gate is not None:
-            self._gate_classes(wanted.checkpoint)
-        self._teacher = teacher
+        if block.min_score is not None and evaluate is not None:
+            check_score(teacher, block.checkpoint, block.metric, block.min_score, evaluate, key)
+        return teacher
 
-    def _gate_classes(self, checkpoint: str) -> None:
-        classes = [name for task in center_head(self.student, "student", "model.class_gate").tasks for name in task]
-        check_file(self._gate.student, "model.class_gate.student")
-        taught = self._gate.taught(checkpoint, classes)
-        gated = [name for name, loss in self.losses.items() if loss.gate(taught)]
-        if not gated:
+    def _teach_classes(self, teachers: Mapping[str, Teacher]) -> None:
+        """Keep losses from classes that their teacher does not have, or that `class_gate` leaves out."""
+        if self._gate is not None:
+            check_file(self._gate.student, "model.class_gate.student")
+        better: dict[str, list[str]] = {}
+        gated: dict[tuple[str, ...], list[str]] = {}
+        for name, loss in self.losses.items():
+            owner = self._terms[name].owner
+            reads_head = any(tap.startswith("heads.") for tap in self._terms[name].asked)
+            unknown = teachers[owner].unknown if reads_head else ()
+            if self._gate is None and not unknown:
+                continue
+            if owner not in better:
+                better[owner] = self._better_classes(owner)
+            taught = [c for c in better[owner] if c not in unknown]
+            if loss.gate(taught):
+                gated.setdefault(tuple(taught), []).append(f"model.losses.{name}")
+            elif unknown:
+                raise ValueError(
+                    f"model.losses.{name}: {_key(owner)} does not know {', '.join(unknown)}, and {type(loss).__name__} "
+                    "does not tell classes apart; switch this loss off (null), or take a teacher with these classes"
+                )
+        if self._gate is not None and not gated:
             raise ValueError("model.class_gate: no loss tells classes apart, such as ResponseLoss or CrossHeadLoss")
-        logger.info("%s teach %s", ", ".join(f"model.losses.{n}" for n in gated), ", ".join(taught) or "no class")
+        for taught, names in gated.items():
+            logger.info("%s teach %s", ", ".join(names), ", ".join(taught) or "no class")
+
+    def _better_classes(self, owner: str) -> list[str]:
+        """The student's classes, with a gate those that the teacher knows better."""
+        classes = [name for task in center_head(self.student, "student", "model.class_gate").tasks for name in task]
+        checkpoint = self._blocks[owner].checkpoint
+        if self._gate is None:
+            return classes
+        if checkpoint is None:
+            raise ValueError(
+                f"model.class_gate compares what is recorded beside checkpoints, but {_key(owner)} has none; set "
+                "model.class_gate to null"
+            )
+        return self._gate.taught(checkpoint, classes)
 
     def start_epoch(self, epoch: int) -> None:
         self.student.start_epoch(epoch)
@@ -264,26 +294,32 @@ class Distiller(Trainable):
                 seen, samples = self.student.of_labelled(features, batch), batch.labelled
                 answers = self.student.of_labelled(taught, batch) if asked is batch else taught
             try:
-                value = loss(_pick(seen, term.student), _pick(answers, term.teacher), samples)
+                ours = term.pick("student", seen)
+                ours = self.projections[name](ours) if name in self.projections else ours
+                value = loss(ours, term.pick("teacher", answers), samples)
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, AttributeError, LookupError, TypeError) as error:
-                raise ValueError(_misfit(name, term, seen, answers, error)) from error
+                raise ValueError(term.misfit(seen, answers, error)) from error
             if measured and name in measured.wanted:
                 tap = self._compared_at(term, features)
-                measured.take(name, _total(value), tap, features[tap])
+                measured.take(name, term.total(value), tap, features[tap])
             if self._balance:
                 factor *= self._balance.factor(name)
-            entries |= _entries(name, value, factor)
+            entries |= term.entries(value, factor)
         if self._balance:
             entries |= {f"stats/kd/{key}": torch.tensor(value) for key, value in self._balance.stats().items()}
         return entries
 
     def taught(self, batch: Batch) -> dict[str, Any]:
-        """What the teacher says to a batch: the values of the taps that the losses read."""
-        return self.instructor.extract(batch, self._taps("teacher"))
+        """What the teachers say to a batch: the values of the taps that the losses read, by the names in `losses`."""
+        answers = {}
+        for owner, teacher in self.instructors.items():
+            found = teacher.extract(batch, self._asked(owner))
+            answers |= {f"{owner}.{tap}" if owner else tap: value for tap, value in found.items()}
+        return answers
 
-    def _compared_at(self, term: _Term, features: Mapping[str, Any]) -> str:
+    def _compared_at(self, term: Term, features: Mapping[str, Any]) -> str:
         """The tap where gradients of a loss and of detection are compared: the one that it reads, if a single map."""
         tap = term.student if isinstance(term.student, str) else ""
         tap = tap if isinstance(features.get(tap), Tensor) else self._balance.settings.at
@@ -297,82 +333,30 @@ class Distiller(Trainable):
         return self.student.predict(batch)
 
     def _taps(self, side: str) -> set[str]:
-        return {tap for term in self._terms.values() for tap in _listed(getattr(term, side))}
+        return {tap for term in self._terms.values() for tap in term.taps(side)}
 
-    def _check_taps(self, detector: Detector | Teacher, side: str) -> None:
+    def _asked(self, owner: str) -> list[str]:
+        """The taps of a teacher that losses read."""
+        return sorted({tap for term in self._terms.values() if term.owner == owner for tap in term.asked})
+
+    def _check_taps(self, model: Detector | Teacher, side: str, owner: str = "") -> None:
         for name, term in self._terms.items():
-            for tap in _listed(getattr(term, side)):
-                if tap not in detector.taps:
+            if side == "teacher" and term.owner != owner:
+                continue
+            for tap in term.taps(side):
+                known = [f"{owner}.{t}" if owner else t for t in model.taps]
+                if tap not in known:
                     raise ValueError(
-                        f"model.losses.{name}.{side}: the {side} has no tap {tap!r}{nearest(tap, detector.taps)} "
-                        f"(taps: {', '.join(detector.taps)})"
+                        f"model.losses.{name}.{side}: the {side} has no tap {tap!r}{nearest(tap, known)} "
+                        f"(taps: {', '.join(known)})"
                     )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
-        if self._teacher is not None:
-            self._teacher.move(fn)
+        for teacher in self._teachers.values():
+            teacher.move(fn)
         return super()._apply(fn, recurse)
 
 
-def _build_loss(name: str, cfg: Mapping[str, Any]) -> tuple[_Term, DistillLoss]:
-    for key in ("type", "student", "teacher"):
-        if key not in cfg:
-            raise ValueError(f"model.losses.{name} needs `{key}`, got {sorted(cfg)}")
-    arguments = dict(cfg)
-    schedule = LossSchedule.from_config(arguments.pop("schedule", None), f"model.losses.{name}.schedule")
-    weight = number(arguments.pop("weight", 1.0), f"model.losses.{name}.weight")
-    term = _Term(arguments.pop("student"), arguments.pop("teacher"), weight, schedule)
-    loss = MODELS.build(arguments)
-    if not isinstance(loss, DistillLoss):
-        raise ValueError(f"model.losses.{name}: {cfg['type']} is no distillation loss")
-    return term, loss
-
-
-def _entries(name: str, value: Tensor | Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
-    """What the loss `name` returned, weighted, by the names that the engine sums or logs."""
-    if not isinstance(value, Mapping):
-        return {f"loss/kd/{name}": weight * value}
-    entries = {}
-    for part, scalar in value.items():
-        reported = part.startswith("stats/")
-        key = f"stats/kd/{name}/{part.removeprefix('stats/')}" if reported else f"loss/kd/{name}/{part}"
-        entries[key] = scalar if reported else weight * scalar
-    return entries
-
-
-def _misfit(name: str, term: _Term, seen: Mapping[str, Any], answers: Mapping[str, Any], error: Exception) -> str:
-    pairs = [("student", tap, seen[tap]) for tap in _listed(term.student)]
-    pairs += [("teacher", tap, answers[tap]) for tap in _listed(term.teacher)]
-    shapes = [f"{side} {tap}: {_shapes(value)}" for side, tap, value in pairs]
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return (
-        f"model.losses.{name} cannot compare {', '.join(shapes)} ({reason}); name taps of the kind and in the order "
-        "that its type reads, of equal shapes, or give the loss a projection or adapter if it has one"
-    )
-
-
-def _shapes(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    if isinstance(value, Mapping):
-        return {k: _shapes(v) for k, v in value.items()}
-    return [_shapes(v) for v in value] if isinstance(value, (list, tuple)) else type(value).__name__
-
-
-def _total(value: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """The sum of what a loss returned, without what it only reports."""
-    if not isinstance(value, Mapping):
-        return value
-    return torch.stack([scalar for part, scalar in value.items() if not part.startswith("stats/")]).sum()
-
-
-def _same_grid(teacher: BEVGrid | None, student: BEVGrid | None) -> bool:
-    return teacher is student if teacher is None or student is None else teacher.matches(student)
-
-
-def _listed(taps: str | Sequence[str]) -> list[str]:
-    return [taps] if isinstance(taps, str) else list(taps)
-
-
-def _pick(features: Mapping[str, Any], taps: str | Sequence[str]) -> Any:
-    return features[taps] if isinstance(taps, str) else [features[t] for t in taps]
+def _key(owner: str) -> str:
+    """Where a teacher stands in the config."""
+    return f"model.teachers.{owner}" if owner else "model.teacher"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.distill.blocks import check_file, read_block
+from mmdet3d.distill.blocks import NamedModel, check_file, read_block
 from mmdet3d.distill.label_encoder import RASTERS, LabelEncoder, paint_labels
 from mmdet3d.distill.teacher import build_detector, recorded_score, refuse_weak
 from mmdet3d.interop.checkpoints import load_weights, metadata_path
@@ -22,11 +22,9 @@ from mmdet3d.structures import Batch, Detections3D
 __all__ = ["LabelEncoderDetector"]
 
 
-@dataclass(frozen=True)
-class _DetectorBlock:
-    config: str
+@dataclass(frozen=True, kw_only=True)
+class _DetectorBlock(NamedModel):
     checkpoint: str
-    overrides: Mapping[str, Any] | None = None
     min_score: float | None = None
     metric: str = "object/map"
 
@@ -51,14 +49,12 @@ class LabelEncoderDetector(Detector):
     through encoder, neck and head.
 
     Args:
-        detector: `config` and `checkpoint` of the trained detector; `overrides` of that config by dotted key;
-            `min_score`, the least value of its metric `metric` (default `object/map`) that must be recorded beside the
-            checkpoint.
+        detector: the trained detector, a `NamedModel`, with its `checkpoint` and `min_score`, the least value of its
+            metric `metric` (default `object/map`) that must be recorded beside the checkpoint.
         label_encoder: `channels`, `hidden`, `norm` (see `LabelEncoder`) and `raster` (see `paint_labels`).
 
     Raises:
         ValueError: unknown keys, or levels that the neck does not take.
-        FileNotFoundError: no such config.
     """
 
     loss_taps = predict_taps = ("heads.label",)
@@ -70,7 +66,7 @@ class LabelEncoderDetector(Detector):
         if encoder.raster not in RASTERS:
             raise ValueError(f"model.label_encoder.raster must be one of {', '.join(RASTERS)}, got {encoder.raster!r}")
         self._raster = encoder.raster
-        self.detector = build_detector(self._block.config, self._block.overrides).requires_grad_(False).eval()
+        self.detector = build_detector(self._block.model, "model.detector").requires_grad_(False).eval()
         if not isinstance(self.heads["object"], CenterHead):
             raise ValueError(
                 f"model.detector: a label encoder is trained through a CenterHead, but {self._block.config} has a "

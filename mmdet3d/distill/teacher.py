@@ -7,13 +7,15 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmdet3d.config import load_config
+from mmdet3d.composition import is_named
 from mmdet3d.distill.answers import Answers, join
+from mmdet3d.distill.outline import Outline, plain_outline
 from mmdet3d.interop.checkpoints import file_digest, load_weights, metadata_path
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector, Trainable
@@ -37,36 +39,40 @@ __all__ = [
 Evaluate = Callable[[Trainable], Mapping[str, float]]
 
 
-def build_detector(config: str | Path, overrides: Mapping[str, Any] | None = None) -> Detector:
-    """The detector that a config file describes.
+def build_detector(block: Mapping[str, Any], key: str = "model") -> Detector:
+    """The detector that a model block describes; `key` is where it stands, for messages.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it describes no detector, or an override has an unknown key.
+        ValueError: it describes no detector.
     """
-    model = build_model(load_config(config, overrides or {}).get("model"))
+    model = build_model(block)
     if not isinstance(model, Detector):
-        raise ValueError(f"{config} describes a {type(model).__name__}; teacher and student must be detectors")
+        raise ValueError(f"{key} describes a {type(model).__name__}; teacher and student must be detectors")
     return model
 
 
 class Teacher(ABC):
-    """What a distiller asks of a teacher.
+    """What a distiller asks of a teacher; whatever answers so can teach.
 
     It is no `nn.Module` on purpose: a model that holds it neither trains, saves nor optimises it, and copies of the
     student (an average of its weights) share it.
 
     Attributes:
-        model: the detector that answers, frozen and in eval mode; losses look at its parts when they are bound. It
-            may still lack its weights, see `loaded`.
-        digest: tells it from other teachers, see `teacher_digest`.
+        model: what losses look at when they are bound: a detector, frozen and in eval mode, which may still lack its
+            weights, or an `Outline`.
+        digest: tells it from other teachers.
+        about: what it is, as plain values.
+        unknown: classes of the student that it cannot teach.
     """
 
-    model: Detector
+    model: Detector | Outline
     digest: str
+    about: Mapping[str, Any] = MappingProxyType({})
+    unknown: tuple[str, ...] = ()
 
     @property
     def taps(self) -> tuple[str, ...]:
+        """Names of what it answers."""
         return self.model.taps
 
     @property
@@ -78,12 +84,11 @@ class Teacher(ABC):
     def extract(self, batch: Batch, taps: Collection[str]) -> dict[str, Any]:
         """Its answers to a batch, without gradient: at least the values of the named taps, see `Detector.extract`."""
 
-    @abstractmethod
-    def loaded(self) -> Detector:
-        """`model` with its weights."""
+    def loaded(self) -> Detector | Outline:
+        """`model` with its weights, if it has any."""
+        return self.model
 
-    @abstractmethod
-    def move(self, function: Callable[[Tensor], Tensor]) -> None:
+    def move(self, function: Callable[[Tensor], Tensor]) -> None:  # noqa: B027 - nothing to do for one without tensors
         """Apply `function` (to another device, another precision) to the tensors that it holds."""
 
     def __deepcopy__(self, memo: dict) -> Teacher:
@@ -95,82 +100,91 @@ class LiveTeacher(Teacher):
 
     Args:
         model: trained; changed in place (frozen, eval mode). Its weights are not to change after the first answer.
-        digest: see `Teacher`.
+        digest, about: see `Teacher`.
+        checkpoint: whose weights `model` still lacks; they are loaded when they are needed.
 
     Attributes:
         folded: the copies that answer, by the taps that are looked at; made when these are first asked for.
     """
 
-    def __init__(self, model: Detector, digest: str = "") -> None:
+    def __init__(
+        self,
+        model: Detector,
+        digest: str = "",
+        about: Mapping[str, Any] = MappingProxyType({}),
+        checkpoint: str | Path | None = None,
+    ) -> None:
         self.model = model.requires_grad_(False).eval()
-        self.digest = digest
+        self.digest, self.about = digest, about
+        self._checkpoint = checkpoint
         self.folded: dict[frozenset[str], Detector] = {}
+        self._moves: list[Callable[[Tensor], Tensor]] = []  # what weights miss that are not loaded yet
 
     @classmethod
     def load(
-        cls, config: str | Path, checkpoint: str | Path, overrides: Mapping[str, Any] | None = None
+        cls, block: Mapping[str, Any], checkpoint: str | Path, config: str = "", later: bool = False
     ) -> LiveTeacher:
-        """Build the detector that `config` with `overrides` describes and fill every tensor from `checkpoint`.
+        """Build the detector that a model block describes and fill every tensor from `checkpoint`.
+
+        Args:
+            config: where the block comes from.
+            later: load the weights when they are needed.
 
         Raises:
-            FileNotFoundError: no such config or checkpoint.
+            FileNotFoundError: no such checkpoint.
             ValueError: see `build_detector`, or the checkpoint does not hold exactly this detector's tensors.
         """
-        model = build_detector(config, overrides)
-        load_weights(model, checkpoint, part="teacher")
-        return cls(model, teacher_digest(config, checkpoint, overrides))
+        about = {"config": config, "checkpoint": str(checkpoint), "sha256": file_digest(checkpoint)}
+        about |= {"model": _what_answers(block)}
+        teacher = cls(build_detector(block, "model.teacher"), teacher_digest(block, checkpoint), about, checkpoint)
+        if not later:
+            teacher.loaded()
+        return teacher
 
     @torch.no_grad()
     def extract(self, batch: Batch, taps: Collection[str]) -> dict[str, Any]:
         """In eval mode whatever was called on the model in between; nothing but the named taps."""
         wanted = frozenset(taps)
-        self.model.eval()
+        own = self.loaded().eval()
 
         def answer(model: Detector) -> dict[str, Any]:
             found = model.extract(batch, wanted)
             return {tap: found[tap] for tap in taps}
 
         if wanted not in self.folded:
-            self.folded[wanted] = fold_batch_norm(self.model, answer)
+            self.folded[wanted] = fold_batch_norm(own, answer)
         return answer(self.folded[wanted])
 
     def loaded(self) -> Detector:
+        if self._checkpoint is not None:
+            load_weights(self.model, self._checkpoint, part="teacher")
+            self._checkpoint = None
+            for function in self._moves:
+                self.model._apply(function)
         return self.model
 
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
-        self.model._apply(function)
         self.folded.clear()
+        if self._checkpoint is None:
+            self.model._apply(function)
+        else:
+            self._moves.append(function)
 
 
 class StoredTeacher(Teacher):
-    """A teacher whose answers are kept on disk; its weights are loaded when it is first asked something new.
+    """A teacher whose answers are kept on disk; the teacher itself is asked what it was not asked before.
 
-    What it says is what the file says, also when it has just been written: float16 numbers, see `answers`.
+    What it says is what the file says, also when it has just been written, see `answers`.
 
     Args:
-        config, checkpoint: of the detector.
+        source: the teacher.
         folder: of answers; those of other teachers may be there too.
-        overrides: of the config by dotted key.
-
-    Raises:
-        FileNotFoundError: no such config or checkpoint.
-        ValueError: see `build_detector`.
     """
 
-    def __init__(
-        self,
-        config: str | Path,
-        checkpoint: str | Path,
-        folder: str | Path,
-        overrides: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model = build_detector(config, overrides).requires_grad_(False).eval()
-        self.digest = teacher_digest(config, checkpoint, overrides)
-        about = {"config": str(config), "checkpoint": str(checkpoint), "sha256": file_digest(checkpoint)}
-        about |= {"overrides": dict(overrides)} if overrides else {}
-        self.answers = Answers(Path(folder) / self.digest, about)
-        self._checkpoint = checkpoint
-        self._live: LiveTeacher | None = None
+    def __init__(self, source: Teacher, folder: str | Path) -> None:
+        self.source, self.model, self.digest = source, source.model, source.digest
+        self.about = {**source.about, "digest": source.digest, **plain_outline(source.model)}
+        self.answers = Answers(Path(folder) / self.digest, self.about)
 
     def extract(self, batch: Batch, taps: Collection[str]) -> dict[str, Any]:
         """
@@ -188,64 +202,70 @@ class StoredTeacher(Teacher):
         found = [self._answer(batch.alone(k), taps) for k in range(len(batch))]
         return {tap: join([answer[tap] for answer in found], batch.device) for tap in taps}
 
-    def loaded(self) -> Detector:
-        return self._ask(next(self.model.parameters()).device).model
+    def loaded(self) -> Detector | Outline:
+        return self.source.loaded()
 
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
-        if self._live is not None:
-            self._live.move(function)
+        self.source.move(function)
 
     def _answer(self, sample: Batch, taps: Collection[str]) -> dict[str, Any]:
         stored = self.answers.read(sample, taps)
         missing = [tap for tap in taps if tap not in stored]
         if missing:
-            answers = self._ask(sample.device).extract(sample, missing)
+            answers = self.source.extract(sample, missing)
             stored |= self.answers.write(sample, {tap: answers[tap] for tap in missing})
         return stored
 
-    def _ask(self, device: torch.device) -> LiveTeacher:
-        if self._live is None:
-            load_weights(self.model, self._checkpoint, part="teacher")
-            self._live = LiveTeacher(self.model.to(device), self.digest)
-        return self._live
 
+def teacher_digest(block: Mapping[str, Any], checkpoint: str | Path) -> str:
+    """Of what decides a teacher's answers: its weights and its model block.
 
-def teacher_digest(config: str | Path, checkpoint: str | Path, overrides: Mapping[str, Any] | None = None) -> str:
-    """Of what decides a teacher's answers: its weights, and the `model` block of its config with `overrides`.
-
-    Configs that this block names are part of it; checkpoints are not, as the teacher's own holds all weights.
+    Checkpoints that the block names are no part of it, as the teacher's own holds all weights.
 
     Raises:
-        FileNotFoundError: no such config or checkpoint.
-        ValueError: an override has an unknown key.
+        FileNotFoundError: no such checkpoint.
     """
-    content = {"weights": file_digest(checkpoint), "model": _resolved(load_config(config, overrides or {}).model)}
+    content = {"weights": file_digest(checkpoint), "model": _what_answers(block)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _resolved(value: Any) -> Any:
+def _what_answers(value: Any) -> Any:
+    """A model block without files, demands on scores, and where named models in it come from."""
     if isinstance(value, Mapping):
-        own = {k: _resolved(v) for k, v in value.items() if k not in ("checkpoint", "min_score", "metric")}
-        if isinstance(value.get("config"), str):
-            own["config"] = _resolved(load_config(value["config"]).model)
-        return own
-    return [_resolved(v) for v in value] if isinstance(value, (list, tuple)) else value
+        left_out = {"checkpoint", "min_score", "metric"}
+        if is_named(value):
+            left_out |= {"config", "overrides", "data", "config_digest"}
+        return {k: _what_answers(v) for k, v in value.items() if k not in left_out}
+    return [_what_answers(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def check_score(teacher: Teacher, checkpoint: str | Path, metric: str, min_score: float, evaluate: Evaluate) -> float:
-    """The teacher's validation score, recorded beside its checkpoint or measured now.
+def check_score(
+    teacher: Teacher, checkpoint: str | None, metric: str, min_score: float, evaluate: Evaluate, key: str
+) -> float:
+    """The teacher's validation score: of its metadata, recorded beside its checkpoint, or measured now.
+
+    Args:
+        key: of its block in the config.
 
     Raises:
-        ValueError: the score is below `min_score`.
+        ValueError: the score is below `min_score`, or nowhere to be had.
     """
-    score, source = recorded_score(checkpoint, metric), f"recorded in {metadata_path(checkpoint)}"
+    score, source = (teacher.about.get("metrics") or {}).get(metric), "recorded with its answers"
+    if score is None and checkpoint is not None:
+        score, source = recorded_score(checkpoint, metric), f"recorded in {metadata_path(checkpoint)}"
     if score is None:
-        metrics = evaluate(teacher.loaded())
+        model = teacher.loaded()
+        if not isinstance(model, Trainable):
+            raise ValueError(
+                f"no {metric} of the teacher {key} is recorded, and only detectors of this project can be evaluated "
+                f"here, so it cannot be compared with {key}.min_score; set that to null"
+            )
+        metrics = evaluate(model)
         if metric not in metrics:
-            raise ValueError(f"the evaluation gives no {metric!r}{nearest(metric, metrics)}; set model.teacher.metric")
-        score, source = float(metrics[metric]), "measured now"
-    refuse_weak(score, checkpoint, metric, min_score, source, "model.teacher")
-    return score
+            raise ValueError(f"the evaluation gives no {metric!r}{nearest(metric, metrics)}; set {key}.metric")
+        score, source = metrics[metric], "measured now"
+    refuse_weak(float(score), checkpoint or teacher.digest, metric, min_score, source, key)
+    return float(score)
 
 
 def refuse_weak(score: float, checkpoint: str | Path, metric: str, min_score: float, source: str, key: str) -> None:

@@ -51,6 +51,7 @@ _SIMILAR_DATA = (
     "PointsRangeFilter.point_cloud_range",
     "PointsRangeFilter.radar_range",
 )
+_SIZES = ("image_size", "ImageAug3D.final_dim")
 # Of one frame's points and those of its sweeps.
 _SAME_POINTS = ("use_dim", "reduce_beams", "max_distance")
 
@@ -88,11 +89,12 @@ def disagreements(cfg: Mapping[str, Any], checkpoint: str | Path | None = None) 
             with contextlib.suppress(TypeError, ValueError, LookupError):
                 found += rule(model, data)
         if model.trained_on:
-            found += _between(data, model.trained_on)
+            apart = (*_SIZES, *(("object_classes",) if model.maps_classes else ()))
+            found += _between(data, model.trained_on, apart)
     run = None if checkpoint is None else Path(checkpoint).resolve().parent / "configs.yaml"
     if run is not None and run.is_file():
         trained = data_sides(load_config(run), f" of {run}")
-        found += _between(data, trained, ("image_size", "ImageAug3D.final_dim"))
+        found += _between(data, trained)
     return list({each.sentence: each for each in found}.values())
 
 
@@ -108,9 +110,13 @@ def _within(data: Sequence[DataSide]) -> Iterator[Disagreement]:
 
 
 def _between(
-    data: Sequence[DataSide], others: Sequence[DataSide], apart: Sequence[str] = ("image_size", "ImageAug3D.final_dim")
+    data: Sequence[DataSide], others: Sequence[DataSide], apart: Sequence[str] = _SIZES
 ) -> Iterator[Disagreement]:
-    """The data of this config and that which a network was trained on; sizes are left to the network's own settings."""
+    """The data of this config and that which a network was trained on.
+
+    Args:
+        apart: what may differ; sizes are left to the network's own settings.
+    """
     for key in (*_SAME_DATA, *_SIMILAR_DATA):
         mine, theirs = _grouped(data, key), _grouped(others[:1], key)
         if key in apart or not theirs:
@@ -198,6 +204,8 @@ def _depth_bins(cfg: Mapping[str, Any]) -> Iterator[Disagreement]:
 def _classes(model: ModelSide, data: Sequence[DataSide]) -> Iterator[Disagreement]:
     tasks, count = model.get("heads.object.tasks"), model.get("heads.object.num_classes")
     listed = [name for task in tasks for name in task] if tasks is not None else model.get("classes")
+    if model.maps_classes:
+        return
     key = model.name("heads.object.tasks" if tasks is not None else "classes")
     for names, classes in [*_grouped(data, "object_classes"), *_grouped(data, "classes")]:
         if listed is not None and list(classes) != list(listed):

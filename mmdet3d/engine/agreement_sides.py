@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmdet3d.config import load_config
 from mmdet3d.registry import DATASETS, MODELS, TRANSFORMS, Registry
 
 __all__ = ["DataSide", "Disagreement", "ModelSide", "data_sides", "model_sides", "shown"]
@@ -73,12 +72,14 @@ class ModelSide:
         block: its arguments.
         trained_on: the data sets of the config that trained it, if that is another one.
         part: its name in the model that names its config, such as `teacher`; empty for that model itself.
+        maps_classes: it teaches with a centre-based head, whose classes are matched to the student's by name.
     """
 
     key: str
     block: Mapping[str, Any]
     trained_on: tuple[DataSide, ...] = ()
     part: str = ""
+    maps_classes: bool = False
 
     def has(self, key: str) -> bool:
         return self.get(key) is not None
@@ -114,24 +115,22 @@ def data_sides(cfg: Mapping[str, Any], whose: str = "") -> list[DataSide]:
 def model_sides(cfg: Mapping[str, Any], where: str = "") -> list[ModelSide]:
     """The model of a config and those of the configs that it names, such as a teacher's and a student's.
 
-    A network that starts from no checkpoint was trained on nothing yet. Files that cannot be read are left to whoever
-    builds the model.
+    A network that starts from no checkpoint was trained on nothing yet.
     """
     model = cfg.get("model")
     if not isinstance(model, Mapping):
         return []
     sides = [ModelSide(f"model{where}", model)]
-    for key, block in model.items():
-        if not isinstance(block, Mapping) or not isinstance(block.get("config"), str):
+    several = model.get("teachers") or {}
+    for key, block in [*model.items(), *((f"teachers.{name}", several[name]) for name in several)]:
+        if not isinstance(block, Mapping) or not isinstance(block.get("model"), Mapping):
             continue
-        try:
-            inner = load_config(block["config"], block.get("overrides") or {})
-        except (OSError, ValueError):
-            continue
-        whose = f" of {block['config']} (model.{key})"
-        trained = tuple(data_sides(inner, whose)) if block.get("checkpoint") else ()
-        first, *others = model_sides(inner, whose) or [None]
-        sides += [] if first is None else [ModelSide(first.key, first.block, trained, key), *others]
+        whose = f" of {block['config']} (model.{key})" if "config" in block else f" of model.{key}"
+        trained = tuple(data_sides(block, whose)) if block.get("checkpoint") else ()
+        first, *others = model_sides(block, whose) or [None]
+        if first is not None:
+            maps_classes = key.startswith("teacher") and first.get("heads.object.tasks") is not None
+            sides += [ModelSide(first.key, first.block, trained, key, maps_classes), *others]
     return sides
 
 

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from mmdet3d.config import Config
 from mmdet3d.datasets import MixedDataset, build_split
 from mmdet3d.distill import Distiller, StoredTeacher
+from mmdet3d.distill.adapters import unadapted
 from mmdet3d.engine import distributed
 from mmdet3d.engine.agreement import check_agreement
 from mmdet3d.engine.data import TrainSampler, batches, build_loader
@@ -17,15 +18,19 @@ from mmdet3d.models import build_model
 __all__ = ["store_answers"]
 
 
-def store_answers(cfg: Config) -> StoredTeacher:
-    """Ask the teacher about every view of every training sample; what is stored already is not asked again.
+def store_answers(cfg: Config) -> list[StoredTeacher]:
+    """Ask the teachers that keep answers about every view of every training sample.
 
-    Frames of `data.unlabelled` are among them, unless all losses need labels.
+    What is stored already is not asked again. Frames of `data.unlabelled` are among them, unless all losses need
+    labels.
 
     Every rank must call; they share the samples.
 
     Args:
-        cfg: of a distillation with `model.teacher.answers`; the teacher's score is not looked at.
+        cfg: of a distillation with `model.teacher.answers`, or `model.teachers.NAME.answers`; scores are not looked at.
+
+    Returns:
+        Those teachers.
 
     Raises:
         ValueError: another config, or samples that do not come back; see also `StoredTeacher`.
@@ -39,8 +44,9 @@ def store_answers(cfg: Config) -> StoredTeacher:
         raise ValueError(
             f"the config describes a {cfg.model['type']} without distillation losses; only with them is a teacher asked"
         )
-    model.to(device).setup_training(lambda _: {})
-    if not isinstance(model.instructor, StoredTeacher):
+    model.to(device).setup_training(None)
+    stored = [each for each in map(unadapted, model.instructors.values()) if isinstance(each, StoredTeacher)]
+    if not stored:
         raise ValueError("model.teacher.answers names no folder; pass --model.teacher.answers FOLDER")
     dataset = build_split(cfg.data, "train", settings.seed, model.training_inputs)
     if isinstance(dataset, MixedDataset) and all(loss.needs_labels for loss in model.losses.values()):
@@ -57,4 +63,4 @@ def store_answers(cfg: Config) -> StoredTeacher:
                 with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
                     model.taught(batch.to(device))
                 bar.update()
-    return model.instructor
+    return stored

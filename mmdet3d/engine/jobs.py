@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from mmdet3d.datasets import build_split, check_data
 from mmdet3d.engine import distributed
 from mmdet3d.engine.agreement import check_agreement
 from mmdet3d.engine.checkpoint import LoadReport, RunCheckpoints, load_checkpoint
-from mmdet3d.engine.config_files import refuse_changed_files
 from mmdet3d.engine.evaluate import predict
 from mmdet3d.engine.logging import get_logger, hold_log, log_to_folder
+from mmdet3d.engine.resuming import model_changes
 from mmdet3d.engine.run_dir import begin_run, choose_run_dir
+from mmdet3d.engine.run_record import write_record
 from mmdet3d.engine.settings import Settings
 from mmdet3d.engine.trainer import Trainer, seed_everything
 from mmdet3d.models import build_model
@@ -27,11 +28,12 @@ from mmdet3d.structures import Detections3D
 __all__ = ["predict_split", "train", "train_recipe_run"]
 
 
-def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None) -> Path:
+def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None, said: Sequence[str] = ()) -> Path:
     """Train what `cfg` describes. Nothing is printed or written before everything is built and its weights are loaded.
 
     Args:
         config_path: where `cfg` was read, which names the folder if `run_dir` is None.
+        said: warnings for the log of the run.
 
     Returns:
         The folder of the run.
@@ -40,7 +42,7 @@ def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None) -> P
         ValueError, FileNotFoundError: see `check_agreement`, `choose_run_dir`, `Trainer` and what the config builds.
     """
     Settings.from_config(cfg)
-    doubts = check_agreement(cfg)
+    doubts = [*said, *check_agreement(cfg)]
     device = distributed.init()
     folder = choose_run_dir(run_dir, config_path, cfg)
     hold_log()
@@ -90,7 +92,13 @@ def _fit(
         parameters = sum(p.numel() for p in model.parameters())
         get_logger().info("%d training samples, %d parameters", len(train_dataset), parameters)
         trainer = Trainer(model, train_dataset, val_dataset, cfg, folder, device)
-    trainer.fit(begin)
+
+    @functools.cache
+    def begin_and_record() -> None:
+        begin()
+        write_record(folder, cfg, trainer.device)
+
+    trainer.fit(begin_and_record)
 
 
 def predict_split(
@@ -112,8 +120,7 @@ def predict_split(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: settings that contradict each other, weights that do not fit the model, a config file that it is
-            built from has changed since they were trained (`refuse_changed_files`), or a sample is damaged.
+        ValueError: settings that contradict each other, weights that do not fit the model, or a sample is damaged.
     """
     doubts = check_agreement(cfg, checkpoint)
     with distributed.together():
@@ -121,10 +128,12 @@ def predict_split(
         dataset = build_split(data, split, 0, model.inputs, test_mode=True)
         check_data(dataset, model.inputs, "the data set to test on")
         report = load_checkpoint(model, checkpoint)
-        remedy = "give a file that holds it as the `config` of that part, such as --model.student.config FILE"
-        refuse_changed_files(report.metadata.get("config_files"), cfg.model, checkpoint, remedy)
         if len(dataset):
             dataset[0]  # a pipeline that cannot work, or a broken file, leaves nothing behind
+    if changed := model_changes(report.metadata.get("model_config"), cfg.model):
+        doubts.append(
+            f"{checkpoint} was trained with another model ({changed}); to test that one, give its run's configs.yaml"
+        )
     begin()
     for doubt in doubts:
         get_logger().warning("%s", doubt)

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdet3d.config import Config, load_config, parse_yaml
+from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import build_dataset
 from mmdet3d.engine.checkpoint import RunCheckpoints
-from mmdet3d.engine.config_files import refuse_changed_files
 from mmdet3d.engine.executor import Spent, Task
 from mmdet3d.engine.recipe_file import Recipe
-from mmdet3d.engine.resuming import changed_keys, shown_changes
+from mmdet3d.engine.resuming import config_changes
 from mmdet3d.interop.checkpoints import metadata_path
 
 __all__ = ["DataRoots", "Node", "build_graph", "data_root"]
@@ -84,23 +83,20 @@ class Node:
         settings = self.folder / "configs.yaml"
         if not settings.is_file():
             return
-        texts = settings.read_text(), self.config.dump()
-        found, wanted = (_portable(parse_yaml(text), checkpoints) for text in texts)
-        if changed := changed_keys(found, wanted):
+        configs = load_config(settings), self.config
+        found, wanted = (_portable(config.to_dict(), checkpoints) for config in configs)
+        if changed := config_changes(found, wanted):
             raise ValueError(
-                f"{self.folder} holds a run of another config ({shown_changes(found, wanted, changed)}); remove that "
-                "folder to train it anew, or choose another --run-dir"
+                f"{self.folder} holds a run of another config ({changed}); remove that folder to train it anew, or "
+                "choose another --run-dir"
             )
-        if (metadata := self._metadata()) is not None:
-            remedy = f"remove the folder {self.folder} to train it anew, or choose another --run-dir"
-            refuse_changed_files(metadata.get("config_files"), self.config.get("model"), self.weights, remedy)
-            recorded = self._noted().get("starts")
-            for name, digest in self._digests().items() if recorded else ():
-                if recorded.get(name) != digest:
-                    raise ValueError(
-                        f"{self.folder} was trained from weights of {name} that are not those of its folder now; "
-                        f"{remedy}"
-                    )
+        recorded = self._noted().get("starts") if self._metadata() is not None else None
+        for name, digest in self._digests().items() if recorded else ():
+            if recorded.get(name) != digest:
+                raise ValueError(
+                    f"{self.folder} was trained from weights of {name} that are not those of its folder now; remove "
+                    f"the folder {self.folder} to train it anew, or choose another --run-dir"
+                )
 
     def prepare(self) -> None:
         """Make the folder, with the config that the process reads."""
@@ -202,9 +198,12 @@ def build_graph(
 
 
 def _portable(value: Any, checkpoints: Collection[str]) -> Any:
-    """A config in which checkpoints of the recipe are relative to its run folder, however that one was written."""
+    """A config in which checkpoints of the recipe are relative to its run folder, however that one was written.
+
+    Without digests of config files, which change with settings that no part of the run uses.
+    """
     if isinstance(value, Mapping):
-        return {key: _portable(item, checkpoints) for key, item in value.items()}
+        return {key: _portable(item, checkpoints) for key, item in value.items() if key != "config_digest"}
     if isinstance(value, list):
         return [_portable(item, checkpoints) for item in value]
     if isinstance(value, str):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdet3d.config import parse_yaml
+from mmdet3d.config import composed, parse_yaml
 
-__all__ = ["MAY_CHANGE", "changed_keys", "refuse_changes", "shown_changes"]
+__all__ = ["MAY_CHANGE", "config_changes", "model_changes", "refuse_another_training", "refuse_changes"]
 
 # Keys, with all below them. What they decide is taken up anew at the next step, or is no part of the result.
 MAY_CHANGE = (
@@ -29,8 +30,11 @@ MAY_CHANGE = (
     "load_from",
     "resume_from",
 )
+_NO_PART_OF_THE_RESULT = ("data.workers_per_gpu", "data.cache", "data.cache_limit", "imports", "resume_from")
 # Where files lie, wherever the key stands: a run may be moved.
-_PLACES = ("dataset_root", "checkpoint", "answers", "config")
+_PLACES = ("dataset_root", "checkpoint", "answers")
+# Of a model that stands in full: where it was taken from.
+_ORIGINS = ("config", "overrides", "data", "config_digest")
 _SHOWN = 6
 
 
@@ -45,40 +49,77 @@ def refuse_changes(run: Path, config: Mapping[str, Any], config_path: str | Path
     before = parse_yaml(saved.read_text()) if saved.is_file() else None
     if not isinstance(before, Mapping):
         return
-    refused = [key for key in changed_keys(before, config) if not _may_change(key)]
-    if refused:
-        shown = shown_changes(before, config, refused)
+    if isinstance(before.get("model"), Mapping):  # of a run of old, whose config only names teacher and student
+        before = {**before, "model": composed(before["model"])}
+    changes = (each for each in _differences(before, config) if not _may_change(each[0]))
+    if changed := _listed(changes):
         raise ValueError(
-            f"{run} was begun with another config ({shown}); to go on as it was: python tools/train.py --resume "
+            f"{run} was begun with another config ({changed}); to go on as it was: python tools/train.py --resume "
             f"{run}; to train with the new config from its weights: python tools/train.py {config_path} --load_from "
             f"{run / 'latest.safetensors'}"
         )
 
 
-def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The dotted keys of two configs whose values differ, or that only one of them has."""
-    old, new = dict(_flat(before)), dict(_flat(now))
-    return [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
+def refuse_another_training(before: Mapping[str, Any], config: Mapping[str, Any], run: Path) -> None:
+    """Raises ValueError if a config differs from that of `run` in more than where files lie and how they are read."""
+    changes = (each for each in _differences(before, config) if each[0] not in _NO_PART_OF_THE_RESULT)
+    if changed := _listed(changes):
+        raise ValueError(
+            f"this would not be the training of {run} again ({changed}); leave these out, or train it as another one: "
+            f"python tools/train.py {run / 'configs.yaml'}"
+        )
 
 
-def shown_changes(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """The first few of the keys with both values, for a message."""
-    old, new = dict(_flat(before)), dict(_flat(now))
-    listed = "; ".join(f"{key}: {old.get(key)!r}, now {new.get(key)!r}" for key in keys[:_SHOWN])
-    return listed + (f"; and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
+def config_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two configs, places of files included: `key: value of then, now value`, the first few."""
+    return _listed(_differences(before, now, places=()))
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves by dotted key."""
-    if isinstance(value, Mapping) and value:
-        for name, item in value.items():
-            yield from _flat(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
-        for place, item in enumerate(value):
-            yield from _flat(item, f"{key}.{place}")
-    else:
-        yield key, list(value) if isinstance(value, tuple) else value
+def model_changes(trained: Mapping[str, Any] | None, model: Mapping[str, Any] | None) -> str:
+    """What differs between the model block that a checkpoint was trained with and another one, key by key.
+
+    Args:
+        trained: `model_config` of the checkpoint's metadata; None if it has none, which differs from nothing.
+
+    Returns:
+        `key: value of then, now value`, the first few; empty if none that matters differs.
+    """
+    # Through JSON, as the metadata went, where keys are text.
+    return _listed(_differences(trained, json.loads(json.dumps(model)), "model")) if trained else ""
+
+
+def _differences(
+    old: Any, new: Any, key: str = "", places: Collection[str] = _PLACES
+) -> Iterator[tuple[str, Any, Any]]:
+    """Key and both values, at the innermost place that both have, but for `places` of files."""
+    last = key.rpartition(".")[2]
+    if last in places or (key.startswith("model.") and last in _ORIGINS):
+        return
+    if not key.startswith("model."):  # where a block that is not there is a part that is off
+        old, new = ({} if a is None and isinstance(b, Mapping) else a for a, b in ((old, new), (new, old)))
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in (*old, *(k for k in new if k not in old)):
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name), places)
+    elif all(isinstance(each, (list, tuple)) for each in (old, new)) and len(old) == len(new):
+        if any(isinstance(item, Mapping) for item in (*old, *new)):
+            for place, pair in enumerate(zip(old, new, strict=True)):
+                yield from _differences(*pair, f"{key}.{place}", places)
+        elif list(old) != list(new):
+            yield key, old, new
+    elif old != new:
+        yield key, old, new
+
+
+def _listed(differences: Iterable[tuple[str, Any, Any]]) -> str:
+    found = [f"{key}: {_short(old)}, now {_short(new)}" for key, old, new in differences]
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return "; ".join(found[:_SHOWN]) + more
 
 
 def _may_change(key: str) -> bool:
-    return key.rpartition(".")[2] in _PLACES or any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
+    return any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
+
+
+def _short(value: Any, most: int = 100) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -27,7 +27,6 @@ from mmdet3d.engine.checkpoint import (
     set_random_state,
 )
 from mmdet3d.engine.compilation import compile_dense_stages
-from mmdet3d.engine.config_files import file_digests, refuse_changed_files
 from mmdet3d.engine.data import DetectionDataset, batches, build_loader, train_sampler
 from mmdet3d.engine.divergence import Divergence
 from mmdet3d.engine.ema import EMA
@@ -35,6 +34,7 @@ from mmdet3d.engine.evaluate import evaluate, metrics_table
 from mmdet3d.engine.interrupt import Interrupt, Interrupted
 from mmdet3d.engine.logging import Window, Writer, finite, get_logger
 from mmdet3d.engine.optimizer import build_optimizer
+from mmdet3d.engine.resuming import model_changes
 from mmdet3d.engine.schedule import LearningRate, Momentum
 from mmdet3d.engine.settings import Settings, autocast_dtype
 from mmdet3d.interop.checkpoints import load_state
@@ -114,7 +114,6 @@ class Trainer:
         patience = None if scaled else math.ceil(s.log_interval / s.cumulative_iters)
         self._divergence = Divergence(self.run_dir, patience)
         self._checkpoints = RunCheckpoints(self.run_dir, s.checkpoint["max_keep_ckpts"])
-        self._config_files = file_digests(self._cfg_model)
         self._ema: EMA | None = None
         self._best: dict[str, Any] | None = None
         self._interrupt = Interrupt()
@@ -174,8 +173,11 @@ class Trainer:
         with distributed.together():
             if s.resume_from:
                 resumed = read_training_state(s.resume_from)
-                remedy = f"train with what it holds now from these weights: --load_from {s.resume_from}"
-                refuse_changed_files(resumed[1].get("config_files"), self._cfg_model, s.resume_from, remedy)
+                if changed := model_changes(resumed[1].get("model_config"), self._cfg_model):
+                    raise ValueError(
+                        f"{s.resume_from} was trained with another model ({changed}); bring that config back, or train "
+                        f"the new one from these weights: --load_from {s.resume_from}"
+                    )
                 self._check_resumable(resumed[0])
                 self._load_resumed_weights(resumed[0])
             elif s.load_from:
@@ -464,7 +466,7 @@ class Trainer:
             "best": self._best,
             "model": type(self.model).__name__,
             "averaged": self._ema is not None,
-            "config_files": self._config_files,
+            "model_config": self._cfg_model,
             "versions": {"mmdet3d": __version__, "torch": torch.__version__},
             "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         }

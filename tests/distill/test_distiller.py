@@ -11,7 +11,7 @@ from distill_inputs import batch_of, center_head
 from safetensors.torch import save_file
 from torch import nn
 
-from mmdet3d.config import load_config
+from mmdet3d.config import composed, load_config
 from mmdet3d.distill import Distiller
 from mmdet3d.distill.losses import DistillLoss
 from mmdet3d.engine.ema import EMA
@@ -124,17 +124,15 @@ def files(tmp_path):
 
 
 def make(files, losses=LOSSES, teacher=(), student=()):
-    return Distiller(
-        teacher={"config": files["teacher"], "checkpoint": files["teacher_weights"], **dict(teacher)},
-        student={
-            "config": files["student"],
-            "checkpoint": files["student_weights"],
-            "overrides": {"model.calibrated": True},
-            "new_modules": ["activation"],
-            **dict(student),
-        },
-        losses=losses,
-    )
+    student = {
+        "config": files["student"],
+        "checkpoint": files["student_weights"],
+        "overrides": {"model.calibrated": True},
+        "new_modules": ["activation"],
+        **dict(student),
+    }
+    teacher = {"config": files["teacher"], "checkpoint": files["teacher_weights"], **dict(teacher)}
+    return Distiller(losses=losses, **composed({"teacher": teacher, "student": student}))
 
 
 def no_evaluation(model):
@@ -179,7 +177,7 @@ def test_a_null_loss_is_off(files):
 
 
 def test_without_losses_it_is_the_control_and_needs_no_teacher(files):
-    control = Distiller(None, {"config": make(files)._student_spec.config}, {}).eval()
+    control = Distiller(losses={}, **composed({"student": {"config": files["student"]}})).eval()
     control.setup_training(no_evaluation)
     terms = control.loss(batch())
     assert set(terms) == {"loss/object/heatmap/task0"}
@@ -302,7 +300,7 @@ def test_prediction_needs_no_teacher_file_and_no_lidar(files):
     weights = trained.state_dict()
     gone = make(
         files,
-        teacher={"config": "nowhere.yaml", "checkpoint": "nowhere.pth"},
+        teacher={"checkpoint": "nowhere.pth"},
         student={"checkpoint": "nowhere.pth"},
     )
     gone.load_state_dict(weights)
@@ -398,7 +396,7 @@ def test_a_start_from_the_teacher_that_matches_nothing_is_refused(files):
         make(files, student={"init_from_teacher": ["activation"]}).init_weights()
     with pytest.raises(ValueError, match=r"names 'heatmap', but there is no model\.teacher"):
         student = {"config": files["student"], "init_from_teacher": ["heatmap"]}
-        Distiller(None, student, {}).init_weights()
+        Distiller(**composed({"student": student}), losses={}).init_weights()
 
 
 def test_resumed_weights_stay(files):
@@ -418,9 +416,9 @@ def test_missing_files_name_the_key(files):
         make(files, teacher={"checkpoint": "absent.pth"}).setup_training(no_evaluation)
 
 
-def test_other_grid_is_refused_with_both_grids(files, tmp_path):
-    other = write_config(tmp_path / "configs" / "coarse.yaml", sensor="points", cell=2.0)
-    with pytest.raises(ValueError, match=r"8x8 cells of 2x2 m.*8x8 cells of 1x1 m"):
+def test_a_teacher_that_sees_less_far_is_refused_with_both_grids(files, tmp_path):
+    other = write_config(tmp_path / "configs" / "near.yaml", sensor="points", cell=0.5)
+    with pytest.raises(ValueError, match=r"8x8 cells of 0.5x0.5 m.*8x8 cells of 1x1 m"):
         make(files, teacher={"config": other}).setup_training(no_evaluation)
 
 
@@ -432,16 +430,16 @@ def test_only_detectors_are_taught(files, tmp_path):
             {
                 "model": {
                     "type": "Distiller",
-                    "teacher": {"config": "t", "checkpoint": "c"},
+                    "teacher": None,
                     "student": student,
                     "losses": {},
                 }
             }
         )
     )
-    with pytest.raises(ValueError, match=r"nested\.yaml describes a Distiller"):
+    with pytest.raises(ValueError, match=r"model\.student describes a Distiller"):
         make(files, student={"config": str(nested), "overrides": None})
-    with pytest.raises(ValueError, match="needs a `type` key"):
+    with pytest.raises(ValueError, match=r"model\.student: nuscenes/default\.yaml describes no model"):
         make(files, student={"config": "nuscenes/default.yaml", "overrides": None})
 
 

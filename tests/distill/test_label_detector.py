@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
+from mmdet3d.config import composed, load_config
 from mmdet3d.distill import LabelEncoderDetector, LiveTeacher
 from mmdet3d.interop.checkpoints import file_digest
 from mmdet3d.models import build_model
@@ -45,9 +49,13 @@ def files(tmp_path: Path, lidar_state: dict[str, torch.Tensor]) -> dict[str, str
 @pytest.fixture
 def model(files: dict[str, str]) -> LabelEncoderDetector:
     torch.manual_seed(0)
-    made = LabelEncoderDetector(files, ENCODER)
-    made.init_weights()
-    return made
+    model = made(files)
+    model.init_weights()
+    return model
+
+
+def made(detector: dict[str, Any], encoder: Mapping[str, Any] = MappingProxyType({})) -> LabelEncoderDetector:
+    return LabelEncoderDetector(composed({"detector": detector})["detector"], {**ENCODER, **encoder})
 
 
 def fit(model: torch.nn.Module, batch: Batch, steps: int) -> list[float]:
@@ -69,11 +77,11 @@ def labels_only(batch: Batch) -> Batch:
 
 def test_the_detector_block_takes_overrides_of_its_config(files):
     block = files | {"overrides": {"model.heads.object.loss_bbox": {"type": "L1Loss", "loss_weight": 0.5}}}
-    assert LabelEncoderDetector(block, ENCODER).heads["object"].loss_bbox.loss_weight == 0.5
+    assert made(block).heads["object"].loss_bbox.loss_weight == 0.5
 
 
 def test_the_detector_is_loaded_and_its_taps_are_exposed(model, files):
-    alone = LiveTeacher.load(files["config"], files["checkpoint"])
+    alone = LiveTeacher.load(load_config(files["config"]).model, files["checkpoint"])
     assert model.taps == (*alone.model.taps, "label_encoder", "heads.label")
     batch = make_batch()
     levels = model.eval().extract(batch, {"decoder.backbone", "label_encoder"})
@@ -127,25 +135,23 @@ def test_ground_truth_is_needed_to_predict(model):
 
 
 def test_one_file_holds_encoder_and_detector_and_loads_strictly(model, files, tmp_path):
-    (tmp_path / "configs" / "label.yaml").write_text(
-        yaml.safe_dump({"model": {"type": "LabelEncoderDetector", "detector": files, "label_encoder": ENCODER}})
-    )
+    block = composed({"type": "LabelEncoderDetector", "detector": files, "label_encoder": ENCODER})
     state = model.state_dict()
     assert {k.partition(".")[0] for k in state} == {"detector", "label_encoder"}
     save_file(state, tmp_path / "label.safetensors")
     Path(files["checkpoint"]).unlink()
-    teacher = LiveTeacher.load(tmp_path / "configs" / "label.yaml", tmp_path / "label.safetensors")
+    teacher = LiveTeacher.load(block, tmp_path / "label.safetensors")
     assert all(torch.equal(v, state[k]) for k, v in teacher.model.state_dict().items())
     features = teacher.extract(make_batch(), {"decoder.backbone", "label_encoder", "heads.object"})
     assert not any(v.requires_grad for v in features["label_encoder"])
     del state["label_encoder.ln2.weight"]
     save_file(state, tmp_path / "partial.safetensors")
     with pytest.raises(ValueError, match=r"missing.*label_encoder\.ln2\.weight"):
-        LiveTeacher.load(tmp_path / "configs" / "label.yaml", tmp_path / "partial.safetensors")
+        LiveTeacher.load(block, tmp_path / "partial.safetensors")
 
 
 def test_a_detector_that_scores_too_low_or_is_not_scored_is_refused(files):
-    wanted = LabelEncoderDetector({**files, "min_score": 0.3}, ENCODER)
+    wanted = made({**files, "min_score": 0.3})
     with pytest.raises(ValueError, match=r"no object/map of .* is recorded.*--model.detector.min_score null"):
         wanted.init_weights()
     side = Path(files["checkpoint"]).with_suffix(".json")
@@ -170,7 +176,7 @@ def test_a_detector_that_scores_too_low_or_is_not_scored_is_refused(files):
 )
 def test_bad_settings_are_named(files, detector, encoder, message):
     with pytest.raises(ValueError, match=message):
-        LabelEncoderDetector({**files, **detector}, {**ENCODER, **encoder})
+        made({**files, **detector}, encoder)
 
 
 def test_a_head_that_is_no_center_head_is_named(files, tmp_path):
@@ -178,10 +184,10 @@ def test_a_head_that_is_no_center_head_is_named(files, tmp_path):
     model = model_config("lidar", fuser=None) | {"heads": {"object": TRANSFUSION_HEAD}}
     config.write_text(yaml.safe_dump({"model": yaml.safe_load(json.dumps(model))}))
     with pytest.raises(ValueError, match=r"through a CenterHead, but .*transfusion\.yaml has a TransFusionHead"):
-        LabelEncoderDetector({**files, "config": str(config)}, ENCODER)
+        made({**files, "config": str(config)})
 
 
 def test_a_missing_checkpoint_is_named(files):
     Path(files["checkpoint"]).unlink()
     with pytest.raises(FileNotFoundError, match=r"model.detector.checkpoint: .* does not exist; train or download it"):
-        LabelEncoderDetector(files, ENCODER).init_weights()
+        made(files).init_weights()

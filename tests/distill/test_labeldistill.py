@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from mmdet3d.config import composed
 from mmdet3d.distill import Distiller, LabelEncoderDetector
 from mmdet3d.engine.ema import EMA
 from mmdet3d.interop.checkpoints import load_weights
@@ -46,7 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     def write(name: str, model: dict) -> str:
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"model": json.loads(json.dumps(model))}))
-        save_file(build_model(model).state_dict(), folder / f"{name}.safetensors")
+        save_file(build_model(composed(model)).state_dict(), folder / f"{name}.safetensors")
         return str(path)
 
     detector = {"config": write("lidar", lidar_config()), "checkpoint": str(folder / "lidar.safetensors")}
@@ -59,11 +60,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def make(files: dict[str, str], losses: dict) -> Distiller:
     folder = files["folder"]
-    distiller = Distiller(
-        teacher={"config": files["teacher"], "checkpoint": f"{folder}/teacher.safetensors"},
-        student={"config": files["student"], "checkpoint": f"{folder}/student.safetensors"},
-        losses=losses,
-    )
+    parts = {r: {"config": files[r], "checkpoint": f"{folder}/{r}.safetensors"} for r in ("teacher", "student")}
+    distiller = Distiller(losses=losses, **composed(parts))
     distiller.init_weights()
     distiller.setup_training(lambda model: {})
     return distiller

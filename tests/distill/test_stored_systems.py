@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 
 from mmdet3d.config import load_config
 from mmdet3d.distill import LiveTeacher, StoredTeacher
-from mmdet3d.distill.distiller import _listed
 from mmdet3d.distill.teacher import build_detector
 from mmdet3d.structures import Batch, Boxes3D, Calibration, ImageObjects, Sample
 
@@ -82,37 +81,38 @@ def road(number: int, size: tuple[int, int]) -> Sample:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_stored_answers_are_the_teachers(name: str, tmp_path: Path) -> None:
     cfg = load_config(name)
-    config, checkpoint = str(cfg.model.teacher.config), tmp_path / "teacher.safetensors"
+    block, checkpoint = cfg.model.teacher.model, tmp_path / "teacher.safetensors"
     torch.manual_seed(0)
-    save_file(build_detector(config).state_dict(), checkpoint)
-    taps = sorted({tap for loss in cfg.model.losses.values() if loss for tap in _listed(loss["teacher"])})
-    size = tuple(load_config(config).image_size)
+    save_file(build_detector(block).state_dict(), checkpoint)
+    named = [loss["teacher"] for loss in cfg.model.losses.values() if loss]
+    taps = sorted({tap for taps in named for tap in ([taps] if isinstance(taps, str) else taps)})
+    size = tuple(load_config(cfg.model.teacher.config).image_size)
     samples = [(road if "kitti" in name else street)(k, size) for k in range(2)]
     batch, turned = Batch.collate(samples), Batch.collate(samples[::-1])
 
-    live = LiveTeacher.load(config, checkpoint)
-    written = StoredTeacher(config, checkpoint, tmp_path / "answers").extract(batch, taps)
-    reader = StoredTeacher(config, checkpoint, tmp_path / "answers")
+    live = LiveTeacher.load(block, checkpoint)
+    written = StoredTeacher(live, tmp_path / "answers").extract(batch, taps)
+    reader = StoredTeacher(LiveTeacher.load(block, checkpoint, later=True), tmp_path / "answers")
     assert taps and list(written) == taps
     torch.testing.assert_close(reader.extract(batch, taps), written, rtol=0, atol=0)
     for other in (batch, turned):
         expected = live.extract(other, taps)
         torch.testing.assert_close(reader.extract(other, taps), {t: expected[t] for t in taps}, rtol=2e-3, atol=1e-4)
-    assert reader._live is None, "weights were loaded although everything is stored"
+    assert reader.source._checkpoint is not None, "weights were loaded although everything is stored"
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_folded_norms_change_no_answer(name: str) -> None:
     cfg = load_config(name)
-    config = str(cfg.model.teacher.config)
     torch.manual_seed(0)
-    teacher = LiveTeacher(build_detector(config))
+    teacher = LiveTeacher(build_detector(cfg.model.teacher.model))
     for norm in (m for m in teacher.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
         nn.init.uniform_(norm.running_var, 0.5, 2.0)
         nn.init.normal_(norm.running_mean, std=0.1)
     weights = {key: value.clone() for key, value in teacher.model.state_dict().items()}
-    taps = sorted({tap for loss in cfg.model.losses.values() if loss for tap in _listed(loss["teacher"])})
-    size = tuple(load_config(config).image_size)
+    named = [loss["teacher"] for loss in cfg.model.losses.values() if loss]
+    taps = sorted({tap for taps in named for tap in ([taps] if isinstance(taps, str) else taps)})
+    size = tuple(load_config(cfg.model.teacher.config).image_size)
     first, second = (Batch.collate([(road if "kitti" in name else street)(k, size)]) for k in range(2))
     for batch in (first, second):
         with torch.no_grad():

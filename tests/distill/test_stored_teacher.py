@@ -35,12 +35,17 @@ def files(tmp_path):
     return paths
 
 
+def block(files, role="teacher", overrides=()):
+    return load_config(files[role], overrides).model
+
+
 def stored(files) -> StoredTeacher:
-    return StoredTeacher(files["teacher"], files["teacher_weights"], files["answers"])
+    source = LiveTeacher.load(block(files), files["teacher_weights"], files["teacher"], later=True)
+    return StoredTeacher(source, files["answers"])
 
 
 def live(files) -> LiveTeacher:
-    return LiveTeacher.load(files["teacher"], files["teacher_weights"])
+    return LiveTeacher.load(block(files), files["teacher_weights"])
 
 
 def named(seed=0, views=VIEWS):
@@ -136,27 +141,27 @@ def test_the_folder_says_what_it_is(files):
 
 
 def test_other_weights_and_other_configs_are_other_teachers(files, tmp_path):
-    same = teacher.teacher_digest(files["teacher"], files["teacher_weights"])
+    same = teacher.teacher_digest(block(files), files["teacher_weights"])
     moved = tmp_path / "elsewhere.pth"
     moved.write_bytes((tmp_path / "teacher.pth").read_bytes())
-    assert teacher.teacher_digest(files["teacher"], moved) == same
-    assert teacher.teacher_digest(files["teacher"], files["student_weights"]) != same
-    assert teacher.teacher_digest(files["student"], files["teacher_weights"]) != same
+    assert teacher.teacher_digest(block(files), moved) == same
+    assert teacher.teacher_digest(block(files), files["student_weights"]) != same
+    assert teacher.teacher_digest(block(files, "student"), files["teacher_weights"]) != same
     outer = tmp_path / "configs" / "outer.yaml"
     outer.write_text(yaml.safe_dump({"model": {"type": "X", "part": {"config": files["teacher"], "checkpoint": "a"}}}))
-    before = teacher.teacher_digest(outer, moved)
+    before = teacher.teacher_digest(load_config(outer).model, moved)
     config = yaml.safe_load((tmp_path / "configs" / "teacher.yaml").read_text())
     (tmp_path / "configs" / "teacher.yaml").write_text(yaml.safe_dump({"model": config["model"] | {"cell": 2.0}}))
-    assert teacher.teacher_digest(outer, moved) != before
+    assert teacher.teacher_digest(load_config(outer).model, moved) != before
 
 
 def test_an_overridden_teacher_is_another_one(files):
-    overrides = {"model.cell": 2.0}
-    plain, changed = (teacher.teacher_digest(files["teacher"], files["teacher_weights"], o) for o in (None, overrides))
-    source = StoredTeacher(files["teacher"], files["teacher_weights"], files["answers"], overrides)
+    blocks = [block(files, overrides=o) for o in ({}, {"model.cell": 2.0})]
+    plain, changed = (teacher.teacher_digest(each, files["teacher_weights"]) for each in blocks)
+    source = StoredTeacher(LiveTeacher.load(blocks[1], files["teacher_weights"]), files["answers"])
     source.extract(named(), TAPS)
     assert source.digest == changed != plain and source.grid.cell == (2.0, 2.0)
-    assert json.loads((source.answers.folder / "metadata.json").read_text())["overrides"] == overrides
+    assert json.loads((source.answers.folder / "metadata.json").read_text())["model"]["cell"] == 2.0
 
 
 def test_a_damaged_file_is_answered_anew_with_one_warning(files, caplog):

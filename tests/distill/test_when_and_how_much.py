@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_distiller import LOSSES, batch, files, make, no_evaluation  # noqa: F401, a fixture among them
 
+from mmdet3d.config import composed
 from mmdet3d.distill import Distiller
 from mmdet3d.distill.losses import DistillLoss
 from mmdet3d.registry import MODELS
@@ -16,12 +17,9 @@ from mmdet3d.registry import MODELS
 def ready(files, losses, **balance):  # noqa: F811
     spec = make(files, losses=losses)
     if balance:
-        spec = Distiller(
-            {"config": files["teacher"], "checkpoint": files["teacher_weights"]},
-            {"config": files["student"], "overrides": {"model.calibrated": True}},
-            losses,
-            balance,
-        )
+        teacher = {"config": files["teacher"], "checkpoint": files["teacher_weights"]}
+        student = {"config": files["student"], "overrides": {"model.calibrated": True}}
+        spec = Distiller(losses=losses, balance=balance, **composed({"teacher": teacher, "student": student}))
     spec.setup_training(no_evaluation)
     return spec.train()
 

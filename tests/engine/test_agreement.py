@@ -94,14 +94,25 @@ def test_what_may_be_meant_is_said(name: str, overrides: dict, message: str) -> 
 
 
 def test_fewer_classes_everywhere_are_fine() -> None:
-    keys = {
-        "object_classes": ["car", "pedestrian"],
-        "bev_heads.object.tasks": [["car"], ["pedestrian"]],
-        "bev_heads.object.test_cfg.nms_type": ["circle", "rotate"],
-        "bev_heads.object.test_cfg.min_radius": [4, 0.175],
-        "bev_heads.object.test_cfg.nms_scale": [[1.0], [2.5]],
-    }
-    assert disagreements(load_config(RADAR, keys)) == []
+    assert disagreements(load_config(RADAR, FEWER)) == []
+
+
+FEWER = {
+    "object_classes": ["car", "pedestrian"],
+    "bev_heads.object.tasks": [["car"], ["pedestrian"]],
+    "bev_heads.object.test_cfg.nms_type": ["circle", "rotate"],
+    "bev_heads.object.test_cfg.min_radius": [4, 0.175],
+    "bev_heads.object.test_cfg.nms_scale": [[1.0], [2.5]],
+}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_teachers_classes_are_matched_by_name_and_all_else_must_agree(several: bool) -> None:
+    teacher = {"config": load_config(CRKD).model.teacher.config, "checkpoint": "t.pth", "overrides": FEWER}
+    teachers = {"model.teacher": None, "model.teachers": {"lidar": teacher}} if several else {"model.teacher": teacher}
+    assert disagreements(load_config(CRKD, teachers)) == []
+    with pytest.raises(ValueError, match=r"frame of data.* is ego, but frame of data.train of \S+ \(model.teach"):
+        check_agreement(load_config(CRKD, teachers | {"reference_frame": "ego"}))
 
 
 def test_several_contradictions_come_in_a_list() -> None:

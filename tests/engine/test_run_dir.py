@@ -69,10 +69,10 @@ def test_what_a_resumed_run_may_change(keys: dict, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "keys, named",
     [
-        ({"model__losses__cosine": None}, r"model\.losses\.cosine\.weight: 1\.0, now None"),
+        ({"model__losses__cosine": None}, r"model\.losses\.cosine: \{'weight': 1\.0\}, now None"),
         ({"data__samples_per_gpu": 4}, r"data\.samples_per_gpu: 2, now 4"),
         ({"data__train__pipeline": [{"type": "A", "n": 2}]}, r"data\.train\.pipeline\.0\.n: 1, now 2"),
-        ({"model__losses__other": {"weight": 2.0}}, r"model\.losses\.other\.weight: None, now 2\.0"),
+        ({"model__losses__other": {"weight": 2.0}}, r"model\.losses\.other: None, now \{'weight': 2\.0\}"),
     ],
 )
 def test_what_a_resumed_run_may_not_change(keys: dict, named: str, tmp_path: Path) -> None:

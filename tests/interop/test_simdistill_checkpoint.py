@@ -92,7 +92,7 @@ def published(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def published_teacher() -> dict[str, torch.Tensor]:
     """As a distillation is published, teacher and student in one; the teacher's parts are named as ours."""
     with torch.device("meta"):
-        plain = build_detector(TEACHER)
+        plain = build_detector(load_config(TEACHER).model)
     shapes = {k: tuple(v.shape) for k, v in plain.state_dict().items() if "vtransform" not in k}
     shapes |= _view_transform("encoders.camera.vtransform.") | {"trans_student.0.weight": (256, 80, 3, 3)}
     return {k: torch.empty(s, device="meta") for k, s in shapes.items()}
@@ -100,7 +100,7 @@ def published_teacher() -> dict[str, torch.Tensor]:
 
 def as_published() -> torch.nn.Module:
     with torch.device("meta"):
-        return build_detector(STUDENT, AS_PUBLISHED)
+        return build_detector(load_config(STUDENT, AS_PUBLISHED).model)
 
 
 _NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
@@ -166,10 +166,10 @@ def test_a_published_teacher_needs_the_compensation_of_its_view_transform(monkey
     monkeypatch.setattr(checkpoints, "read_weights", lambda _: (published_teacher(), {}))
     monkeypatch.setattr(teacher, "file_digest", lambda _: "digest")
     with torch.device("meta"), pytest.raises(ValueError, match=r"unexpected .*vtransform\.compensation"):
-        LiveTeacher.load(TEACHER, file)
+        LiveTeacher.load(load_config(TEACHER).model, file)
     overrides = {"model.encoders.camera.vtransform.compensation": {"points": 10, "legacy_reference_points": True}}
     with torch.device("meta"):
-        LiveTeacher.load(TEACHER, file, overrides)
+        LiveTeacher.load(load_config(TEACHER, overrides).model, file)
 
 
 def test_two_view_transforms_start_from_the_published_one():
@@ -178,13 +178,13 @@ def test_two_view_transforms_start_from_the_published_one():
         "model.encoders.simulated.share_view_transform": False,
     }
     with torch.device("meta"):
-        model = build_detector(STUDENT, separate)
+        model = build_detector(load_config(STUDENT, separate).model)
     assert any(k.startswith("encoders.simulated.vtransform.") for k in model.state_dict())
     load_state(model, published(as_published().state_dict()))
 
 
 def test_the_camera_only_student_says_what_does_not_fit():
     with torch.device("meta"):
-        model = build_detector(STUDENT)
+        model = build_detector(load_config(STUDENT).model)
     with pytest.raises(ValueError, match=r"encoders\.camera\.vtransform\.dtransform\.0\.weight"):
         load_state(model, published(model.state_dict()))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.structures import Batch
 
@@ -44,7 +45,7 @@ class DistillLoss(nn.Module, ABC):
         self._always.clear()
         return found
 
-    def bind(self, teacher: Detector, student: Detector) -> None:
+    def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         """Called once, before training, when both models exist. Raises ValueError if they do not suit this loss."""
 
     def gate(self, taught: Collection[str]) -> bool:

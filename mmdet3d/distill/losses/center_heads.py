@@ -6,23 +6,44 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
+from mmdet3d.distill.center_output import CenterOutput
 from mmdet3d.distill.losses.base import DistillLoss
+from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.models.heads.targets import Objects, gather_objects, heatmap_target
 from mmdet3d.structures import Batch
 
-__all__ = ["CenterHeadLoss", "center_head"]
+__all__ = ["CenterHeadLoss", "center_head", "center_output"]
 
 
-def center_head(detector: Detector, side: str, owner: str) -> CenterHead:
-    """The detector's head; raises ValueError, in the name of the loss `owner`, if that is no `CenterHead`."""
-    head = dict(getattr(detector, "heads", {})).get("object")
-    if not isinstance(head, CenterHead):
-        found = f"is a {type(detector).__name__}" if head is None else f"has a {type(head).__name__}"
+def center_output(model: Detector | Outline, side: str, owner: str) -> CenterHead | CenterOutput:
+    """How the raw output of a model's head is to be read.
+
+    Raises:
+        ValueError: it has no centre-based head; in the name of the loss `owner`.
+    """
+    head = dict(getattr(model, "heads", {})).get("object")
+    if not isinstance(head, (CenterHead, CenterOutput)):
+        found = f"is a {type(model).__name__}" if head is None else f"has a {type(head).__name__}"
         raise ValueError(
             f"{owner} reads the maps of a CenterHead, but the {side} {found}; switch this loss off "
             f"(null), or take a {side} with a CenterHead"
+        )
+    return head
+
+
+def center_head(model: Detector | Outline, side: str, owner: str) -> CenterHead:
+    """The head itself, for losses that run it.
+
+    Raises:
+        ValueError: see `center_output`, or there are only answers of it.
+    """
+    head = center_output(model, side, owner)
+    if not isinstance(head, CenterHead):
+        raise ValueError(
+            f"{owner} runs the {side}'s CenterHead, of which there are only answers here; switch this loss off (null), "
+            f"or take a {side} of this project with the other side's raster and tasks"
         )
     return head
 
@@ -37,10 +58,10 @@ class CenterHeadLoss(DistillLoss):
     by_class: bool = False
     _taught: Sequence[bool] = ()  # per class; empty: all
 
-    def bind(self, teacher: Detector, student: Detector) -> None:
+    def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         name = type(self).__name__
-        sides = {"teacher": teacher, "student": student}
-        heads = {side: center_head(detector, side, name) for side, detector in sides.items()}
+        student_head = center_head(student, "student", name)
+        heads = {"teacher": center_output(teacher, "teacher", name), "student": student_head}
         tasks = {side: [list(task) for task in head.tasks] for side, head in heads.items()}
         if tasks["teacher"] != tasks["student"]:
             raise ValueError(
@@ -54,7 +75,7 @@ class CenterHeadLoss(DistillLoss):
                 f"{logarithms['teacher']} for the teacher and {logarithms['student']} for the student"
             )
         self._tasks = tasks["student"]
-        self._train_cfg = heads["student"].train_cfg
+        self._train_cfg = student_head.train_cfg
         self._grid = student.grid
 
     def gate(self, taught: Collection[str]) -> bool:

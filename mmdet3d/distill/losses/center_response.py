@@ -10,6 +10,7 @@ from torch import Tensor
 from mmdet3d.distill.losses.base import full_precision
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
 from mmdet3d.distill.losses.response import quality_focal
+from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.models.heads.targets import Objects, heatmap_target
@@ -41,7 +42,7 @@ class CenterResponseLoss(CenterHeadLoss):
         self.target = target
         self.min_score = min_score
 
-    def bind(self, teacher: Detector, student: Detector) -> None:
+    def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         super().bind(teacher, student)
         head = student.heads["object"]
         self._focal, self._box_weight = head.loss_cls, head.loss_bbox.loss_weight

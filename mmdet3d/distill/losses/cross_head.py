@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mmdet3d.distill.losses.base import Shared, full_precision, require_same_shape
-from mmdet3d.distill.losses.center_heads import CenterHeadLoss
+from mmdet3d.distill.losses.center_heads import CenterHeadLoss, center_head
 from mmdet3d.distill.losses.response import quality_focal_loss
+from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import REGRESSION
 from mmdet3d.models.losses import clamped_sigmoid
@@ -49,9 +50,9 @@ class CrossHeadLoss(CenterHeadLoss):
         self.align, self.beta = align, beta
         self.quantities = [name for name in REGRESSION if velocity or name != "vel"]
 
-    def bind(self, teacher: Detector, student: Detector) -> None:
+    def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         super().bind(teacher, student)
-        self._head = Shared(teacher.heads["object"])
+        self._head = Shared(center_head(teacher, "teacher", "CrossHeadLoss"))
 
     @full_precision
     def forward(

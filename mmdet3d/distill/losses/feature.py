@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mmdet3d.distill.losses.base import DistillLoss, full_precision, require_same_shape
 from mmdet3d.distill.masks import enlarge, footprint_mask, object_heat
+from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.layers import conv_bn_relu
 from mmdet3d.registry import MODELS
@@ -40,7 +41,7 @@ class FeatureLoss(DistillLoss):
     def needs_labels(self) -> bool:
         return self.object_mask
 
-    def bind(self, teacher: Detector, student: Detector) -> None:
+    def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         self.grid = student.grid
         if self.object_mask:
             train_cfg = student.heads["object"].train_cfg
@@ -75,7 +76,7 @@ class MaskedFeatureLoss(DistillLoss):
         super().__init__()
         self.scale_boxes = scale_boxes
 
-    def bind(self, teacher: Detector, student: Detector) -> None:
+    def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         self.grid = student.grid
 
     @full_precision

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdet3d.distill.losses.base import DistillLoss, full_precision
+from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.detectors.mono import MonoDetector
 from mmdet3d.models.heads.mono.losses import mean_of, residual_at
@@ -26,7 +27,7 @@ class ObjectResponseLoss(DistillLoss):
     Both sides must be `MonoDetector`s with the same mean sizes. Where there is no object, all terms are 0.
     """
 
-    def bind(self, teacher: Detector, student: Detector) -> None:
+    def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         for side, detector in (("teacher", teacher), ("student", student)):
             if not isinstance(detector, MonoDetector):
                 raise ValueError(

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mmdet3d.distill.losses.base import DistillLoss, full_precision
 from mmdet3d.distill.masks import object_heat
+from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.layers import BasicBlock
 from mmdet3d.registry import MODELS
@@ -79,7 +80,7 @@ class PartitionedFeatureLoss(DistillLoss):
         self.slices = [slice(first * n, (first + 1) * n) for n in thirds]
         self.adaptors = nn.ModuleList(_adaptor(n, c) for n, c in zip(thirds, teacher_channels, strict=True))
 
-    def bind(self, teacher: Detector, student: Detector) -> None:
+    def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         frames = 1 + getattr(student, "history", 0)
         if frames != self.frames:
             raise ValueError(f"PartitionedFeatureLoss: the student sees {frames} frames, but frames is {self.frames}")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmdet3d.distill.losses.base import DistillLoss, full_precision, require_same_shape
 from mmdet3d.distill.masks import footprint_mask
+from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
@@ -49,7 +50,7 @@ class PearsonFeatureLoss(DistillLoss):
     def needs_labels(self) -> bool:
         return self.region == "objects"
 
-    def bind(self, teacher: Detector, student: Detector) -> None:
+    def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         self.grid = student.grid
 
     @full_precision

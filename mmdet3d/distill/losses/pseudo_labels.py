@@ -10,7 +10,9 @@ from torch import Tensor
 
 from mmdet3d.distill.losses.base import Shared, full_precision
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
+from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
+from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.registry import MODELS, nearest
 from mmdet3d.structures import Batch, Boxes3D, Detections3D
 
@@ -43,9 +45,12 @@ class PseudoLabelLoss(CenterHeadLoss):
             raise ValueError(f"PseudoLabelLoss: frames must be unlabelled or all, got {frames!r}")
         self.min_score, self.frames, self.distance = min_score, frames, distance
 
-    def bind(self, teacher: Detector, student: Detector) -> None:
+    def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         super().bind(teacher, student)
-        self._head, self._teacher_head = Shared(student.heads["object"]), Shared(teacher.heads["object"])
+        self._head = Shared(student.heads["object"])
+        theirs = teacher.heads["object"]
+        # Of some teachers there are only answers, told as the student's head would tell them.
+        self._teacher_head = Shared(theirs) if isinstance(theirs, CenterHead) else self._head
         given = self.min_score if isinstance(self.min_score, Mapping) else {"default": self.min_score}
         classes = student.heads["object"].classes
         for name in given:

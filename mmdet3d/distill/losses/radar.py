@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmdet3d.distill.losses.base import DistillLoss, full_precision
-from mmdet3d.distill.losses.center_heads import center_head
+from mmdet3d.distill.losses.center_heads import center_output
+from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
@@ -23,8 +24,8 @@ class RadarActivationLoss(DistillLoss):
 
     needs_labels = False
 
-    def bind(self, teacher: Detector, student: Detector) -> None:
-        center_head(teacher, "teacher", "RadarActivationLoss")
+    def bind(self, teacher: Detector | Outline, student: Detector) -> None:
+        center_output(teacher, "teacher", "RadarActivationLoss")
 
     @full_precision
     def forward(self, student_value: Tensor, teacher_value: Sequence[Mapping[str, Tensor]], batch: Batch) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mmdet3d.distill.losses.base import full_precision
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
+from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.models.losses import clamped_sigmoid
@@ -36,7 +37,7 @@ class ResponseLoss(CenterHeadLoss):
         self.task_weights = tuple(task_weights)
         self.beta = beta
 
-    def bind(self, teacher: Detector, student: Detector) -> None:
+    def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         super().bind(teacher, student)
         if len(self._tasks) != len(self.task_weights):
             raise ValueError(

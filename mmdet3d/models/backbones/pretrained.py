@@ -102,19 +102,25 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     return len(fitting)
 
 
+def weight_file(checkpoint: str) -> Path:
+    """Where a checkpoint lies, if it is there; a URL stands for the file of that name in `pretrained/`."""
+    scheme, url, name = checkpoint.partition("://")
+    if not url:
+        return Path(checkpoint)
+    return FOLDER / (_TORCHVISION.get(name, f"{name}.pth") if scheme == "torchvision" else name.rsplit("/", 1)[-1])
+
+
 def _locate(checkpoint: str, owner: str, option: str) -> Path:
+    file = weight_file(checkpoint)
+    if file.is_file():
+        return file
     if "://" not in checkpoint:
-        if Path(checkpoint).is_file():
-            return Path(checkpoint)
         raise ValueError(
             f"pretrained weights of {owner} not found: {checkpoint} does not exist; put the file there, "
             f"or start from scratch with {_from_scratch(option)}"
         )
-    scheme, name = checkpoint.split("://", 1)
-    file = _TORCHVISION.get(name, f"{name}.pth") if scheme == "torchvision" else name.rsplit("/", 1)[-1]
-    if (FOLDER / file).is_file():
-        return FOLDER / file
-    url = f"https://download.pytorch.org/models/{file}" if scheme == "torchvision" else checkpoint
+    torchvision = checkpoint.startswith("torchvision://")
+    url = f"https://download.pytorch.org/models/{file.name}" if torchvision else checkpoint
     raise ValueError(
         f"pretrained weights of {owner} are not downloaded automatically: fetch {url} into {FOLDER}/, "
         f"give your own file with {option}.checkpoint FILE, or start from scratch with {_from_scratch(option)}"

@@ -1,0 +1,150 @@
+"""One distillation loss of a config: what it reads, how much it counts and when."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmdet3d.distill.losses import DistillLoss
+from mmdet3d.distill.schedule import LossSchedule
+from mmdet3d.registry import MODELS, nearest, number
+
+__all__ = ["Term", "build_term", "owner_of"]
+
+Taps = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Term:
+    """Where a distillation loss reads, how much it counts and when.
+
+    Args:
+        name: in `model.losses`.
+        student, teacher: its taps, or list of taps, as the config names them.
+        owner: name in `model.teachers` of the teacher that it reads; empty for `model.teacher`.
+        weight, schedule: see `Distiller`.
+    """
+
+    name: str
+    student: Taps
+    teacher: Taps
+    owner: str
+    weight: float
+    schedule: LossSchedule
+
+    def taps(self, side: str) -> list[str]:
+        """Those of `student` or `teacher`, as the config names them."""
+        return _listed(getattr(self, side))
+
+    @property
+    def asked(self) -> list[str]:
+        """The taps of the teacher by its own names."""
+        return [tap.removeprefix(f"{self.owner}.") if self.owner else tap for tap in self.taps("teacher")]
+
+    def pick(self, side: str, features: Mapping[str, Any]) -> Any:
+        """The value that the loss gets of one side, or the list of values."""
+        taps = getattr(self, side)
+        return features[taps] if isinstance(taps, str) else [features[tap] for tap in taps]
+
+    def entries(self, value: Tensor | Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+        """What the loss returned, weighted, by the names that the engine sums or logs."""
+        if not isinstance(value, Mapping):
+            return {f"loss/kd/{self.name}": factor * value}
+        entries = {}
+        for part, scalar in value.items():
+            reported = part.startswith("stats/")
+            kind, part = ("stats", part.removeprefix("stats/")) if reported else ("loss", part)
+            entries[f"{kind}/kd/{self.name}/{part}"] = scalar if reported else factor * scalar
+        return entries
+
+    @staticmethod
+    def total(value: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """The sum of what a loss returned, without what it only reports."""
+        if not isinstance(value, Mapping):
+            return value
+        return torch.stack([scalar for part, scalar in value.items() if not part.startswith("stats/")]).sum()
+
+    def misfit(self, seen: Mapping[str, Any], answers: Mapping[str, Any], error: Exception) -> str:
+        """What to say when the loss failed with `error` on the features of the two sides."""
+        pairs = [("student", tap, seen[tap]) for tap in self.taps("student")]
+        pairs += [("teacher", tap, answers[tap]) for tap in self.taps("teacher")]
+        shapes = [f"{side} {tap}: {_shapes(value)}" for side, tap, value in pairs]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return (
+            f"model.losses.{self.name} cannot compare {', '.join(shapes)} ({reason}); name taps of the kind and in the "
+            "order that its type reads, of equal shapes, or give the loss a `projection: [student's channels, "
+            "teacher's]`"
+        )
+
+
+def build_term(
+    name: str, cfg: Mapping[str, Any], teachers: Collection[str]
+) -> tuple[Term, DistillLoss, nn.Module | None]:
+    """Term, loss, and the projection of the student's map if the loss has none of its own.
+
+    Args:
+        teachers: names of all teachers; that of `model.teacher` is empty.
+
+    Raises:
+        ValueError: an unknown, missing or contradictory key.
+    """
+    where = f"model.losses.{name}"
+    for key in ("type", "student", "teacher"):
+        if key not in cfg:
+            raise ValueError(f"{where} needs `{key}`, got {sorted(cfg)}")
+    arguments = dict(cfg)
+    schedule = LossSchedule.from_config(arguments.pop("schedule", None), f"{where}.schedule")
+    weight = number(arguments.pop("weight", 1.0), f"{where}.weight")
+    student, teacher = arguments.pop("student"), arguments.pop("teacher")
+    owners = list(dict.fromkeys(owner_of(tap, teachers, f"{where}.teacher")[0] for tap in _listed(teacher)))
+    if len(owners) > 1:
+        raise ValueError(f"{where}.teacher: a loss reads one teacher, not {' and '.join(owners)}; make one for each")
+    term = Term(name, student, teacher, owners[0] if owners else next(iter(teachers)), weight, schedule)
+    channels = None
+    if "projection" not in inspect.signature(MODELS.get(cfg["type"])).parameters:
+        channels = arguments.pop("projection", None)
+    loss = MODELS.build(arguments)
+    if not isinstance(loss, DistillLoss):
+        raise ValueError(f"{where}: {cfg['type']} is no distillation loss")
+    if channels is None:
+        return term, loss, None
+    if not isinstance(channels, (list, tuple)) or len(channels) != 2 or not isinstance(student, str):
+        raise ValueError(
+            f"{where}.projection must be [student's channels, teacher's channels] of the one map that `student` names, "
+            f"got {channels!r} for {student!r}"
+        )
+    return term, loss, nn.Conv2d(*channels, 1)
+
+
+def owner_of(name: str, teachers: Collection[str], key: str) -> tuple[str, str]:
+    """A tap or module of a teacher as the teacher's name and its own name for it.
+
+    Raises:
+        ValueError: there are several teachers, and `name` begins with none of theirs; names the config's `key`.
+    """
+    if "" in teachers or not teachers:
+        return "", name
+    owner, _, rest = name.partition(".")
+    if owner not in teachers:
+        raise ValueError(
+            f"{key}: {name!r} must begin with the name of a teacher{nearest(owner, teachers)} "
+            f"(model.teachers: {', '.join(teachers)})"
+        )
+    return owner, rest
+
+
+def _listed(taps: Taps) -> list[str]:
+    return [taps] if isinstance(taps, str) else list(taps)
+
+
+def _shapes(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, Mapping):
+        return {k: _shapes(v) for k, v in value.items()}
+    return [_shapes(v) for v in value] if isinstance(value, (list, tuple)) else type(value).__name__
