@@ -113,7 +113,7 @@ def test_a_full_name_needs_no_registration(folder: Path) -> None:
     with pytest.raises(ValueError, match="unknown key 'sise' for Plain, did you mean 'size'"):
         MODELS.build({"type": "plug_pack.parts.Plain", "sise": 4})
     with pytest.raises(
-        ValueError, match=r"type: plug_pack.parts.Plane: plug_pack.parts \(.*parts.py\) has no class or function 'Plane'"
+        ValueError, match=r"type: plug_pack.parts.Plane: plug_pack.parts \(.*parts.py\) has no class or function"
     ):
         MODELS.get("plug_pack.parts.Plane")
     with pytest.raises(ValueError, match=r"type: plug_pack.other.Plain: there is no module 'plug_pack.other'"):
