@@ -11,6 +11,7 @@ from distill_inputs import GRID, batch_of, center_head, detector_on
 from test_distiller import LOSSES, batch, files  # noqa: F401 - a fixture
 from torch import Tensor
 
+from mmdet3d.config import composed
 from mmdet3d.distill import Distiller
 from mmdet3d.distill.class_gate import ClassGate, class_precision
 from mmdet3d.distill.losses import CrossHeadLoss, MaskedFeatureLoss, PseudoLabelLoss, ResponseLoss
@@ -80,7 +81,7 @@ def test_a_distiller_gates_its_losses_before_training(files, tmp_path: Path) -> 
     def gated(losses, **gate) -> Distiller:
         sides = ("teacher", "student")
         spec = {side: {"config": files[side], "checkpoint": files[f"{side}_weights"]} for side in sides}
-        distiller = Distiller(**spec, losses=losses, class_gate={"student": student, **gate})
+        distiller = Distiller(**composed(spec), losses=losses, class_gate={"student": student, **gate})
         distiller.setup_training(lambda _: pytest.fail("nothing asked for a score"))
         return distiller
 

@@ -89,7 +89,7 @@ def test_the_detector_is_loaded_and_its_taps_are_exposed(model, files):
     for ours, theirs in zip(
         levels["decoder.backbone"], alone.extract(batch, {"decoder.backbone"})["decoder.backbone"], strict=True
     ):
-        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)  # the teacher's batch norms are folded
     assert model.grid == alone.model.grid and model.heads is model.detector.heads
 
 
@@ -120,7 +120,7 @@ def test_the_encoder_learns_what_the_head_reads_and_needs_no_sensor(model):
     batch = labels_only(make_batch())
     terms = model.train().loss(batch)
     assert set(terms) == {f"loss/label/{kind}/task{t}" for kind in ("heatmap", "bbox") for t in range(3)}
-    losses = fit(model, batch, 40)
+    losses = fit(model, batch, 80)
     assert losses[-1] < 0.7 * losses[0]
     with torch.no_grad():
         found = model.eval().predict(batch)[0]
