@@ -272,6 +272,29 @@ class Distiller(Trainable):
             entries |= {f"stats/kd/{key}": torch.tensor(value) for key, value in self._balance.stats().items()}
         return entries
 
+    def pulls(self, batch: Batch, name: str) -> list[Tensor]:
+        """The gradient of one loss, without its weight, on every tensor of the student's taps that it reads.
+
+        Args:
+            batch: labelled samples.
+
+        Raises:
+            ValueError: no such loss.
+        """
+        if name not in self._terms:
+            raise ValueError(
+                f"the distiller has no loss {name!r}{nearest(name, self._terms)} (losses: {', '.join(self._terms)})"
+            )
+        term = self._terms[name]
+        with torch.no_grad():
+            seen = _pick(self.student.extract(batch, _listed(term.student)), term.student)
+        leaves: list[Tensor] = []
+        seen = _as_leaves(seen, leaves)
+        with torch.enable_grad():
+            value = _total(self.losses[name](seen, _pick(self.taught(batch), term.teacher), batch))
+            found = torch.autograd.grad(value, leaves, allow_unused=True)
+        return [torch.zeros_like(leaf) if pull is None else pull for leaf, pull in zip(leaves, found, strict=True)]
+
     def taught(self, batch: Batch) -> dict[str, Any]:
         """What the teacher says to a batch: the values of the taps that the losses read."""
         return self.instructor.extract(batch, self._taps("teacher"))
@@ -365,6 +388,16 @@ def _same_grid(teacher: BEVGrid | None, student: BEVGrid | None) -> bool:
 
 def _listed(taps: str | Sequence[str]) -> list[str]:
     return [taps] if isinstance(taps, str) else list(taps)
+
+
+def _as_leaves(value: Any, leaves: list[Tensor]) -> Any:
+    """The same value out of tensors that gradients end at, which are appended to `leaves`."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        leaves.append(value.detach().requires_grad_())
+        return leaves[-1]
+    if isinstance(value, Mapping):
+        return {k: _as_leaves(v, leaves) for k, v in value.items()}
+    return [_as_leaves(v, leaves) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _pick(features: Mapping[str, Any], taps: str | Sequence[str]) -> Any:
