@@ -67,6 +67,7 @@ def test_it_ends_with_a_table_and_where_everything_lies(done: tuple[Path, list[s
     run = folder / "runs" / "demo"
     assert lines[-2:] == [f"results: {run}/results.json", f"pictures: {run}/pictures"]
     assert len(list((run / "pictures").glob("*.png"))) == 2
+    assert Image.open(run / "curves.png").width > 1000
     results = json.loads((run / "results.json").read_text())
     assert {"teacher", "control", "distilled"} <= set(results["table"]["roles"])
     control, distilled = (results["runs"][name]["0"] for name in ("control", "distilled"))
