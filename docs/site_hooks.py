@@ -1,7 +1,7 @@
 """Makes a site of documents that are written to be read in the repository.
 
-`README.md` becomes the home page, and every link that leads out of `docs/` a page of the site that shows the file, so that
-the equations of a system link to the code that computes them, also where there is no network.
+`README.md` becomes the home page, and every link that leads out of `docs/` a page of the site that shows the file, so
+that the equations of a system link to the code that computes them, also where there is no network.
 """
 
 from __future__ import annotations
