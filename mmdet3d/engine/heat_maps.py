@@ -80,7 +80,7 @@ def loss_map(distiller: Distiller, batch: Batch, name: str) -> TapMap:
     Raises:
         ValueError: no such loss, or what it reads is no map.
     """
-    pulls = [pull for pull in distiller.pulls(batch, name) if pull.dim() == 4]
+    pulls = _tensors(distiller.pulls(batch, name))
     size = pulls[0].shape[-2:] if pulls else None
     squares = [pull.float().square().sum(dim=1) for pull in pulls if pull.shape[-2:] == size]
     length = torch.stack(squares).sum(dim=0).sqrt() if squares else None
@@ -108,10 +108,10 @@ def _heatmaps(value: Any) -> list[Tensor]:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    """The maps of a tap; of several levels the finest comes first."""
+    """The maps of a tap, cameras in rows of their own; of several levels the finest comes first."""
     found = list(value) if isinstance(value, (list, tuple)) else [value]
-    maps = [tensor for tensor in found if isinstance(tensor, Tensor) and tensor.dim() == 4]
-    return sorted(maps, key=lambda tensor: -tensor.shape[-1])
+    found = [tensor.flatten(0, -4) for tensor in found if isinstance(tensor, Tensor) and tensor.dim() in (4, 5)]
+    return sorted(found, key=lambda tensor: -tensor.shape[-1])
 
 
 def _scaled(values: Tensor | None) -> Tensor | None:
@@ -126,8 +126,10 @@ def _placed(values: Tensor | None, detector: Detector, batch: Batch, tap: str) -
     """Rows of one sample: one map of the ground, or as many as there are cameras."""
     images = None if batch.images is None else tuple(batch.images.shape[-2:])
     cameras = 0 if batch.images is None else batch.images.shape[1]
-    if values is not None and detector.grid is not None and len(values) == 1:
-        grid, shape = detector.grid, tuple(values.shape[-2:])
+    shape = () if values is None else tuple(values.shape[-2:])
+    grid = detector.grid
+    # The map of a single camera is no raster of the ground, either: it has other proportions.
+    if values is not None and grid and len(values) == 1 and shape[0] * grid.shape[1] == shape[1] * grid.shape[0]:
         cell = tuple(c * n / k for c, n, k in zip(grid.cell, grid.shape, shape, strict=True))
         return TapMap(values[0].cpu(), BEVGrid(grid.lower, cell, shape), images)
     if values is not None and len(values) == cameras:

@@ -37,6 +37,8 @@ class Mapped(Detector):
         heatmap[0, 1, 0, 0] = 20.0
         self.add_stage("fuser", lambda batch: bev)
         self.add_stage("levels", lambda batch: [image[..., ::2, ::2], image])
+        self.add_stage("cameras", lambda batch: image.unflatten(0, (len(batch), -1)))
+        self.add_stage("one camera", lambda batch: image[1:])
         self.add_stage("heads.object", lambda batch: [{"heatmap": heatmap}])
         self.add_stage("names", lambda batch: batch.tokens)
 
@@ -59,9 +61,14 @@ def test_taps_become_maps(batch: Batch) -> None:
     assert bev.values[15, 2] == 1 and bev.values.sum() < 1.5
     image = tap_map(Mapped(), batch, "levels")
     assert image.grid is None and image.values.shape == (2, 9, 16) and image.values[1, 4, 12] == 1
+    assert torch.equal(tap_map(Mapped(), batch, "cameras").values, image.values)
+    one = replace(batch, images=batch.images[:, :1])
+    assert tap_map(Mapped(), one, "one camera").grid is None
     heads = tap_map(Mapped(), batch, "heads.object")
     assert heads.values[0, 0] > 0.999 and heads.values.sum() < 1.001  # probabilities stay as they are
-    with pytest.raises(ValueError, match=r"tap names of Mapped is no map that can be drawn; its taps: fuser, levels"):
+    with pytest.raises(
+        ValueError, match=r"tap names of Mapped is no map that can be drawn; its taps: fuser, levels, cameras"
+    ):
         tap_map(Mapped(), batch, "names")
     with pytest.raises(ValueError, match="has no tap 'fusr', did you mean 'fuser'"):
         tap_map(Mapped(), batch, "fusr")
