@@ -206,7 +206,7 @@ def _maps(
     (title, (model, dataset)), *others = columns.items()
     if isinstance(model, Distiller):
         model.setup_training(lambda _: {})
-        columns = {"teacher": (model.teacher, dataset), title: (model.student, dataset), **dict(others)}
+        columns = {"teacher": (model.instructor.loaded(), dataset), title: (model.student, dataset), **dict(others)}
         pulls = None if args.loss is None else (model, args.loss)
     elif args.loss is not None:
         raise ValueError(
