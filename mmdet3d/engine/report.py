@@ -15,7 +15,7 @@ from mmdet3d.datasets.nuscenes.frames import FrameReader
 from mmdet3d.datasets.records import Context
 from mmdet3d.datasets.transforms import Compose
 from mmdet3d.engine.report_page import Page, bars, heat_table, signed_bars, table
-from mmdet3d.evaluation.breakdown import BUCKETS, REACH, Objects, bucket_table, confusion, found_objects
+from mmdet3d.evaluation.breakdown import BUCKETS, REACH, Objects, bucket_table, class_hits, confusion, found_objects
 from mmdet3d.evaluation.nuscenes import DISTANCES, ERRORS, Scored
 from mmdet3d.evaluation.nuscenes_tables import CLASSES, load_tables
 from mmdet3d.structures import Boxes3D, Detections3D
@@ -66,8 +66,9 @@ def write_report(
         f"object is found by a detection of its class less than {REACH:g} m away."
     )
     _summary(page, sides)
+    matched = [class_hits(truth, side.found, len(CLASSES)) for side in sides]
     for by in BUCKETS:
-        _buckets(page, sides, truth, by)
+        _buckets(page, sides, truth, matched, by)
     _errors(page, sides)
     for side in sides:
         counts = confusion(truth, side.found, len(CLASSES), min_score)
@@ -120,14 +121,17 @@ def _summary(page: Page, sides: Sequence[_Side]) -> None:
     page.add(bars(aps))
 
 
-def _buckets(page: Page, sides: Sequence[_Side], truth: Objects, by: str) -> None:
+def _buckets(page: Page, sides: Sequence[_Side], truth: Objects, matched: Sequence[Any], by: str) -> None:
     page.heading(f"Average precision by {by}")
     if by == "visibility":
         page.text(
             "A detection that hits nothing has no visibility and counts as false in every column, so these numbers are "
             "lower than those above; compare them with each other."
         )
-    found = {side.title: bucket_table(truth, side.found, CLASSES, by) for side in sides}
+    found = {
+        side.title: bucket_table(truth, side.found, hits, CLASSES, by)
+        for side, hits in zip(sides, matched, strict=True)
+    }
     page.add(bars({title: rows["mean"] for title, rows in found.items()}))
     names = BUCKETS[by][0]
     for title, rows in found.items():

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["BUCKETS", "REACH", "Objects", "average_precision", "bucket_table", "confusion", "found_objects", "match"]
+__all__ = [
+    "BUCKETS",
+    "REACH",
+    "Objects",
+    "average_precision",
+    "bucket_table",
+    "class_hits",
+    "confusion",
+    "found_objects",
+    "match",
+]
 
 DISTANCES = (0.5, 1.0, 2.0, 4.0)  # metres, over which nuScenes averages
 REACH = 2.0  # metres, for everything that is counted once
@@ -108,11 +118,22 @@ def average_precision(truth: Objects, found: Objects, hit: np.ndarray, counts: n
     return float(np.clip(curve - _LEAST, 0, None).mean() / (1 - _LEAST))
 
 
-def bucket_table(truth: Objects, found: Objects, classes: Sequence[str], by: str) -> dict[str, dict[str, float]]:
+def class_hits(truth: Objects, found: Objects, count: int) -> list[list[np.ndarray]]:
+    """Of each of `count` classes what its detections hit, at each distance of matching; see `match`."""
+    pairs = [(truth[truth.classes == label], found[found.classes == label]) for label in range(count)]
+    return [[match(objects, guesses, reach) for reach in DISTANCES] for objects, guesses in pairs]
+
+
+def bucket_table(
+    truth: Objects, found: Objects, hits: Sequence[Sequence[np.ndarray]], classes: Sequence[str], by: str
+) -> dict[str, dict[str, float]]:
     """AP per class and bucket of a property in `BUCKETS`, with the row `mean` over the classes that are there.
 
     A detection that hits nothing counts where its own distance or speed lies; visibility it has none, so there it
     counts in every bucket.
+
+    Args:
+        hits: see `class_hits`.
 
     Returns:
         By class the AP of each bucket, NaN where there is nothing to find.
@@ -124,13 +145,12 @@ def bucket_table(truth: Objects, found: Objects, classes: Sequence[str], by: str
         places, guessed = (np.searchsorted(ends, getattr(side, by), side="right") for side in (objects, guesses))
         known = ~np.isnan(getattr(objects, by))
         anywhere = np.isnan(getattr(guesses, by))
-        hits = [match(objects, guesses, reach) for reach in DISTANCES]
         table[name] = {
             bucket: float(
                 np.mean(
                     [
                         average_precision(objects, guesses, hit, known & (places == k), anywhere | (guessed == k))
-                        for hit in hits
+                        for hit in hits[label]
                     ]
                 )
             )
