@@ -2,7 +2,9 @@
 
 CPU time of a sample by part of the work, in one thread; seconds of a step of both revisions' own training, with the
 threads and loader workers that each takes, on the machine as it is and beside a process that keeps a core busy. The
-revision is checked out in a temporary folder; measurements of both take turns.
+revision is checked out in a temporary folder and makes the worlds with its own tools, for it cannot read info files of
+today. Measurements of both take turns, so ratios hold on a busy machine too; the report says how busy it was, and is
+written anew after each case.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,10 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from benchmarks.framework import machine, write_json
-from mmdet3d.distill.teacher import build_detector
 from mmdet3d.machine import single_threaded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +34,9 @@ CHILD = ROOT / "benchmarks" / "everyday_child.py"
 RECIPE = "configs/synthetic/recipes/crkd_demo.yaml"
 BEFORE = "fb5f0c4"  # without data cache, stored answers, channels-last maps and a rule for cores
 TEACHER, STUDENT = "synthetic/camera+lidar/demo.yaml", "synthetic/camera+radar/demo.yaml"
+TRAINED = ROOT / "pretrained" / "demo" / "teacher.safetensors"
+PRESENT_TEACHER, PRESENT_STUDENT = (f"synthetic/camera+{sensor}/present.yaml" for sensor in ("lidar", "radar"))
+DISTILLER, CONTROL = "synthetic/crkd/small.yaml", "CRKD, control"
 PARTS = ("loading", "forward", "teacher", "backward", "optimiser")
 Row = dict[str, Any]
 
@@ -43,71 +48,115 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(torch.device("cpu")),
         "before": options.before,
-        "rounds": options.rounds,
         "steps": options.steps,
     }
+
+    def keep(**found: Any) -> None:
+        """What was found so far, so that a run can be stopped."""
+        report.update(found, load_after=round(os.getloadavg()[0], 1))
+        if options.out:
+            write_json(options.out, report)
+
     with tempfile.TemporaryDirectory() as scratch, _checked_out(options.before, Path(scratch) / "tree") as tree:
         trees = {"before": tree, "now": ROOT}
-        cases = _cases(options, Path(scratch))
-        report["parts"] = {}
-        for name, case in cases.items():
-            report["parts"][name] = _parts(trees, options, *case)
-            print(name, report["parts"][name], flush=True)
+        world, kitti = _worlds(tree, options.worlds or Path(scratch), options.steps)
+        _add_present_models(tree)
+        for parts in _parts(trees, options, _cases(world, kitti, Path(scratch) / "answers")):
+            keep(parts=parts)
         if not options.no_wall:
-            report["wall"] = _wall(trees, options)
-            print(report["wall"], flush=True)
+            keep(wall=_wall(trees, options, world))
         if options.recipe:
-            report["recipe"] = {name: _recipe(path, Path(scratch) / name) for name, path in trees.items()}
+            keep(recipe={name: _recipe(path, Path(scratch) / name) for name, path in trees.items()})
     print(table(report))
-    if options.out:
-        write_json(options.out, report)
     return report
 
 
-def _cases(options: argparse.Namespace, scratch: Path) -> dict[str, tuple[str, Row, Row]]:
-    """Config, overrides in both revisions, and overrides that only the present one has."""
-    # Random weights respond everywhere: no trained teacher leaves the losses more to compare.
-    weights = scratch / "teacher.safetensors"
-    save_file(build_detector(TEACHER).state_dict(), weights)
-    world, kitti = ({"dataset_root": f"{Path(root).resolve()}/"} for root in (options.data, options.kitti))
-    taught = {"model.teacher.checkpoint": str(weights), "model.teacher.min_score": None}
-    distiller = ("synthetic/crkd/demo.yaml", world | taught)
-    stored = {"model.teacher.answers": str(scratch / "answers"), "views": 1}
-    cases = {
-        "camera-radar student": (STUDENT, world, {}),
-        "LiDAR-camera teacher": (TEACHER, world, {}),
-        "CRKD, live teacher": (*distiller, {}),
-        "CRKD, stored answers": (*distiller, stored),
-        "KITTI student": ("kitti/synthetic/rgb_baseline.yaml", kitti, {}),
+def _worlds(tree: Path, folder: Path, steps: int) -> tuple[Row, Row]:
+    """Worlds with enough samples for an epoch of `steps`, as overrides; those that `folder` has are kept."""
+    world, kitti = folder / "world", folder / "kitti"
+    times = math.ceil(steps / 12)
+    commands = [
+        ["synthetic", "--out-dir", world, "--scenes", 5 * times],
+        ["nuscenes", "--root-path", world, "--version", "v1.0-synthetic", "--extra-tag", "synthetic", "--workers", 1],
+        ["synthetic-kitti", "--out-dir", kitti, "--frames", 40 * times, "--test-frames", 0],
+    ]
+    if (world / "synthetic_infos_train.pkl").is_file() and (kitti / "ImageSets").is_dir():
+        commands = []
+    for command in commands:
+        words = [sys.executable, "tools/create_data.py", *map(str, command)]
+        subprocess.run(words, cwd=tree, env=_environment(tree, {}), stdout=subprocess.DEVNULL, check=True)
+    return tuple({"dataset_root": f"{root.resolve()}/"} for root in (world, kitti))
+
+
+def _add_present_models(tree: Path) -> None:
+    """Give `tree` configs of today's teacher and student, under other names, so that both distil models of one size."""
+    for config, name in ((TEACHER, PRESENT_TEACHER), (STUDENT, PRESENT_STUDENT)):
+        shutil.copy(ROOT / "configs" / config, tree / "configs" / name)
+
+
+def _cases(world: Row, kitti: Row, answers: Path) -> dict[str, dict[str, tuple[str, Row]]]:
+    """By case and revision a config and its overrides. CRKD has all its terms and the trained teacher."""
+    none = {"model.teacher": None, "model.losses": {}}
+    taught = {"model.teacher.checkpoint": str(TRAINED), "model.teacher.min_score": None}
+    stored = {"model.teacher.answers": str(answers), "views": 1}
+    before = world | {"teacher_config": PRESENT_TEACHER, "student_config": PRESENT_STUDENT}
+    now = world | {"teacher_config": TEACHER, "student_config": STUDENT}
+    return {
+        "camera-radar student": dict.fromkeys(("before", "now"), (STUDENT, world)),
+        "LiDAR-camera teacher": dict.fromkeys(("before", "now"), (TEACHER, world)),
+        CONTROL: {"before": (DISTILLER, before | none), "now": (DISTILLER, now | none)},
+        "CRKD, live teacher": {"before": (DISTILLER, before | taught), "now": (DISTILLER, now | taught)},
+        "CRKD, stored answers": {"now": (DISTILLER, now | taught | stored)},
+        "KITTI student": dict.fromkeys(("before", "now"), ("kitti/synthetic/rgb_baseline.yaml", kitti)),
     }
-    return {name: case for name, case in cases.items() if not options.only or name in options.only}
 
 
-def _parts(trees: Mapping[str, Path], options: argparse.Namespace, config: str, both: Row, new: Row) -> Row:
-    """Medians over the rounds, by revision."""
-    found: dict[str, list[Row]] = {name: [] for name in trees}
+def _parts(
+    trees: Mapping[str, Path], options: argparse.Namespace, cases: Mapping[str, Mapping[str, tuple[str, Row]]]
+) -> Iterator[Row]:
+    """Medians by case and revision so far, after each case; a round measures all of them once."""
+    found: dict[str, dict[str, list[Row]]] = {}
     for _ in range(options.rounds):
-        for name, tree in trees.items():
-            overrides = both | (new if name == "now" else {})
-            found[name].append(_child(tree, "parts", config, overrides, options.steps, single_threaded()))
-    return {name: _medians(rows) for name, rows in found.items()}
+        for name, by_tree in cases.items():
+            if options.only and name not in options.only:
+                continue
+            for tree, (config, overrides) in by_tree.items():
+                row = _child(trees[tree], "parts", config, overrides, options.steps, single_threaded())
+                print(name, tree, {k: round(v) for k, v in row["cpu_ms"].items()}, flush=True)
+                found.setdefault(name, {}).setdefault(tree, []).append(row)
+            yield {n: {t: _medians(rows) for t, rows in by.items()} for n, by in found.items()}
 
 
 def _medians(rows: Sequence[Row]) -> Row:
     parts = {part: statistics.median(r["cpu_ms"].get(part, 0.0) for r in rows) for part in PARTS}
     total = statistics.median(sum(r["cpu_ms"].values()) for r in rows)
-    return {"cpu_ms": parts | {"total": total}, "peak_bytes": max(r["peak_bytes"] for r in rows)}
+    rounds = [_step(r["cpu_ms"]) for r in rows]
+    return {
+        "cpu_ms": parts | {"total": total},
+        "step_ms": rounds,
+        "peak_bytes": max(r["peak_bytes"] for r in rows),
+    }
 
 
-def _wall(trees: Mapping[str, Path], options: argparse.Namespace) -> Row:
+def _step(cpu_ms: Mapping[str, float]) -> float:
+    """All but loading, of one sample."""
+    return sum(value for part, value in cpu_ms.items() if part not in ("loading", "total"))
+
+
+def _ratio(rows: Sequence[float], others: Sequence[float]) -> str:
+    """Of what was measured in the same rounds: the median, least and largest."""
+    ratios = sorted(a / b for a, b in zip(rows, others, strict=False))  # the last round may have been cut off
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+
+def _wall(trees: Mapping[str, Path], options: argparse.Namespace, world: Row) -> Row:
     """Medians of the seconds of a step over the rounds, and of the processor's in a training, by load and revision."""
-    overrides = {"dataset_root": f"{Path(options.data).resolve()}/"}
     found: dict[str, dict[str, list[Row]]] = {load: {name: [] for name in trees} for load in ("idle", "busy")}
     for _ in range(options.rounds):
         for load, by_tree in found.items():
             for name, rows in by_tree.items():
                 with _busy_core() if load == "busy" else contextlib.nullcontext():
-                    rows.append(_child(trees[name], "wall", STUDENT, overrides, options.steps, {}))
+                    rows.append(_child(trees[name], "wall", STUDENT, world, options.steps, {}))
     return {
         load: {
             name: {key: statistics.median(r[key] for r in rows) for key in ("wall_s", "cpu_s")}
@@ -162,18 +211,34 @@ def _recipe(tree: Path, folder: Path) -> Row:
     return {"wall_s": time.perf_counter() - start, "cpu_s": used}
 
 
+def _load(report: Mapping[str, Any]) -> str:
+    loads = (report["machine"]["load"], report["load_after"])
+    state = "the machine did no other work" if loads[0] < 0.5 else "the machine was busy with other work"
+    return f"{state} (load average {loads[0]} before, {loads[1]} after)"
+
+
 def table(report: Mapping[str, Any]) -> str:
     """Markdown: a row per model and revision, then seconds of a step, then the recipe."""
+    load = _load(report)
+    rounds = min(len(row["step_ms"]) for by_tree in report["parts"].values() for row in by_tree.values())
     lines = [
-        f"Before: {report['before']}. Medians of {report['rounds']} rounds of {report['steps']} steps.",
+        f"Before: {report['before']}. Medians of {rounds} rounds of {report['steps']} steps; {load}.",
         "",
-        f"| CPU ms a sample | | {' | '.join(PARTS)} | all | peak MB |",
-        "|---" * (len(PARTS) + 4) + "|",
+        f"| CPU ms a sample | | {' | '.join(PARTS)} | all | peak MB | step, now to before |",
+        "|---" * (len(PARTS) + 5) + "|",
     ]
     for case, by_tree in report["parts"].items():
+        steps = {name: row["step_ms"] for name, row in by_tree.items()}
         for name, row in by_tree.items():
             cells = [f"{row['cpu_ms'][part]:.0f}" for part in (*PARTS, "total")]
-            lines.append(f"| {case} | {name} | {' | '.join(cells)} | {row['peak_bytes'] / 1e6:.0f} |")
+            ratio = _ratio(steps["now"], steps["before"]) if name == "now" and "before" in steps else ""
+            lines.append(f"| {case} | {name} | {' | '.join(cells)} | {row['peak_bytes'] / 1e6:.0f} | {ratio} |")
+    control = report["parts"].get(CONTROL)
+    if control:
+        lines += ["", "| step of the distillation, now, to its control's | |", "|---|---|"]
+        for case in (name for name in report["parts"] if name.startswith("CRKD,") and name != CONTROL):
+            steps = report["parts"][case]["now"]["step_ms"]
+            lines.append(f"| {case} | {_ratio(steps, control['now']['step_ms'])} |")
     if "wall" in report:
         lines += ["", "| camera-radar student, seconds a step | before | now |", "|---|---|---|"]
         for load, by_tree in report["wall"].items():
@@ -187,8 +252,9 @@ def table(report: Mapping[str, Any]) -> str:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.everyday", description=__doc__)
     parser.add_argument("--before", default=BEFORE, metavar="REVISION")
-    parser.add_argument("--data", default="data/synthetic", help="dataset root of configs other than KITTI's")
-    parser.add_argument("--kitti", default="data/synthetic-kitti", help="dataset root of KITTI's config")
+    parser.add_argument(
+        "--worlds", type=Path, metavar="FOLDER", help="keep the worlds there, for another run; made by that revision"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement")
     parser.add_argument("--steps", type=int, default=8, help="of each round, after as many that do not count")
     parser.add_argument("--only", nargs="+", metavar="CASE", help="some of the models")

@@ -35,9 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         row = {"config": config, **cpu_seconds_per_sample(config, {"dataset_root": f"{root}/"}, epochs=options.epochs)}
         print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
         report["rows"].append(row)
-    if options.out:
-        write_json(options.out, report)
+        if options.out:
+            write_json(options.out, report)
+    print(table(report))
     return report
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Markdown: a row per config."""
+    lines = ["| config | without cache | with cache |", "|---|---|---|"]
+    lines += [f"| {r['config']} | {r['none'] * 1e3:.0f} ms | {r['disk'] * 1e3:.0f} ms |" for r in report["rows"]]
+    return "\n".join(lines)
 
 
 def cpu_seconds_per_sample(

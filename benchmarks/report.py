@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import everyday, ops, train_step
+from benchmarks import everyday, loading, ops, train_step
 from benchmarks.peers import compare
 from mmdet3d.evaluation.control import Comparison, holm, verdict
 
@@ -20,9 +20,18 @@ DOCUMENT = ROOT / "docs" / "performance.md"
 CONTROL_TABLES = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-RECIPES = ("crkd_taught", "crkd_small", "simdistill_small", "labeldistill_small", "monoskd_small", "monommkd_small")
+RECIPES = (
+    "crkd_labels",
+    "crkd_taught",
+    "crkd_taught_short",
+    "crkd_small",
+    "simdistill_small",
+    "labeldistill_small",
+    "monoskd_small",
+    "monommkd_small",
+)
 PARTS = ("labeldistill_parts",)
-BY_CLASS = ("crkd_taught",)
+BY_CLASS = ("crkd_labels", "crkd_taught", "crkd_taught_short")
 # What was aimed at on the CPU: case, other implementation, least ratio of its time (or memory) to ours.
 TARGETS = [
     ("bev_pool forward + backward", "twin", "median_ms", 5.0),
@@ -38,14 +47,21 @@ TARGETS = [
 def main() -> None:
     """Replace what stands between the markers of the documents; a missing results file leaves its part as it is."""
     parts = {}
-    for name, render in {"ops": _ops, "targets": _targets, "train_step": _train_step, "everyday": _everyday}.items():
+    renderers = {
+        "ops": _ops,
+        "targets": _targets,
+        "train_step": _with_facts(train_step.table),
+        "everyday": _with_facts(everyday.table),
+        "loading": _with_facts(loading.table),
+    }
+    for name, render in renderers.items():
         for device in ("cpu", "cuda"):
             file = RESULTS / f"{'ops' if name == 'targets' else name}_{device}.json"
             if file.is_file():
                 parts[f"{name}_{device}"] = render(json.loads(file.read_text()))
     peer = RESULTS / "peer_mmdet3d.json"
     if peer.is_file():
-        parts["peer_mmdet3d"] = _peer(json.loads(peer.read_text()))
+        parts["peer_mmdet3d"] = _with_facts(compare.table)(json.loads(peer.read_text()))
     _update(DOCUMENT, parts)
     tables = _control_tables(RECIPES)
     _update(CONTROL_TABLES, _without_repeats({n: t["text"] for n, t in (tables | _control_tables(PARTS)).items()}))
@@ -108,32 +124,34 @@ def _ops(report: Mapping[str, Any]) -> str:
     )
 
 
-def _train_step(report: Mapping[str, Any]) -> str:
-    return f"{_facts(report)}.\n\n{train_step.table(report)}"
-
-
-def _peer(report: Mapping[str, Any]) -> str:
-    return f"{_facts(report)}.\n\n{compare.table(report)}"
-
-
-def _everyday(report: Mapping[str, Any]) -> str:
-    return f"{_facts(report)}.\n\n{everyday.table(report)}"
+def _with_facts(table: Callable[[Mapping[str, Any]], str]) -> Callable[[Mapping[str, Any]], str]:
+    return lambda report: f"{_facts(report)}.\n\n{table(report)}"
 
 
 def _heads(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: the first two metrics of every control table, of which more is better; corrected after Holm."""
+    """Markdown: the first two metrics of every control table, of which more is better; corrected after Holm.
+
+    A further control and a further distillation of a table have rows of their own.
+    """
     lines = [
         "| recipe | metric | teacher | control | distilled | gain, 95 % interval | verdict |",
         "|---|---|---|---|---|---|---|",
     ]
     rows = []
     for recipe, result in tables.items():
-        roles = result["table"]["roles"]
-        for metric in list(result["table"]["comparison"])[:2]:
-            pairs = zip(roles["distilled"][metric]["runs"], roles["control"][metric]["runs"], strict=True)
-            comparison = Comparison(tuple(distilled - control for distilled, control in pairs))
-            means = [_mean(roles[role][metric]) for role in ("teacher", "control", "distilled")]
-            rows.append(([recipe, metric, *means], comparison))
+        table = result["table"]
+        teacher, control, distilled = (table["roles"][role] for role in ("teacher", "control", "distilled"))
+        arms = {recipe: (control, distilled)}
+        arms |= {f"{recipe}, {name}": (control, runs) for name, runs in table.get("variants", {}).items()}
+        arms |= {f"{recipe}, control {name}": (runs, distilled) for name, runs in table.get("controls", {}).items()}
+        for name, (without, taught) in arms.items():
+            for metric in list(table["comparison"])[:2]:
+                pairs = zip(taught[metric]["runs"], without[metric]["runs"], strict=True)
+                comparison = Comparison(tuple(distilled - control for distilled, control in pairs))
+                # A variant may have a teacher of its own.
+                seen = "" if name.partition(", ")[2] in table.get("variants", {}) else _mean(teacher[metric])
+                means = [seen, _mean(without[metric]), _mean(taught[metric])]
+                rows.append(([name, metric, *means], comparison))
     p_values = holm([comparison.p_value for _, comparison in rows])
     for (cells, comparison), p_value in zip(rows, p_values, strict=True):
         change = f"{comparison.mean:+.3f} ± {comparison.half_width:.3f}"

@@ -94,7 +94,7 @@ def random_image_sample(image_size: Sequence[int] = (384, 1280), objects: int = 
         images=torch.randn(1, 3, height, width, generator=generator),
         depths=torch.rand(1, height, width, generator=generator) * 60 + 3,
         objects=found,
-        meta={"image_id": 0, "image_size": raw, "crop_scale": 1.0},
+        meta={"image_size": raw, "crop_scale": 1.0},
     )
 
 

@@ -130,14 +130,15 @@ def measure_step(
     settings = Settings.from_config(cfg)
     model.to(device).train()
     clock = Clock(device)
-    if isinstance(model, Distiller):
-        clock.watch(model.student)
-        clock.watch(model.teacher, "teacher/")
-    else:
-        clock.watch(model)
     step = training_step(model, shared(Losses(model)), batch, settings, clock.part)
 
-    step()
+    step()  # after which a live teacher is the copy that answers
+    if isinstance(model, Distiller):
+        clock.watch(model.student)
+        for teacher in getattr(model.instructor, "folded", {}).values():
+            clock.watch(teacher, "teacher/")
+    else:
+        clock.watch(model)
     seconds, parts, peaks = [], [], []
     for _ in range(runs):
         clock.seconds.clear()

@@ -118,21 +118,46 @@ def test_loading_is_measured_with_and_without_the_cache(tmp_path):
 
 
 def test_everyday_report_compares_revisions():
-    row = {"cpu_ms": {"loading": 20.0, "forward": 40.0, "backward": 59.0}, "peak_bytes": 5e8}
-    slower = {"cpu_ms": {"loading": 40.0, "forward": 40.0, "backward": 59.0}, "peak_bytes": 6e8}
+    row = {"cpu_ms": {"loading": 20.0, "forward": 40.0, "backward": 60.0}, "peak_bytes": 5e8}
+    slower = {"cpu_ms": {"loading": 40.0, "forward": 70.0, "backward": 130.0}, "peak_bytes": 6e8}
+    student = {"before": everyday._medians([slower, slower]), "now": everyday._medians([row, slower])}
+    teaching = {name: everyday._medians([slower, slower]) for name in student}
     found = {
         "before": "abc",
-        "rounds": 3,
+        "machine": {"load": 7.2},
+        "load_after": 0.3,
         "steps": 6,
-        "parts": {"student": {"before": everyday._medians([row, slower, slower]), "now": everyday._medians([row])}},
+        "parts": {everyday.CONTROL: student, "CRKD, live teacher": teaching},
         "wall": {"busy": {"before": {"wall_s": 7.0, "cpu_s": 60.0}, "now": {"wall_s": 0.5, "cpu_s": 9.0}}},
         "recipe": {"before": {"wall_s": 1200.0, "cpu_s": 2000.0}, "now": {"wall_s": 600.0, "cpu_s": 900.0}},
     }
     text = everyday.table(found)
-    assert "| student | before | 40 | 40 | 0 | 59 | 0 | 139 | 600 |" in text
-    assert "| student | now | 20 | 40 | 0 | 59 | 0 | 119 | 500 |" in text
+    assert "the machine was busy with other work (load average 7.2 before, 0.3 after)" in text
+    assert "| CRKD, control | before | 40 | 70 | 0 | 130 | 0 | 240 | 600 |  |" in text
+    assert "| CRKD, control | now | 30 | 55 | 0 | 95 | 0 | 180 | 600 | 0.75 (0.50 to 1.00) |" in text
+    assert "| CRKD, live teacher | 1.50 (1.00 to 2.00) |" in text
     assert "| busy | 7.00 | 0.50 |" in text
     assert "before 1200 s, 2000 CPU s; now 600 s, 900 CPU s" in text
+    assert "the machine did no other work" in everyday.table(found | {"machine": {"load": 0.1}})
+
+
+def test_everyday_compares_distillers_of_one_size_that_the_trained_teacher_fits(tmp_path):
+    """An earlier revision gets today's models as configs of its own, under a name that today's tree does not have."""
+    everyday_cases = everyday._cases({}, {}, tmp_path / "answers")
+    for side, (_, overrides) in everyday_cases["CRKD, live teacher"].items():
+        assert (everyday.ROOT / "configs" / overrides["teacher_config"]).is_file() == (side == "now")
+    for folder in ("camera+lidar", "camera+radar"):
+        (tmp_path / "configs" / "synthetic" / folder).mkdir(parents=True)
+    everyday._add_present_models(tmp_path)
+    given = (tmp_path / "configs" / everyday.PRESENT_TEACHER).read_text()
+    assert given == (everyday.ROOT / "configs" / everyday.TEACHER).read_text()
+    distiller = build_model(load_config(*everyday_cases["CRKD, stored answers"]["now"]).model)
+    distiller.setup_training(lambda _: {})
+    assert distiller.instructor.loaded() is distiller.teacher and len(distiller.losses) == 5
+    control = build_model(load_config(*everyday_cases[everyday.CONTROL]["now"]).model)
+    assert {k: v.shape for k, v in control.student.state_dict().items()} == {
+        k: v.shape for k, v in distiller.student.state_dict().items()
+    }
 
 
 @pytest.mark.slow
@@ -190,6 +215,8 @@ def test_the_document_is_written_from_results(monkeypatch, tmp_path):
     floors = {"copy_bytes_per_s": 1e10, "matmul_flops_per_s": 2e11}
     found = {"date": "2026-01-02", "machine": facts, "floors": floors, "cases": [case]}
     (tmp_path / "ops_cpu.json").write_text(json.dumps(found))
+    loaded = found | {"rows": [{"config": "kitti/small.yaml", "none": 0.0154, "disk": 0.0081}]}
+    (tmp_path / "loading_cpu.json").write_text(json.dumps(loaded))
     document = tmp_path / "performance.md"
     document.write_text(report.DOCUMENT.read_text())
     monkeypatch.setattr(report, "RESULTS", tmp_path)
@@ -201,6 +228,8 @@ def test_the_document_is_written_from_results(monkeypatch, tmp_path):
     assert (
         "2026-01-02; cpu a chip, cores 2, mmcv.ops 2.1.0. Copy bandwidth 10.0 GB/s, matrix rate 200 GFLOP/s." in first
     )
+    assert "2026-01-02; cpu a chip, cores 2, mmcv.ops 2.1.0.\n\n| config |" in first
+    assert "| kitti/small.yaml | 15 ms | 8 ms |" in first
     report.main()
     assert document.read_text() == first
 
@@ -221,7 +250,9 @@ def test_control_tables_go_to_their_page_and_their_heads_to_the_readme(monkeypat
         *[
             [dict.fromkeys((c.key for c in COLUMNS), value) for value in values]
             for values in ([0.6], [0.2, 0.3], [0.3, 0.4])
-        ]
+        ],
+        controls={"inherited": [dict.fromkeys((c.key for c in COLUMNS), value) for value in (0.3, 0.2)]},
+        variants={"more": [dict.fromkeys((c.key for c in COLUMNS), value) for value in (0.5, 0.4)]},
     )
     (tmp_path / "crkd_small.json").write_text(json.dumps({"table": table.to_dict(), "text": str(table)}))
     monkeypatch.setattr(report, "RESULTS", tmp_path)
@@ -231,10 +262,10 @@ def test_control_tables_go_to_their_page_and_their_heads_to_the_readme(monkeypat
         monkeypatch.setattr(report, name, copy)
     report.main()
     assert str(table) in (tmp_path / "CONTROL_TABLES.md").read_text()
-    assert (
-        "| crkd_small | mAP | 0.600 | 0.250 ± 0.071 | 0.350 ± 0.071 | +0.100 ± 0.000 | better |"
-        in (tmp_path / "README.md").read_text()
-    )
+    readme = (tmp_path / "README.md").read_text()
+    assert "| crkd_small | mAP | 0.600 | 0.250 ± 0.071 | 0.350 ± 0.071 | +0.100 ± 0.000 | better |" in readme
+    assert "| crkd_small, more | mAP |  | 0.250 ± 0.071 | 0.450 ± 0.071 | +0.200 ± 1.271 | within noise |" in readme
+    assert "| crkd_small, control inherited | mAP | 0.600 | 0.250 ± 0.071 | 0.350 ± 0.071 | +0.100 ± 1.271" in readme
 
 
 def test_gains_by_class_are_of_the_mean_over_distances(monkeypatch, tmp_path):

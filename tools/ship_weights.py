@@ -68,6 +68,7 @@ def ship(
     """
     import torch
 
+    from mmdet3d import __version__
     from mmdet3d.engine.checkpoint import save_weights
     from mmdet3d.engine.evaluate import predict
     from mmdet3d.engine.pictures import open_model
@@ -91,6 +92,7 @@ def ship(
         **origin,
         "iterations": result["iterations"],
         "precision": "float16",
+        "versions": {"mmdet3d": __version__},
         "metrics": {column.key: round(metrics[column.key], 4) for column in COLUMNS},
         "first_scores": [round(s, 4) for s in first_scores(*load_shipped(name, scratch / "scene"))],
     }

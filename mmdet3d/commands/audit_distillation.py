@@ -58,7 +58,7 @@ def main(words: list[str]) -> None:
     model.setup_training(lambda _: {})
     model.start_epoch(settings.max_epochs)  # whatever a schedule holds back at first counts
     model.train()
-    dataset = build_split(cfg.data, "train", settings.seed)
+    dataset = build_split(cfg.data, "train", settings.seed, model.training_inputs)
     sampler = TrainSampler(len(dataset), settings.samples_per_gpu, settings.seed)
     loader = build_loader(dataset, sampler, 0, settings.seed)
     first = (batch.to(device) for batch in islice(batches(loader), args.batches))

@@ -39,7 +39,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(words: list[str]) -> None:
     args, rest = parse(words)
     from mmdet3d.engine.checkpoint import load_checkpoint, save_weights
-    from mmdet3d.interop.checkpoints import published_options, read_weights
+    from mmdet3d.interop.checkpoints import read_weights
     from mmdet3d.models import build_model
 
     if args.config:
@@ -53,13 +53,8 @@ def main(words: list[str]) -> None:
         if not state:
             raise ValueError(f"{args.source} holds nothing below {args.prefix!r}")
     args.target.parent.mkdir(parents=True, exist_ok=True)
-    notes = {"source": str(args.source)}
-    if args.config and (options := published_options(model, metadata)):
-        notes["options"] = options
-    save_weights(state, args.target, {k: v for k, v in metadata.items() if _plain(v)} | notes)
+    save_weights(state, args.target, {k: v for k, v in metadata.items() if _plain(v)} | {"source": str(args.source)})
     print(f"{len(state)} tensors: {args.target}")
-    for key, value in notes.get("options", {}).items():
-        print(f"published weights were trained with another rule than the config's: use them with --{key} {value}")
 
 
 def _plain(value: object) -> bool:

@@ -92,14 +92,15 @@ def _titles(args: argparse.Namespace) -> list[str]:
 
 def _kitti(args: argparse.Namespace) -> None:
     from mmdet3d.datasets.kitti.files import read_ids, split_ids
-    from mmdet3d.evaluation.kitti import evaluate_folder, format_metrics, write_metrics
+    from mmdet3d.evaluation.kitti import CLASSES, evaluate_folder, write_metrics
     from mmdet3d.evaluation.kitti_objects import parse_class_map
+    from mmdet3d.evaluation.kitti_table import format_metrics, metrics_by_name
 
     path = _free_place(args, args.detections.parent, "metrics.json")
     ids = read_ids(args.ids) if args.ids else split_ids("val")
-    metrics = evaluate_folder(args.detections, args.labels, ids, class_map=parse_class_map(args.class_map))
-    write_metrics(metrics, path)
-    print(format_metrics(metrics))
+    strict, loose = evaluate_folder(args.detections, args.labels, ids, parse_class_map(args.class_map))
+    write_metrics(strict, path)
+    print(format_metrics(metrics_by_name(strict, loose, CLASSES)))
     print(f"\n{len(ids)} frames scored, metrics written to {path}")
 
 
@@ -112,6 +113,8 @@ def _free_place(args: argparse.Namespace, default: Path, name: str) -> Path:
 
 
 def _read_tokens(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"--tokens {path} does not exist")
     try:
         tokens = json.loads(path.read_text())
     except json.JSONDecodeError as error:

@@ -46,6 +46,13 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         default="continue",
         help="of one run: finish all that do not need it (default), or stop the others too",
     )
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        default=[],
+        metavar="RESULTS",
+        help="results.json files of the same recipe with other seeds or worlds, which join the table",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say how much there is to do and how long it will take")
     add_override_options(parser)
     return parser.parse_known_args(words)
@@ -87,7 +94,7 @@ def main(words: list[str]) -> None:
     run_dir = writable_folder(args.run_dir)
     for world, root in worlds.items():
         recipe.make_data(root, world, args.workers)
-    summary = run_recipe(recipe, run_dir, seeds, overrides, roots, args.jobs, args.on_failure)
+    summary = run_recipe(recipe, run_dir, seeds, overrides, roots, args.jobs, args.on_failure, args.also)
     print(f"\n{summary.get('text', '')}\n\nresults: {run_dir / 'results.json'}")
     if recipe.pictures:
         print(f"curves: {run_dir / 'curves.png'}\npictures: {run_dir / 'pictures'}")

@@ -50,7 +50,6 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(words: list[str]) -> None:
     args, rest = parse(words)
-    from mmdet3d.datasets import build_split
     from mmdet3d.engine import distributed
     from mmdet3d.engine.jobs import predict_split
     from mmdet3d.engine.logging import hold_log, log_to_folder
@@ -70,8 +69,8 @@ def main(words: list[str]) -> None:
         log_to_folder(out_dir)
 
     seed_everything(args.seed, args.deterministic)
-    dataset = build_split(cfg.data, "test" if cfg.data.get("test") else "val", test_mode=True)
-    detections, _ = predict_split(cfg, dataset, args.checkpoint, device, begin)
+    split = "test" if cfg.data.get("test") else "val"
+    dataset, detections, _ = predict_split(cfg, cfg.data, split, args.checkpoint, device, begin)
     distributed.on_main(lambda: write(args, cfg, dataset, detections, out_dir))
 
 

@@ -44,7 +44,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(words: list[str]) -> None:
     args, rest = parse(words)
-    from mmdet3d.datasets import build_split
+    from mmdet3d.datasets import named_split
     from mmdet3d.engine import distributed
     from mmdet3d.engine.jobs import predict_split, train
     from mmdet3d.engine.logging import hold_log, log_to_folder
@@ -61,9 +61,11 @@ def main(words: list[str]) -> None:
     out_dir = args.run_dir / "evaluation" / f"{split}-{checkpoint.stem}"
     hold_log()
     seed_everything(cfg.get("seed") or 0, cfg.get("deterministic", False))
-    dataset = build_split({**cfg.data, split: _block(cfg, split)}, split, test_mode=True)
-    detections, report = predict_split(
-        cfg, dataset, checkpoint, device, begin=lambda: log_to_folder(writable_folder(out_dir))
+    if "split" not in cfg.data.val and split == "test":
+        raise ValueError("--split test: the data set of this config has no splits by name; see tools/test.py")
+    data = {**cfg.data, split: named_split(cfg.data, split)}
+    dataset, detections, report = predict_split(
+        cfg, data, split, checkpoint, device, begin=lambda: log_to_folder(writable_folder(out_dir))
     )
     distributed.on_main(lambda: write(args.config, cfg, split, dataset, detections, report, out_dir))
 
@@ -115,12 +117,3 @@ def _checkpoint(given: str | None, run_dir: Path) -> Path:
     if given:
         raise FileNotFoundError(f"--checkpoint {given} does not exist")
     raise FileNotFoundError(f"{run_dir} holds no checkpoint; train first (without -e), or give --checkpoint FILE")
-
-
-def _block(cfg: Config, split: str) -> dict[str, Any]:
-    """The data set of a split: validation as the config has it, or the same with another list of frames."""
-    if split == "val":
-        return cfg.data.val
-    if "split" not in cfg.data.val:
-        raise ValueError(f"--split {split}: the data set of this config has no splits by name; see tools/test.py")
-    return {**cfg.data.test, "split": split}

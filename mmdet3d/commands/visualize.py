@@ -3,6 +3,10 @@
 distill3d visualize CONFIG --mode gt --limit 10
 distill3d visualize CONFIG --checkpoint CHECKPOINT --mode both --bbox-score 0.2 --out-dir runs/pictures
 
+Pictures of your own, for a model of one camera:
+
+distill3d visualize CONFIG --checkpoint CHECKPOINT --image street.jpg --calib camera.txt
+
 Models side by side, each with its sensors and what it hits, invents and misses; a scene as a film:
 
 distill3d visualize CONFIG --checkpoint CHECKPOINT --title teacher --also student CONFIG2 CHECKPOINT2 --truth-column
@@ -16,6 +20,7 @@ distill3d visualize CONFIG --checkpoint CHECKPOINT --tap fuser --loss response -
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +46,11 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("config", help="YAML file; also looked for below configs/")
     parser.add_argument("--checkpoint", help=".safetensors or .pth; needed for all but --mode gt")
-    parser.add_argument("--mode", choices=["gt", "pred", "both"], help="what is drawn (default: gt; both with --also)")
+    parser.add_argument(
+        "--mode", choices=["gt", "pred", "both"], help="what is drawn (default: gt; pred of --image; both with --also)"
+    )
+    parser.add_argument("--image", nargs="+", metavar="FILE", help="pictures of your own in place of the data set's")
+    parser.add_argument("--calib", metavar="FILE", help="KITTI calibration of --image (default: the .txt beside each)")
     parser.add_argument("--split", choices=["val", "train", "test"], default="val", help="of the config's data")
     parser.add_argument("--out-dir", default="runs/pictures", help="where the pictures go (default: runs/pictures)")
     parser.add_argument("--bbox-score", type=float, default=0.1, help="lowest score of a detection (default: 0.1)")
@@ -73,8 +82,13 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--width", type=int, help="of each picture, pixels (default: as large as drawn)")
     add_override_options(parser)
     args, rest = parser.parse_known_args(words)
-    args.mode = args.mode or ("both" if args.also else "gt")
+    args.mode = args.mode or ("pred" if args.image else "both" if args.also else "gt")
     maps = args.tap is not None or args.loss is not None
+    if args.image and (args.mode != "pred" or args.also or maps):
+        what = "--also, --tap and --loss draw" if args.also or maps else f"--mode {args.mode} draws"
+        raise ValueError(f"{what} annotations, which --image has none of; leave {'them' if maps else '--mode'} out")
+    if args.calib and not args.image:
+        raise ValueError("--calib is the calibration of --image; give that, too")
     if not args.checkpoint and (args.mode != "gt" or maps):
         what = "--tap and --loss look into a model" if maps else f"--mode {args.mode} draws detections"
         raise ValueError(f"{what}; give --checkpoint FILE")
@@ -85,6 +99,12 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(words: list[str]) -> None:
     args, rest = parse(words)
+    with tempfile.TemporaryDirectory() as folder:
+        draw_all(args, rest, Path(folder))
+
+
+def draw_all(args: argparse.Namespace, rest: list[str], folder: Path) -> None:
+    """One picture per sample, or a film; `folder` holds what is laid out for it."""
     from mmdet3d.engine import distributed
     from mmdet3d.engine.pictures import picture_extent, scenes
     from mmdet3d.engine.run_dir import writable_folder
@@ -95,6 +115,9 @@ def main(words: list[str]) -> None:
         check_film(Path(args.video))
     overrides = read_overrides(rest, args.overrides_file, args.imports)
     cfg = load_config(args.config, overrides)
+    if args.image:
+        args.split = "test"
+        cfg.data["test"] = own_frames(cfg, args.image, args.calib, folder)
     dataset = open_split(cfg, args.split)
     options = {"extent": picture_extent(cfg)}
     only = [label_of(word, dataset.classes) for word in args.bbox_classes or ()]
@@ -124,11 +147,11 @@ def main(words: list[str]) -> None:
     if args.video:
         print(f"{len(indices)} pictures: {write_film((p for p, _ in pictures()), Path(args.video), args.fps)}")
     else:
-        out_dir = writable_folder(args.out_dir)
         for picture, sample in pictures():
+            out_dir = writable_folder(args.out_dir)  # now that there is something to put there
             time = sample.meta.get("timestamp")
             picture.save(out_dir / f"{'' if time is None else f'{time}-'}{sample.token}.png")
-        print(f"{len(indices)} pictures: {out_dir}")
+        print(f"{len(indices)} pictures: {args.out_dir}")
     if args.mode != "pred":
         print(f"ground truth: {dataset.annotations(indices)}")
     if best and max(best) < args.bbox_score:
@@ -157,7 +180,13 @@ def _one(
     model = None if args.mode == "gt" else load_model(cfg, args.checkpoint).to(device)
     if model is not None:
         check_data(dataset, model.inputs, f"data.{args.split}")
-    options = {**options, "truth": args.mode != "pred", "min_score": args.bbox_score, "scores": args.scores}
+    options = {
+        **options,
+        "truth": args.mode != "pred",
+        "min_score": args.bbox_score,
+        "scores": args.scores,
+        "sensors": ("lidar", "radar") if model is None else model.inputs,
+    }
 
     def draw(index: int) -> tuple[Image.Image, Sample]:
         sample = dataset[index]
@@ -253,10 +282,21 @@ def label_of(word: str, classes: Sequence[str]) -> int:
 
 def open_split(cfg: Config, split: str) -> FrameDataset | KittiDataset:
     """The data set of a split, each frame once: what a resampling wrapper (CBGS) repeats is of no interest here."""
-    from mmdet3d.datasets import build_dataset
+    from mmdet3d.datasets import build_dataset, named_split
 
-    block = cfg.data[split]
+    block = named_split(cfg.data, split)
     return build_dataset(block["dataset"] if isinstance(block.get("dataset"), Mapping) else block)
+
+
+def own_frames(cfg: Config, images: Sequence[str], calibration: str | None, folder: Path) -> dict[str, Any]:
+    """The data set of pictures that the user names."""
+    from mmdet3d.datasets.kitti.own import lay_out
+
+    block = cfg.data["val"]
+    if block.get("type") != "KittiDataset":
+        raise ValueError("--image is for models that look through one camera, so for the configs below configs/kitti")
+    lay_out(images, calibration, folder)
+    return {**block, "dataset_root": str(folder), "split": "test", "ids": None}
 
 
 def load_model(cfg: Config, checkpoint: str) -> Trainable:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import inspect
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mmdet3d.datasets.base import FrameDataset
@@ -20,6 +21,7 @@ __all__ = [
     "build_dataset",
     "build_split",
     "check_data",
+    "named_split",
 ]
 
 
@@ -41,7 +43,7 @@ def build_dataset(cfg: Mapping[str, Any], seed: int = 0, **fixed: Any) -> FrameD
 
 
 def build_split(
-    data: Mapping[str, Any], split: str, seed: int = 0, **fixed: Any
+    data: Mapping[str, Any], split: str, seed: int = 0, sensors: Sequence[str] | None = None, **fixed: Any
 ) -> FrameDataset | CBGSDataset | KittiDataset | MixedDataset:
     """The data set of a split of a config's `data`, with the cache that `data.cache` and `data.cache_limit` ask for.
 
@@ -51,6 +53,7 @@ def build_split(
     Args:
         data: of a config.
         split: train, val or test.
+        sensors: what is read of camera, lidar and radar, for a data set that can do without the others.
         seed, fixed: see `build_dataset`.
 
     Raises:
@@ -59,6 +62,9 @@ def build_split(
     # A data set of another project need not know what a cache is as long as none is asked for.
     wanted = data.get("cache", "none") != "none"
     cache = {key: data[key] for key in ("cache", "cache_limit") if wanted and key in data}
+    block = data[split]["dataset"] if isinstance(data[split].get("dataset"), Mapping) else data[split]
+    if sensors is not None and "sensors" in inspect.signature(DATASETS.get(block["type"])).parameters:
+        fixed["sensors"] = list(sensors)
     dataset = build_dataset(data[split], seed, **cache, **fixed)
     extra = data.get("unlabelled") if split == "train" else None
     if extra is None:
@@ -67,17 +73,43 @@ def build_split(
         raise ValueError(f"data.unlabelled must hold a mapping, got {extra!r}")
     if "share" not in extra:
         raise ValueError(f"data.unlabelled needs `share`, of each batch, got {sorted(extra)}")
-    block = data[split]["dataset"] if isinstance(data[split].get("dataset"), Mapping) else data[split]
     changes = {key: value for key, value in extra.items() if key != "share"}
     others = build_dataset({**block, **changes, "labelled": False}, seed, **cache, **fixed)
     mixed = MixedDataset(dataset, others, extra["share"])
-    frames = getattr(getattr(dataset, "dataset", dataset), "tokens", None)
-    if frames and frames == getattr(others, "tokens", None):
-        raise ValueError(
-            "data.unlabelled has the very frames of data.train, whose labels are known; name what differs, such as "
-            "ann_file or part"
-        )
+    _check_unlabelled(dataset.dataset if isinstance(dataset, CBGSDataset) else dataset, others)
     return mixed
+
+
+def named_split(data: Mapping[str, Any], split: str) -> Mapping[str, Any]:
+    """The block of a split of a config's `data`; `test` of a data set with splits by name are that split's frames.
+
+    Configs whose test set is the validation set say so by the name alone, and its labels are not those of `test`.
+    """
+    block = data[split]
+    if split == "test" and "split" in block and block["split"] == (data.get("val") or {}).get("split"):
+        return {**block, "split": "test"}
+    return block
+
+
+def _check_unlabelled(labelled: Any, others: Any) -> None:
+    """Raises ValueError if frames of `data.unlabelled` are those of `data.train`, or have no depth maps as those do."""
+    shared = _frames(labelled) & _frames(others)
+    if shared:
+        raise ValueError(
+            f"data.unlabelled has {len(shared)} of the {len(_frames(labelled))} frames of data.train, whose labels are "
+            "known; name what differs, such as ann_file or part, so that both have none in common"
+        )
+    if getattr(labelled, "depth_dir", None) is not None and getattr(others, "depth_dir", None) is None:
+        raise ValueError(
+            f"data.unlabelled: the split {others.split} of KITTI has no depth maps, which depth_dir asks for and the "
+            "frames of data.train have; take frames of the folder training (split, part), or set depth_dir to null"
+        )
+
+
+def _frames(dataset: Any) -> set[tuple[str, ...]]:
+    """Names of a data set's frames; KITTI gives a frame of training and one of testing the same number."""
+    folder = str(getattr(dataset, "folder", ""))
+    return {(folder, token) for token in getattr(dataset, "tokens", ())}
 
 
 def check_data(dataset: Any, inputs: Collection[str], key: str, scored: bool = False) -> None:

@@ -148,8 +148,8 @@ class FrameDataset(torch.utils.data.Dataset):
         for sensor in inputs:
             if not any(_SEES[sensor](self.frame(k)) for k in range(len(self))):
                 raise ValueError(
-                    f"no frame in {self.root} has a file of a {sensor}, which the model reads; take a model without "
-                    f"{sensor}, or complete the data set and its info files"
+                    f"no frame in {self.root} has a file of a {sensor}, which the model (or the teacher that it learns "
+                    f"from) reads; take one without {sensor}, or complete the data set and its info files"
                 )
         learns = not self.test_mode and self.filter_empty_gt and self.tally.frames > 0
         if (learns or scored) and not self.tally.counting:

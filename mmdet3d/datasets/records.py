@@ -71,7 +71,7 @@ class FrameRecord:
     Args:
         token: sample token.
         timestamp: microseconds, of the sample.
-        lidar: the key-frame scan; `sensor2lidar` maps from the scanner.
+        lidar: the key-frame scan; `sensor2lidar` maps from the scanner. Its path is empty where there is no file.
         lidar2ego: (4, 4) float64.
         ego2global: (4, 4) float64, ego at LiDAR time.
         sweeps: earlier scans, newest first.

@@ -5,8 +5,9 @@
 
 TEACHER is the digest of its weights and config, `DATA/TOKEN.PLACE.VIEW` the name of the sample (`Sample.view`). A file
 holds a tensor per tap, as the teacher answers to a batch of this one sample; of a tap that is a list or a dict, one per
-entry, named `TAP/INDEX` or `TAP/KEY`, and so on within these. Numbers are float16, or float32 where that is too narrow;
-integers and booleans are as they are. `sample` holds numbers that tell the sample from others, see `describe`.
+entry, named `TAP/INDEX` or `TAP/KEY`, and so on within these; `TAP/[]` and `TAP/{}` stand for an empty one. Numbers are
+float16, or float32 where that is too narrow; integers and booleans are as they are. `sample` holds numbers that tell
+the sample from others, see `describe`.
 """
 
 from __future__ import annotations
@@ -144,6 +145,8 @@ def join(answers: Sequence[Any], device: torch.device) -> Any:
 def _flat(name: str, value: Any) -> dict[str, Tensor]:
     if isinstance(value, Tensor):
         return {name: value}
+    if isinstance(value, (Mapping, list, tuple)) and not value:
+        return {f"{name}/{'{}' if isinstance(value, Mapping) else '[]'}": torch.zeros(0)}
     if isinstance(value, Mapping):
         entries = value.items()
     elif isinstance(value, (list, tuple)):
@@ -161,6 +164,8 @@ def _nested(name: str, tensors: Mapping[str, Tensor]) -> Any:
     if name in tensors:
         return tensors[name]
     keys = dict.fromkeys(n[len(name) + 1 :].split("/")[0] for n in tensors if n.startswith(f"{name}/"))
+    if "[]" in keys or "{}" in keys:
+        return [] if "[]" in keys else {}
     entries = {key: _nested(f"{name}/{key}", tensors) for key in keys}
     return [entries[str(k)] for k in range(len(entries))] if all(k.isdecimal() for k in keys) else entries
 

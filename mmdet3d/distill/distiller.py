@@ -114,6 +114,13 @@ class Distiller(Trainable):
         return self.student.inputs
 
     @property
+    def training_inputs(self) -> tuple[str, ...]:
+        """The student's and, where there is anything to distil, those of the teacher."""
+        spec = self._teacher_spec
+        teacher = build_detector(spec.config, spec.overrides) if spec is not None and self._terms else self.student
+        return tuple(dict.fromkeys((*self.inputs, *teacher.inputs)))
+
+    @property
     def grid(self) -> BEVGrid | None:
         """The student's BEV raster, if it has one."""
         return self.student.grid

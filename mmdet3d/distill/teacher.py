@@ -17,6 +17,7 @@ from mmdet3d.distill.answers import Answers, join
 from mmdet3d.interop.checkpoints import file_digest, load_weights, metadata_path
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector, Trainable
+from mmdet3d.models.folding import fold_batch_norm
 from mmdet3d.registry import nearest
 from mmdet3d.structures import Batch, BEVGrid
 
@@ -90,16 +91,20 @@ class Teacher(ABC):
 
 
 class LiveTeacher(Teacher):
-    """A trained detector that answers to each batch anew.
+    """A trained detector that answers to each batch anew, with its batch norms folded (`fold_batch_norm`).
 
     Args:
-        model: trained; changed in place (frozen, eval mode).
+        model: trained; changed in place (frozen, eval mode). Its weights are not to change after the first answer.
         digest: see `Teacher`.
+
+    Attributes:
+        folded: the copies that answer, by the taps that are looked at; made when these are first asked for.
     """
 
     def __init__(self, model: Detector, digest: str = "") -> None:
         self.model = model.requires_grad_(False).eval()
         self.digest = digest
+        self.folded: dict[frozenset[str], Detector] = {}
 
     @classmethod
     def load(
@@ -117,14 +122,24 @@ class LiveTeacher(Teacher):
 
     @torch.no_grad()
     def extract(self, batch: Batch, taps: Collection[str]) -> dict[str, Any]:
-        """In eval mode whatever was called on the model in between."""
-        return self.model.eval().extract(batch, taps)
+        """In eval mode whatever was called on the model in between; nothing but the named taps."""
+        wanted = frozenset(taps)
+        self.model.eval()
+
+        def answer(model: Detector) -> dict[str, Any]:
+            found = model.extract(batch, wanted)
+            return {tap: found[tap] for tap in taps}
+
+        if wanted not in self.folded:
+            self.folded[wanted] = fold_batch_norm(self.model, answer)
+        return answer(self.folded[wanted])
 
     def loaded(self) -> Detector:
         return self.model
 
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
         self.model._apply(function)
+        self.folded.clear()
 
 
 class StoredTeacher(Teacher):

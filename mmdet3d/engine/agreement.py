@@ -14,8 +14,9 @@ from typing import Any
 
 from mmdet3d.config import load_config
 from mmdet3d.engine.agreement_sides import DataSide, Disagreement, ModelSide, data_sides, model_sides, shown
+from mmdet3d.registry import DATASETS, nearest
 
-__all__ = ["check_agreement", "disagreements"]
+__all__ = ["check_agreement", "disagreements", "metrics_of"]
 
 _COLOURS = "the network would see other colours than it was trained with"
 _COLUMNS = "the network would read other quantities"
@@ -79,7 +80,8 @@ def check_agreement(cfg: Mapping[str, Any], checkpoint: str | Path | None = None
 def disagreements(cfg: Mapping[str, Any], checkpoint: str | Path | None = None) -> list[Disagreement]:
     """See `check_agreement`; the same sentence comes once."""
     data = data_sides(cfg)
-    found = [*_within(data), *_points_and_sweeps(data)]
+    found = [*_within(data), *_points_and_sweeps(data), *_depth_bins(cfg)]
+    found += _metrics(cfg) if checkpoint is None else []  # a test asks for none by name
     for model in model_sides(cfg):
         for rule in _MODEL_RULES:
             # What is of a type that cannot be compared is refused by the part that it belongs to.
@@ -136,6 +138,58 @@ def _points_and_sweeps(data: Sequence[DataSide]) -> Iterator[Disagreement]:
                 pairs = [f"{side.name(n)} is {shown(v)}" for n, v in zip(names, values, strict=True)]
                 reason = "the points of a frame and of its sweeps go into one cloud"
                 yield Disagreement(f"{', but '.join(pairs)}: {reason}; give both the same")
+
+
+def metrics_of(cfg: Mapping[str, Any]) -> list[str]:
+    """The names that the validation set of a config reports; empty where that is not known."""
+    block = (cfg.get("data") or {}).get("val")
+    if not isinstance(block, Mapping) or not isinstance(block.get("type"), str):
+        return []
+    try:
+        return DATASETS.get(block["type"]).metric_names(block)
+    except (AttributeError, TypeError, ValueError):  # a data set of another project, or one that its builder refuses
+        return []
+
+
+def _metrics(cfg: Mapping[str, Any]) -> Iterator[Disagreement]:
+    """Metrics that are first looked up after an evaluation."""
+    evaluation, model = cfg.get("evaluation") or {}, cfg.get("model")
+    teacher = model.get("teacher") if isinstance(model, Mapping) else None
+    wanted = {"evaluation.save_best": evaluation.get("save_best", "object/nds")}
+    if isinstance(teacher, Mapping) and teacher.get("min_score") is not None:
+        wanted["model.teacher.metric"] = teacher.get("metric", "object/map")
+    known = metrics_of(cfg)
+    for key, name in wanted.items():
+        if known and name is not None and name not in known:
+            hint = nearest(str(name), known) or f"; take one of {', '.join(known[:3])}, ..."
+            yield Disagreement(f"{key} is {name}, but data.val reports no such metric{hint}")
+
+
+# -- teacher and student --------------------------------------------------------------------------------------------
+
+
+def _depth_bins(cfg: Mapping[str, Any]) -> Iterator[Disagreement]:
+    """Of two view transforms whose depth distributions a loss compares, bin by bin."""
+    model = cfg.get("model")
+    losses = model.get("losses") if isinstance(model, Mapping) else None
+    if not isinstance(losses, Mapping):
+        return
+    networks = {each.part: each for each in reversed(model_sides(cfg))}  # of the same name the outer one
+    for name, loss in losses.items():
+        if not isinstance(loss, Mapping) or not {"student", "teacher"} <= networks.keys():
+            continue
+        taps = [loss[side] if isinstance(loss.get(side), list) else [loss.get(side)] for side in ("student", "teacher")]
+        for student, teacher in zip(*taps, strict=False):
+            if not all(isinstance(tap, str) and tap.endswith(".depth") for tap in (student, teacher)):
+                continue
+            keys = [f"{tap.removesuffix('.depth')}.vtransform.dbound" for tap in (student, teacher)]
+            sides = [networks["student"], networks["teacher"]]
+            bounds = [side.get(key) for side, key in zip(sides, keys, strict=True)]
+            if None not in bounds and shown(bounds[0]) != shown(bounds[1]):
+                pair = [f"{s.name(k)} is {shown(b)}" for s, k, b in zip(sides, keys, bounds, strict=True)]
+                yield Disagreement(
+                    f"{', but '.join(pair)}: model.losses.{name} compares their depth bin by bin; give both the same"
+                )
 
 
 # -- a network and the data that it sees ----------------------------------------------------------------------------

@@ -72,11 +72,13 @@ class ModelSide:
         key: where it stands, `model`, or `model` of another file.
         block: its arguments.
         trained_on: the data sets of the config that trained it, if that is another one.
+        part: its name in the model that names its config, such as `teacher`; empty for that model itself.
     """
 
     key: str
     block: Mapping[str, Any]
     trained_on: tuple[DataSide, ...] = ()
+    part: str = ""
 
     def has(self, key: str) -> bool:
         return self.get(key) is not None
@@ -95,13 +97,17 @@ class ModelSide:
 
 
 def data_sides(cfg: Mapping[str, Any], whose: str = "") -> list[DataSide]:
-    """Those of `data` that there are, without what repeats or wraps them."""
+    """Those of `data` that there are, without what repeats or wraps them; `unlabelled` is `train` with its changes."""
     sides = []
     for split in ("train", "val", "test"):
         block = (cfg.get("data") or {}).get(split)
         if isinstance(block, Mapping):
             inner = block["dataset"] if isinstance(block.get("dataset"), Mapping) else block
             sides.append(DataSide(f"data.{split}", inner, whose))
+    extra = (cfg.get("data") or {}).get("unlabelled")
+    if isinstance(extra, Mapping) and sides and sides[0].key == "data.train":
+        changes = {key: value for key, value in extra.items() if key != "share"}
+        sides.append(DataSide("data.unlabelled", {**sides[0].block, **changes}, whose))
     return sides
 
 
@@ -125,7 +131,7 @@ def model_sides(cfg: Mapping[str, Any], where: str = "") -> list[ModelSide]:
         whose = f" of {block['config']} (model.{key})"
         trained = tuple(data_sides(inner, whose)) if block.get("checkpoint") else ()
         first, *others = model_sides(inner, whose) or [None]
-        sides += [] if first is None else [ModelSide(first.key, first.block, trained), *others]
+        sides += [] if first is None else [ModelSide(first.key, first.block, trained, key), *others]
     return sides
 
 

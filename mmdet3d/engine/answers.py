@@ -42,7 +42,7 @@ def store_answers(cfg: Config) -> StoredTeacher:
     model.to(device).setup_training(lambda _: {})
     if not isinstance(model.instructor, StoredTeacher):
         raise ValueError("model.teacher.answers names no folder; pass --model.teacher.answers FOLDER")
-    dataset = build_split(cfg.data, "train", settings.seed)
+    dataset = build_split(cfg.data, "train", settings.seed, model.training_inputs)
     if isinstance(dataset, MixedDataset) and all(loss.needs_labels for loss in model.losses.values()):
         dataset = dataset.labelled
     rank, world = distributed.rank(), distributed.world_size()

@@ -27,7 +27,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mmdet3d.interop.checkpoints import file_digest, in_our_layout, load_state, metadata_path, read_weights
+from mmdet3d.interop.checkpoints import (
+    file_digest,
+    in_our_layout,
+    load_state,
+    metadata_path,
+    read_weights,
+    warn_of_options,
+)
 from mmdet3d.models.detectors.base import Trainable
 
 __all__ = [
@@ -93,6 +100,7 @@ def load_checkpoint(
         if not state:
             raise ValueError(f"{path} holds nothing below {prefix!r}")
     load_state(model, state, allow_missing, source=str(path), part=part)
+    warn_of_options(model, metadata, path)
     own = model.state_dict()
     allowed = tuple(k for k in own if k not in state and k.startswith(tuple(allow_missing)))
     return LoadReport(path, len(own) - len(allowed), allowed, metadata)

@@ -36,7 +36,11 @@ __all__ = [
 
 
 class DetectionDataset(Protocol):
-    """What the engine asks of a data set. `evaluate` and `format` are asked of validation and test sets only."""
+    """What the engine asks of a data set. `evaluate` and `format` are asked of validation and test sets only.
+
+    A class may also have a static `metric_names(block)`, the names that `evaluate` reports on the data set of a config
+    block; a metric that a config names is then looked for in them before anything is trained.
+    """
 
     def __len__(self) -> int: ...
 

@@ -11,6 +11,7 @@ import torch
 from mmdet3d.engine import distributed
 from mmdet3d.engine.data import DetectionDataset, EvaluationSampler, batches, build_loader
 from mmdet3d.engine.settings import autocast_dtype
+from mmdet3d.evaluation import kitti_table
 from mmdet3d.evaluation.nuscenes import format_metrics
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar
@@ -94,17 +95,12 @@ def evaluate(
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:
-    """The familiar nuScenes block and per-class table, or `name: value` lines for the metrics of other benchmarks.
-
-    Metrics that differ in the last part of a long name share a line: `Car/3d/R40: easy 25.1, moderate 17.3, hard 14.9`.
-    """
+    """The table of the benchmark whose metrics these are; of another one a line `name: value` each."""
     if "object/nds" in metrics and "object/mATE" in metrics:
         return format_metrics(metrics)
-    lines: dict[str, list[str]] = {}
-    for name, value in metrics.items():
-        family, _, last = name.rpartition("/") if name.count("/") > 1 else (name, "", "")
-        lines.setdefault(family, []).append(f"{last} {value:.2f}" if last else f"{value:.4f}")
-    return "\n".join(f"{family}: {', '.join(values)}" for family, values in lines.items())
+    if kitti_table.is_kitti(metrics):
+        return kitti_table.format_metrics(metrics)
+    return "\n".join(f"{name}: {value:.4f}" for name, value in metrics.items())
 
 
 def as_records(detections: Sequence[Detections3D], tokens: Sequence[str]) -> list[dict[str, Any]]:

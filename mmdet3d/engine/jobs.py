@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,13 +15,11 @@ from mmdet3d.engine import distributed
 from mmdet3d.engine.agreement import check_agreement
 from mmdet3d.engine.checkpoint import LoadReport, RunCheckpoints, load_checkpoint
 from mmdet3d.engine.config_files import refuse_changed_files
-from mmdet3d.engine.data import DetectionDataset
 from mmdet3d.engine.evaluate import predict
 from mmdet3d.engine.logging import get_logger, hold_log, log_to_folder
 from mmdet3d.engine.run_dir import begin_run, choose_run_dir
 from mmdet3d.engine.settings import Settings
 from mmdet3d.engine.trainer import Trainer, seed_everything
-from mmdet3d.interop.checkpoints import published_options
 from mmdet3d.models import build_model
 from mmdet3d.progress import report_to
 from mmdet3d.structures import Detections3D
@@ -82,9 +81,10 @@ def _fit(
     seed_everything(seed, cfg.get("deterministic", False))
     with distributed.together():
         model = build_model(cfg.model)
-        train_dataset = build_split(cfg.data, "train", seed)
-        val_dataset = build_split(cfg.data, "val", test_mode=True) if cfg.data.get("val") else None
-        check_data(train_dataset, model.inputs, "data.train")
+        read = model.training_inputs
+        train_dataset = build_split(cfg.data, "train", seed, read)
+        val_dataset = build_split(cfg.data, "val", 0, model.inputs, test_mode=True) if cfg.data.get("val") else None
+        check_data(train_dataset, read, "data.train")
         if val_dataset is not None:
             check_data(val_dataset, model.inputs, "data.val", scored=True)
         parameters = sum(p.numel() for p in model.parameters())
@@ -94,15 +94,21 @@ def _fit(
 
 
 def predict_split(
-    cfg: Config, dataset: DetectionDataset, checkpoint: str | Path, device: torch.device, begin: Callable[[], None]
-) -> tuple[list[Detections3D] | None, LoadReport]:
+    cfg: Config,
+    data: Mapping[str, Any],
+    split: str,
+    checkpoint: str | Path,
+    device: torch.device,
+    begin: Callable[[], None],
+) -> tuple[Any, list[Detections3D] | None, LoadReport]:
     """Detections that the model of `cfg` with the weights of `checkpoint` finds, and what was loaded.
 
     Args:
+        data, split: see `build_split`.
         begin: called once the weights are loaded.
 
     Returns:
-        Detections of every sample in data-set order on rank 0, None on the others; and the report.
+        The data set; detections of its samples in its order on rank 0, None on the others; and the report.
 
     Raises:
         FileNotFoundError: no such file.
@@ -112,17 +118,17 @@ def predict_split(
     doubts = check_agreement(cfg, checkpoint)
     with distributed.together():
         model = build_model(cfg.model)
+        dataset = build_split(data, split, 0, model.inputs, test_mode=True)
         check_data(dataset, model.inputs, "the data set to test on")
         report = load_checkpoint(model, checkpoint)
         remedy = "give a file that holds it as the `config` of that part, such as --model.student.config FILE"
         refuse_changed_files(report.metadata.get("config_files"), cfg.model, checkpoint, remedy)
+        if len(dataset):
+            dataset[0]  # a pipeline that cannot work, or a broken file, leaves nothing behind
     begin()
     for doubt in doubts:
         get_logger().warning("%s", doubt)
     get_logger().info("loaded %s", report)
-    for key, value in (report.metadata.get("options") or {}).items():
-        if published_options(model, {}).get(key) == value:
-            get_logger().warning("%s was trained by a program with another rule: give --%s %s", checkpoint, key, value)
     workers = cfg.data.get("workers_per_gpu", 0)
     get_logger().info("%s", distributed.share_cores(workers))
     detections = predict(
@@ -133,4 +139,4 @@ def predict_split(
         workers=workers,
         precision=cfg.get("precision") or "auto",
     )
-    return detections, report
+    return dataset, detections, report

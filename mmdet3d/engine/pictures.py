@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,21 +39,32 @@ __all__ = [
 # By title a model and the data set as it reads it.
 Columns = Mapping[str, tuple[Trainable, FrameDataset | KittiDataset]]
 
-_EXTENT = 54.0  # metres, where a config names no range
+_NEAR, _FAR = 55.0, 100.0  # metres, of a view that reaches as far as its boxes
 _STRENGTH = "weak to strong"
 _SENSORS = {"lidar": "LiDAR", "camera": "cameras", "radar": "radar"}
 
 
-def picture_extent(cfg: Mapping[str, Any]) -> float:
-    """Half width of the bird's-eye view, metres: the farthest that the config's point cloud range reaches."""
-    return float(max(map(abs, cfg.get("point_cloud_range") or [_EXTENT])))
+def picture_extent(cfg: Mapping[str, Any]) -> float | None:
+    """Half width of the bird's-eye view, metres: the farthest that the config's point cloud range reaches.
+
+    None where a config has none: each picture then reaches as far as its boxes do.
+    """
+    limits = cfg.get("point_cloud_range")
+    return float(max(map(abs, limits))) if limits else None
+
+
+def _reach(extent: float | None, layers: Iterable[Layer]) -> float:
+    if extent is not None:
+        return extent
+    ends = [layer.boxes.footprint().abs().max().item() for layer in layers if len(layer.boxes)]
+    return min(max([_NEAR, *(5.0 * math.ceil(end / 5.0) for end in ends)]), _FAR)
 
 
 def open_model(cfg: Config, weights: str | Path) -> tuple[Trainable, FrameDataset | KittiDataset]:
     """A trained model in eval mode, and the validation set as it reads it."""
     model = build_model(cfg.model).eval()
     load_checkpoint(model, weights)
-    return model, build_split(cfg.data, "val", test_mode=True)
+    return model, build_split(cfg.data, "val", 0, model.inputs, test_mode=True)
 
 
 @torch.no_grad()
@@ -70,8 +82,9 @@ def draw_sample(
     truth: bool = True,
     min_score: float = 0.1,
     only: Collection[int] = (),
-    extent: float = _EXTENT,
+    extent: float | None = None,
     scores: bool = False,
+    sensors: Collection[str] = ("lidar", "radar"),
 ) -> Image.Image:
     """Ground truth, detections or, told apart, what of both agrees, in the cameras of one sample and from above.
 
@@ -79,8 +92,9 @@ def draw_sample(
 
     Args:
         only: labels to draw; all if empty.
-        extent: half width of the bird's-eye view, metres.
+        extent: half width of the bird's-eye view, metres; None for as far as the boxes reach.
         scores: write them beside the detections.
+        sensors: whose points are drawn, lidar and radar or those of them that a model reads.
 
     Raises:
         ValueError: `truth` of a sample that has no annotation.
@@ -101,9 +115,9 @@ def draw_sample(
         scene.calibration,
         images=scene.images,
         names=scene.names,
-        points=scene.points,
-        radar=scene.radar,
-        extent=extent,
+        points=scene.points if "lidar" in sensors else None,
+        radar=scene.radar if "radar" in sensors else None,
+        extent=_reach(extent, layers),
         behind=scene.behind,
     )
 
@@ -112,7 +126,7 @@ def compare(
     columns: Columns,
     indices: Sequence[int],
     out_dir: Path,
-    extent: float,
+    extent: float | None,
     min_score: float = 0.2,
     scores: bool = False,
 ) -> list[Path]:
@@ -129,7 +143,7 @@ def compare(
 def side_by_side(
     columns: Columns,
     index: int,
-    extent: float,
+    extent: float | None,
     min_score: float = 0.2,
     scores: bool = False,
     only: Collection[int] = (),
@@ -141,7 +155,7 @@ def side_by_side(
     Args:
         columns: by title a model, in eval mode, on the CPU or on one device, and the data set as that model reads it.
         index: of a sample, the same of every data set.
-        extent: half width of the bird's-eye view, metres.
+        extent: half width of the bird's-eye view, metres; None for as far as the boxes reach.
         min_score: of the detections that count.
         scores: write them beside the detections.
         only: labels to draw; all if empty.
@@ -165,13 +179,14 @@ def side_by_side(
     if len(tokens) > 1:
         titles = " and ".join(tokens.values())
         raise ValueError(f"{titles} read different frames as number {index}; give them one data set (--dataset_root)")
-    return draw_panels(panels, dataset.classes, extent, scene.behind, camera=camera), sample
+    reach = _reach(extent, (layer for panel in panels for layer in panel.layers))
+    return draw_panels(panels, dataset.classes, reach, scene.behind, camera=camera), sample
 
 
 def draw_maps(
     columns: Columns,
     index: int,
-    extent: float,
+    extent: float | None,
     taps: Sequence[str] = (),
     pulls: tuple[Distiller, str] | None = None,
     camera: str | None = None,
@@ -202,7 +217,8 @@ def draw_maps(
     if pulls is not None:
         heat = loss_map(pulls[0], batch, pulls[1]).heat(_STRENGTH, scene, batch)
         panels.append(_heat_panel(f"loss {pulls[1]}", "where it pulls the student", heat, scene))
-    return draw_panels(panels, dataset.classes, extent, scene.behind, camera=camera), sample
+    reach = _reach(extent, (layer for panel in panels for layer in panel.layers))
+    return draw_panels(panels, dataset.classes, reach, scene.behind, camera=camera), sample
 
 
 def scenes(dataset: FrameDataset | KittiDataset) -> list[list[int]]:
@@ -244,7 +260,10 @@ def _truth_panel(truth: Layer, scene: Scene) -> Panel:
 
 
 def _panel(title: str, inputs: Collection[str], layers: Sequence[Layer], scene: Scene) -> Panel:
-    counts = ", ".join(f"{len(layer.boxes)} {layer.title}" for layer in reversed(layers[1:]))
+    counts = ", ".join(
+        f"{len(layer.boxes) + layer.hidden} {layer.title}{f' ({layer.hidden} not drawn)' if layer.hidden else ''}"
+        for layer in reversed(layers[1:])
+    )
     return Panel(
         title,
         f"{' + '.join(name for sensor, name in _SENSORS.items() if sensor in inputs)}: {counts}",

@@ -24,7 +24,16 @@ from mmdet3d.engine.run_display import duration
 from mmdet3d.evaluation.control import ControlTable
 from mmdet3d.machine import cpus
 
-__all__ = ["Plan", "Recipe", "RecipeRun", "control_table", "default_jobs", "run_recipe"]
+__all__ = [
+    "Plan",
+    "Recipe",
+    "RecipeRun",
+    "control_table",
+    "default_jobs",
+    "join_results",
+    "read_results",
+    "run_recipe",
+]
 
 RUN_COMMAND = [sys.executable, "-m", "mmdet3d.engine.recipe_run"]
 
@@ -37,6 +46,7 @@ def run_recipe(
     data_root: DataRoots = None,
     jobs: int | None = None,
     on_failure: OnFailure = "continue",
+    also: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
     """Train what is not trained yet, write `results.json` into `run_dir`, and curves and pictures if it asks for these.
 
@@ -52,15 +62,19 @@ def run_recipe(
         jobs: trainings at once; default: see `default_jobs`.
         on_failure: of one training: `continue` with all that do not need it, or `stop` the others too. The error is
             raised in either case, at the end.
+        also: `results.json` files of this recipe with other seeds (or worlds), which join the table.
 
     Returns:
         What `results.json` holds: `table`, `runs` (per run and seed config, seconds and CPU seconds (null if it was
         interrupted), metrics, and checkpoint, relative to `run_dir`).
 
     Raises:
-        ValueError: see `Recipe.check`; a folder holds a run of another config; a training failed.
+        ValueError: see `Recipe.check`; a folder holds a run of another config; a training failed; a file of `also` is
+            not of this recipe, or has one of these seeds.
         Interrupted: by a signal; calling again continues.
     """
+    unit = "world" if isinstance(data_root, Mapping) else "seed"
+    earlier = [read_results(file, recipe, unit, seeds) for file in also]
     plan = Plan.make(recipe, run_dir, seeds, overrides, data_root, jobs)
     if plan.tasks:
         print(plan.describe(), file=sys.stderr, flush=True)
@@ -68,7 +82,9 @@ def run_recipe(
     results: dict[str, dict[int, Any]] = {name: {} for name in recipe.runs}
     for node in plan.graph.values():
         results[node.run][node.seed] = node.result()
-    summary = _summary(recipe, results, seeds, "world" if isinstance(data_root, Mapping) else "seed")
+    for file, runs in zip(also, earlier, strict=True):
+        join_results(results, runs, file)
+    summary = _summary(recipe, results, unit)
     path = Path(run_dir) / "results.json"
     path.write_text(json.dumps(summary, indent=1) + "\n")
     if recipe.pictures:
@@ -186,8 +202,45 @@ def control_table(
     )
 
 
-def _summary(recipe: Recipe, results: Mapping[str, Any], seeds: Sequence[int], unit: str) -> dict[str, Any]:
-    summary: dict[str, Any] = {"title": recipe.title, f"{unit}s": list(seeds), "runs": results}
+def read_results(
+    file: str | Path, recipe: Recipe, unit: str, seeds: Sequence[int]
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """Per run and seed what a `results.json` of this recipe holds; its pairs must differ in `unit`, `seed` or `world`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is of another recipe, or has one of `seeds`.
+    """
+    stored = json.loads(Path(file).read_text())
+    runs = stored.get("runs", {})
+    if f"{unit}s" not in stored or stored.get("title") != recipe.title or set(runs) != set(recipe.runs):
+        raise ValueError(
+            f"{file} has no {unit}s of the recipe {recipe.title!r} with the runs {', '.join(recipe.runs)}; give the "
+            "results.json of this recipe, run in the same way"
+        )
+    twice = sorted(set(stored[f"{unit}s"]) & set(seeds))
+    if twice:
+        raise ValueError(f"{file} has the {unit}s {', '.join(map(str, twice))} already; leave them out here")
+    return {name: {int(seed): entry for seed, entry in by_seed.items()} for name, by_seed in runs.items()}
+
+
+def join_results(
+    results: dict[str, dict[int, Any]], earlier: Mapping[str, Mapping[int, Mapping[str, Any]]], file: str | Path
+) -> None:
+    """Add to `results` the runs of other seeds, read from `file`.
+
+    Raises:
+        ValueError: a run was trained for another number of steps.
+    """
+    for name, runs in earlier.items():
+        steps = {entry["iterations"] for entry in (*runs.values(), *results[name].values())}
+        if len(steps) > 1:
+            raise ValueError(f"{file}: {name} was trained for {sorted(steps)} steps in different runs of the recipe")
+        results[name] = dict(sorted({**results[name], **runs}.items()))
+
+
+def _summary(recipe: Recipe, results: Mapping[str, Any], unit: str) -> dict[str, Any]:
+    summary: dict[str, Any] = {"title": recipe.title, f"{unit}s": list(next(iter(results.values()))), "runs": results}
     if recipe.table:
         table = control_table(recipe, results, unit)
         summary["table"] = table.to_dict()

@@ -13,7 +13,7 @@ from mmdet3d.datasets.synthetic.generate import generate
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
 from mmdet3d.datasets.synthetic.settings import Settings as WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
-from mmdet3d.engine.agreement import check_agreement
+from mmdet3d.engine.agreement import check_agreement, metrics_of
 from mmdet3d.engine.settings import Settings
 from mmdet3d.evaluation.control import COLUMNS, Column
 from mmdet3d.models import build_model
@@ -186,6 +186,7 @@ class Recipe:
                 raise ValueError(self._misfit(name, overrides, str(error))) from error
             settings = Settings.from_config(config)
             check_agreement(config)
+            self._check_columns(name, metrics_of(config))
             start, interval = settings.evaluation["start"], settings.evaluation["interval"]
             if start > settings.max_epochs or (settings.max_epochs - start) % interval:
                 raise ValueError(
@@ -194,6 +195,15 @@ class Recipe:
                 )
             if not config.get("data", {}).get("val"):
                 raise ValueError(f"run {name} has no data.val to be evaluated on; add it to {run.config}")
+
+    def _check_columns(self, name: str, known: Sequence[str]) -> None:
+        """Raises ValueError if a column of the table is none of the metrics that the run `name` reports, if known."""
+        for column in self.table_columns if known and self.table else ():
+            if column.key not in known:
+                raise ValueError(
+                    f"columns: {column.heading} is the metric {column.key}, which run {name} does not report"
+                    f"{nearest(column.key, known)}"
+                )
 
     def _check_overrides(self, overrides: Mapping[str, Any]) -> None:
         refused = dict(_NO_OVERRIDE)

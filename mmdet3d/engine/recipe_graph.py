@@ -11,8 +11,10 @@ from typing import Any
 from mmdet3d.config import Config, load_config, parse_yaml
 from mmdet3d.datasets import build_dataset
 from mmdet3d.engine.checkpoint import RunCheckpoints
+from mmdet3d.engine.config_files import refuse_changed_files
 from mmdet3d.engine.executor import Spent, Task
 from mmdet3d.engine.recipe_file import Recipe
+from mmdet3d.engine.resuming import changed_keys, shown_changes
 from mmdet3d.interop.checkpoints import metadata_path
 
 __all__ = ["DataRoots", "Node", "build_graph", "data_root"]
@@ -30,6 +32,7 @@ class Node:
         folder: `<run>-seed<seed>` in the recipe's folder.
         needs: names of the nodes whose checkpoints it starts from.
         cost: CPU seconds per step on the reference machine, if known.
+        starts: the final checkpoints of `needs`.
     """
 
     run: str
@@ -39,6 +42,7 @@ class Node:
     folder: Path
     needs: tuple[str, ...]
     cost: float | None
+    starts: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -58,11 +62,13 @@ class Node:
         """The node for the executor.
 
         Args:
-            samples: in an epoch; None to ask the data set.
+            samples: of the whole training split; None to ask the data set.
             factor: how much longer this machine takes than the reference machine; None if not measured.
         """
         if samples is None:
             samples = len(build_dataset(self.config.data.train, self.config.seed))
+        elif part := self.config.data.train.get("part"):
+            samples = round(samples * (part[1] - part[0]))
         steps = self.config.max_epochs * -(-samples // self.config.data.samples_per_gpu)
         seconds = None if factor is None or self.cost is None else self.cost * factor
         return Task(self.name, self.run, self.folder, self.needs, steps, self.config.max_epochs, seconds)
@@ -70,15 +76,31 @@ class Node:
     # -- what is there ----------------------------------------------------------------------------------------------
 
     def check_folder(self, checkpoints: Collection[str]) -> None:
-        """Raises ValueError if the folder holds a run of another config; `checkpoints` are those of the recipe."""
+        """Compare what the folder holds with what is to be trained; `checkpoints` are those of the recipe.
+
+        Raises:
+            ValueError: a run of another config, or of config files with another content; names what differs.
+        """
         settings = self.folder / "configs.yaml"
-        if settings.is_file():
-            texts = settings.read_text(), self.config.dump()
-            found, wanted = (_portable(parse_yaml(text), checkpoints) for text in texts)
-            if found != wanted:
-                raise ValueError(
-                    f"{self.folder} holds a run of another config; remove that folder or choose another --run-dir"
-                )
+        if not settings.is_file():
+            return
+        texts = settings.read_text(), self.config.dump()
+        found, wanted = (_portable(parse_yaml(text), checkpoints) for text in texts)
+        if changed := changed_keys(found, wanted):
+            raise ValueError(
+                f"{self.folder} holds a run of another config ({shown_changes(found, wanted, changed)}); remove that "
+                "folder to train it anew, or choose another --run-dir"
+            )
+        if (metadata := self._metadata()) is not None:
+            remedy = f"remove the folder {self.folder} to train it anew, or choose another --run-dir"
+            refuse_changed_files(metadata.get("config_files"), self.config.get("model"), self.weights, remedy)
+            recorded = self._noted().get("starts")
+            for name, digest in self._digests().items() if recorded else ():
+                if recorded.get(name) != digest:
+                    raise ValueError(
+                        f"{self.folder} was trained from weights of {name} that are not those of its folder now; "
+                        f"{remedy}"
+                    )
 
     def prepare(self) -> None:
         """Make the folder, with the config that the process reads."""
@@ -89,22 +111,21 @@ class Node:
         (self.folder / "configs.yaml").write_text(self.config.dump())
 
     def note(self, spent: Spent) -> None:
-        """Keep what the training took, if that was one stretch.
+        """Keep what the training took, if that was one stretch, and which weights it started from.
 
         Raises:
             ValueError: the training has not ended with an evaluated checkpoint.
         """
         if self._metadata() is None:
             raise ValueError(f"{self.folder} has no evaluated final checkpoint; remove that folder to train it anew")
-        if not self._note.is_file():
-            self._note.write_text(json.dumps(vars(spent)) + "\n")
+        self._note.write_text(json.dumps({**vars(spent), **self._noted(), "starts": self._digests()}) + "\n")
 
     def result(self) -> dict[str, Any] | None:
         """The entry of `results.json`; None if the training is not finished."""
         metadata = self._metadata()
         if metadata is None:
             return None
-        spent = json.loads(self._note.read_text()) if self._note.is_file() else {}
+        spent = self._noted()
         return {
             "config": self.source,
             "seconds": spent.get("seconds"),
@@ -117,6 +138,14 @@ class Node:
     @property
     def _note(self) -> Path:
         return self.folder / "done.json"
+
+    def _noted(self) -> dict[str, Any]:
+        return json.loads(self._note.read_text()) if self._note.is_file() else {}
+
+    def _digests(self) -> dict[str, str | None]:
+        """SHA-256 of the checkpoints that it starts from, by node; None where there is none yet."""
+        sides = {path.parent.name: metadata_path(path) for path in self.starts}
+        return {name: json.loads(s.read_text()).get("sha256") if s.is_file() else None for name, s in sides.items()}
 
     def _metadata(self) -> dict[str, Any] | None:
         """Of the final weights, once they were evaluated."""
@@ -161,7 +190,8 @@ def build_graph(
             checkpoints = {other: str(node.weights) for other, node in earlier.items()}
             config = load_config(run.config, {**run.overrides_with(given, checkpoints), "seed": seed})
             needs = tuple(dict.fromkeys(node.name for node in earlier.values()))
-            node = Node(name, seed, run.config, config, run_dir / f"{name}-seed{seed}", needs, run.cost)
+            starts = tuple(node.weights for node in earlier.values())
+            node = Node(name, seed, run.config, config, run_dir / f"{name}-seed{seed}", needs, run.cost, starts)
             graph[name, seed] = node
             if run.shared:
                 shared[name, root] = node

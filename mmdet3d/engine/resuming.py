@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmdet3d.config import parse_yaml
 
-__all__ = ["MAY_CHANGE", "refuse_changes"]
+__all__ = ["MAY_CHANGE", "changed_keys", "refuse_changes", "shown_changes"]
 
 # Keys, with all below them. What they decide is taken up anew at the next step, or is no part of the result.
 MAY_CHANGE = (
@@ -45,17 +45,27 @@ def refuse_changes(run: Path, config: Mapping[str, Any], config_path: str | Path
     before = parse_yaml(saved.read_text()) if saved.is_file() else None
     if not isinstance(before, Mapping):
         return
-    old, new = dict(_flat(before)), dict(_flat(config))
-    changed = [key for key in (*old, *(k for k in new if k not in old)) if old.get(key) != new.get(key)]
-    refused = [key for key in changed if not _may_change(key)]
+    refused = [key for key in changed_keys(before, config) if not _may_change(key)]
     if refused:
-        shown = "; ".join(f"{key}: {old.get(key)!r}, now {new.get(key)!r}" for key in refused[:_SHOWN])
-        more = f"; and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+        shown = shown_changes(before, config, refused)
         raise ValueError(
-            f"{run} was begun with another config ({shown}{more}); to go on as it was: python tools/train.py --resume "
+            f"{run} was begun with another config ({shown}); to go on as it was: python tools/train.py --resume "
             f"{run}; to train with the new config from its weights: python tools/train.py {config_path} --load_from "
             f"{run / 'latest.safetensors'}"
         )
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The dotted keys of two configs whose values differ, or that only one of them has."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    return [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
+
+
+def shown_changes(before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """The first few of the keys with both values, for a message."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    listed = "; ".join(f"{key}: {old.get(key)!r}, now {new.get(key)!r}" for key in keys[:_SHOWN])
+    return listed + (f"; and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

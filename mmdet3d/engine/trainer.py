@@ -129,8 +129,8 @@ class Trainer:
         """Train to `max_epochs` and return the metrics of the last evaluation.
 
         Args:
-            begin: called before the first file is written, after all that can be wrong with config and weights; maybe
-                a second time.
+            begin: called before the first file is written, once a step was done, so after all that can be wrong with
+                config, weights and the first samples; maybe a second time.
 
         Raises:
             Interrupted: SIGINT or SIGTERM arrived; a checkpoint was saved first.
@@ -139,9 +139,10 @@ class Trainer:
         """
         with self._interrupt:
             pending = self._prepare(begin)
-            begin()
-            self._writer = Writer(self.run_dir, self.iteration)
+            self._begin, self._writer = begin, None
             try:
+                if pending or self.epoch >= self.settings.max_epochs:
+                    self._begin_writing(self.iteration)
                 if pending:
                     self._evaluate_epoch()
                 if self.epoch >= self.settings.max_epochs:
@@ -154,8 +155,14 @@ class Trainer:
                         self._train_epoch()
                         self._finish_epoch()
             finally:
-                self._writer.close()
+                if self._writer is not None:
+                    self._writer.close()
         return self.metrics
+
+    def _begin_writing(self, iteration: int) -> None:
+        if self._writer is None:
+            self._begin()
+            self._writer = Writer(self.run_dir, iteration)
 
     # -- before the first step --------------------------------------------------------------------------------------
 
@@ -175,6 +182,9 @@ class Trainer:
                 get_logger().info("loaded %s", load_start(self.model, s.load_from))
             else:
                 self.model.init_weights()
+
+            if self._val_dataset is not None and len(self._val_dataset):
+                self._val_dataset[0]  # a pipeline that cannot work is not found after a whole epoch
 
         def evaluate(model: Trainable) -> dict[str, float]:
             begin()
@@ -267,6 +277,7 @@ class Trainer:
         for batch in self._agreed(batches(self._loader)):
             loaded = time.perf_counter()
             values = self._iterate(batch.to(self.device, non_blocking=True))
+            self._begin_writing(first)
             now = time.perf_counter()
             self._progress.update()
             window.add(values, {"time": now - previous, "data_time": loaded - previous})

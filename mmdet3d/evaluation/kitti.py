@@ -27,7 +27,6 @@ __all__ = [
     "evaluate",
     "evaluate_folder",
     "faults_of_truth",
-    "format_metrics",
     "precision_curves",
     "write_metrics",
 ]
@@ -57,10 +56,9 @@ def evaluate_folder(
     detections: str | Path,
     labels: str | Path,
     ids: Sequence[str],
-    overlaps: Mapping[str, Mapping[str, float]] = STRICT,
     class_map: Mapping[str, str] | None = None,
     looked_at: Sequence[str] = CLASSES,
-) -> Metrics:
+) -> tuple[Metrics, Metrics]:
     """Score the result files `{detections}/{id}.txt` against the label files `{labels}/{id}.txt`; see `evaluate`.
 
     Args:
@@ -68,15 +66,18 @@ def evaluate_folder(
         class_map: what classes of the label files that KITTI does not have count as.
         looked_at: classes of which it is said that there is nothing to find, see `faults_of_truth`.
 
+    Returns:
+        Metrics at the overlaps `STRICT` and at `LOOSE`.
+
     Raises:
         FileNotFoundError: a folder or a file is missing.
         ValueError: no frame, or a malformed line.
     """
     result_files, label_files = frame_files(detections, ids), frame_files(labels, ids)
-    truth = [read_labels(f, class_map) for f in label_files]
+    truth, found = [read_labels(f, class_map) for f in label_files], [read_results(f) for f in result_files]
     for fault in faults_of_truth(truth, looked_at):
         logger.warning("%s: %s", labels, fault)
-    return evaluate(truth, [read_results(f) for f in result_files], overlaps)
+    return evaluate(truth, found, STRICT), evaluate(truth, found, LOOSE)
 
 
 def faults_of_truth(labels: Sequence[Objects], classes: Sequence[str] = CLASSES) -> list[str]:
@@ -214,14 +215,3 @@ def write_metrics(metrics: Metrics, path: str | Path) -> None:
     """Write what `evaluate` returns as JSON."""
     with atomic_write(path) as file:
         json.dump(metrics, file, indent=1)
-
-
-def format_metrics(metrics: Metrics, overlaps: Mapping[str, Mapping[str, float]] = STRICT) -> str:
-    """The familiar table: a block per class and kind of average precision, with easy, moderate, hard in percent."""
-    blocks = []
-    for name, values in metrics.items():
-        minima = ", ".join(f"{iou:.2f}" for iou in overlaps[name].values())
-        for kind in ("R40", "R11"):
-            rows = [f"{metric:<4} AP:{', '.join(f'{v:.4f}' for v in values[metric][kind])}" for metric in METRICS]
-            blocks.append("\n".join([f"{name} AP_{kind}@{minima}:", *rows]))
-    return "\n".join(blocks)

@@ -17,7 +17,7 @@ import numpy as np
 
 from mmdet3d.evaluation.conventions import conventions_at_fault, match_entries
 from mmdet3d.evaluation.files import atomic_write
-from mmdet3d.evaluation.nuscenes_tables import evaluation_split, load_tables, split_tokens
+from mmdet3d.evaluation.nuscenes_tables import CLASSES, evaluation_split, load_tables, split_tokens
 from mmdet3d.structures import Detections3D
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "evaluate_submission",
     "format_detections",
     "format_metrics",
+    "metric_names",
     "score_submission",
     "write_submission",
 ]
@@ -334,6 +335,19 @@ def _metrics(summary: Mapping[str, Any], objects: Mapping[str, int]) -> dict[str
     present = [float(np.mean(list(summary["label_aps"][name].values()))) for name, count in objects.items() if count]
     metrics["object/map_present"] = float(np.mean(present)) if present else float("nan")
     return metrics
+
+
+def metric_names(classes: Sequence[str]) -> list[str]:
+    """What `evaluate_submission` reports of a whole split where `classes` are looked for."""
+    errors = dict.fromkeys(ERRORS, 0.0)
+    summary = {
+        "label_aps": {name: dict.fromkeys(DISTANCES, 0.0) for name in CLASSES},
+        "label_tp_errors": dict.fromkeys(CLASSES, errors),
+        "tp_errors": errors,
+        "nd_score": 0.0,
+        "mean_ap": 0.0,
+    }
+    return list(_metrics(summary, dict.fromkeys(classes, 1)))
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:

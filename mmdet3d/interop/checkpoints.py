@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ __all__ = [
     "metadata_path",
     "published_options",
     "read_weights",
+    "warn_of_options",
 ]
+
+logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
@@ -106,6 +110,18 @@ def published_options(model: nn.Module, metadata: Mapping[str, Any]) -> dict[str
     return {f"model.{name}.pixel_depth": "last" for name, rule in drawing if rule.pixel_depth != "last"}
 
 
+def warn_of_options(model: nn.Module, metadata: Mapping[str, Any], path: str | Path) -> None:
+    """Say which settings the weights in `path` were trained with by another program, see `published_options`."""
+    for key, value in published_options(model, metadata).items():
+        logger.warning(
+            "%s does not say that this project wrote it; where another program did, it was trained with another rule: "
+            "set %s to %s in the config of that network",
+            path,
+            key.replace("model.student.", "model."),
+            value,
+        )
+
+
 def load_weights(
     module: nn.Module,
     path: str | Path,
@@ -141,6 +157,7 @@ def load_weights(
         if not state:
             raise ValueError(f"{path} holds nothing below {prefix!r}")
     load_state(module, state, allow_missing, source=str(path), part=part)
+    warn_of_options(module, meta, path)
     return meta
 
 

@@ -65,7 +65,6 @@ def draw_bev(
         ground.pad.dots(ground.pixels(points[:, :2].cpu()), POINT, size=0.5)
     if radar is not None:
         _radar(ground, radar)
-    _ring_labels(ground)
     for layer in layers:
         if layer.style != "filled":
             _boxes(ground, layer, classes)
@@ -80,13 +79,8 @@ def _rings(ground: _Ground) -> None:
     center = ground.pixels(torch.zeros(2))
     for radius in range(_STEP, int(ground.extent) + 1, _STEP):
         ground.pad.ring(center, radius * ground.scale, _RING, width=1)
-
-
-def _ring_labels(ground: _Ground) -> None:
-    """Half-way between ahead and the right, where roads and what is on them are rarest."""
-    for radius in range(_STEP, int(ground.extent) + 1, _STEP):
-        x, y = ground.pixels(torch.full((2,), radius * 0.5**0.5))
-        ground.pad.text((x + 2, y - 20), f"{radius} m", _LABEL, size=16, halo=BACKGROUND)
+        x, y = ground.pixels(radius * torch.tensor([-0.5, 0.75**0.5]))  # beside the road, where little stands
+        ground.pad.text((x + 3, y + 1), f"{radius} m", _LABEL, size=22)
 
 
 def _scale_bar(ground: _Ground, bottom: float) -> None:
@@ -127,7 +121,7 @@ def _boxes(ground: _Ground, layer: Layer, classes: Sequence[str]) -> None:
             ground.pad.arrow(middles[i], ahead[i], color, width=1)
         if text:
             x, y = max(rims[i], key=lambda corner: corner[0] - corner[1])
-            ground.pad.text((x + 3, y - 22), text, color, size=18, halo=BACKGROUND)
+            ground.pad.text((x + 3, y - 26), text, color, size=22, halo=BACKGROUND)
 
 
 def _reach(middle: Sequence[float], rim: Sequence[Sequence[float]]) -> float:

@@ -141,7 +141,7 @@ def _write_scores(pad: Pad, layer: Layer, classes: Sequence[str], segments: Tens
         seen = segments[owner == i].flatten(0, 1)
         if text and len(seen):
             left, top = seen.amin(dim=0).tolist()
-            pad.text((left, max(top - 22, 0)), text, color, size=18, halo=BACKGROUND)
+            pad.text((left, max(top - 26, 0)), text, color, size=22, halo=BACKGROUND)
 
 
 def _mosaic(tiles: Sequence[Image.Image]) -> Image.Image:

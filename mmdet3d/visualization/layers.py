@@ -51,6 +51,7 @@ class Layer:
         style: of the lines; `filled` is a grey area from above and thin white lines in an image, whatever the class.
             What is `dotted` also gets a ring.
         scores: (N,) to write beside the boxes; None for no text.
+        hidden: how many more there are that are not drawn, because each lies on a drawn one.
     """
 
     title: str
@@ -58,6 +59,7 @@ class Layer:
     labels: Tensor
     style: Style = "solid"
     scores: Tensor | None = None
+    hidden: int = 0
 
     @classmethod
     def from_detections(
@@ -69,7 +71,7 @@ class Layer:
     def __getitem__(self, index: Tensor) -> Layer:
         """The boxes of an index or mask."""
         scores = None if self.scores is None else self.scores[index]
-        return Layer(self.title, self.boxes[index], self.labels[index], self.style, scores)
+        return Layer(self.title, self.boxes[index], self.labels[index], self.style, scores, self.hidden)
 
     def select(self, labels: Sequence[int]) -> Layer:
         """The boxes with one of these labels."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from mmdet3d.visualization.layers import Layer
 
 __all__ = ["REACH", "judge", "verdict_layers"]
 
+_SAME_PLACE = 1.0  # metres
 REACH = 2.0  # metres between centres on the ground, one of the four distances that nuScenes matches with
 
 
@@ -37,12 +40,26 @@ def judge(boxes: Boxes3D, labels: Tensor, detections: Detections3D, reach: float
     return hit, taken
 
 
+def _doubled(detections: Detections3D, hit: Tensor) -> Tensor:
+    """(N,) bool: false detections within a metre of a hit, or of a likelier one, of another class."""
+    centers = detections.boxes.centers[:, :2].double()
+    near = torch.cdist(centers, centers) < _SAME_PLACE
+    other = detections.labels[:, None] != detections.labels
+    better = hit | (detections.scores > detections.scores[:, None])
+    return ~hit & (near & other & better).any(dim=1)
+
+
 def verdict_layers(boxes: Boxes3D, labels: Tensor, detections: Detections3D, with_scores: bool = False) -> list[Layer]:
-    """The layers "ground truth", "missed", "false" and "hit", later ones on top; arguments as in `judge`."""
+    """The layers "ground truth", "missed", "false" and "hit", later ones on top; arguments as in `judge`.
+
+    Of several classes guessed for one place, the hit is drawn, or else the likeliest; the others are counted.
+    """
     hit, taken = judge(boxes, labels, detections)
+    doubled = _doubled(detections, hit)
+    false = Layer.from_detections("false", detections[~hit & ~doubled], "dashed", with_scores)
     return [
         Layer("ground truth", boxes, labels, "filled"),
         Layer("missed", boxes, labels, "dotted")[~taken],
-        Layer.from_detections("false", detections[~hit], "dashed", with_scores),
+        replace(false, hidden=int(doubled.sum())),
         Layer.from_detections("hit", detections[hit], "solid", with_scores),
     ]

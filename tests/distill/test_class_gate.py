@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from distill_inputs import GRID, batch_of, center_head, detector_on
+from test_distiller import LOSSES, batch, files  # noqa: F401 - a fixture
 from torch import Tensor
 
+from mmdet3d.distill import Distiller
 from mmdet3d.distill.class_gate import ClassGate, class_precision
 from mmdet3d.distill.losses import CrossHeadLoss, MaskedFeatureLoss, PseudoLabelLoss, ResponseLoss
 from mmdet3d.interop.checkpoints import file_digest, metadata_path
@@ -19,9 +21,14 @@ CLASSES = ["car", "truck", "bus"]
 
 
 def checkpoint(folder: Path, name: str, **precision: float) -> str:
-    """A file with the record of an evaluation, half of it at another distance."""
+    """A file with the record of an evaluation."""
     file = folder / f"{name}.safetensors"
     file.write_text(name)
+    return recorded(file, **precision)
+
+
+def recorded(file: str | Path, **precision: float) -> str:
+    """The file, with the record of an evaluation beside it, half of it at another distance."""
     metrics = {
         f"object/{c}_ap_dist_{d}": p + shift for c, p in precision.items() for d, shift in ((1.0, 0), (4.0, 0.2))
     }
@@ -63,6 +70,32 @@ def test_a_class_that_is_not_taught_has_no_gradient(taught: list[str]) -> None:
     # Boxes of a task are taught where one of its classes is.
     assert [bool(task["dim"].grad.abs().sum() > 0) for task in student] == ["car" in taught, "bus" in taught]
     assert all(torch.isfinite(task[name].grad).all() for task in student for name in task)
+
+
+def test_a_distiller_gates_its_losses_before_training(files, tmp_path: Path) -> None:  # noqa: F811
+    recorded(files["teacher_weights"], car=0.6, truck=0.3)
+    student = checkpoint(tmp_path, "control", car=0.5, truck=0.35)
+    losses = {name: LOSSES[name] for name in ("feature", "response")}
+
+    def gated(losses, **gate) -> Distiller:
+        sides = ("teacher", "student")
+        spec = {side: {"config": files[side], "checkpoint": files[f"{side}_weights"]} for side in sides}
+        distiller = Distiller(**spec, losses=losses, class_gate={"student": student, **gate})
+        distiller.setup_training(lambda _: pytest.fail("nothing asked for a score"))
+        return distiller
+
+    def pull(distiller: Distiller) -> list[bool]:
+        """Whether the loss pulls at the student's heat map, by class."""
+        distiller.loss(batch())["loss/kd/response/heatmap/task0"].backward()
+        return [bool(row.abs().sum() > 0) for row in distiller.student.heatmap.weight.grad]
+
+    assert pull(gated(losses)) == [True, False]
+    assert pull(gated(losses, margin=-0.1)) == [True, True]
+    with pytest.raises(ValueError, match=r"model\.class_gate: no loss tells classes apart"):
+        gated({"feature": LOSSES["feature"]})
+    recorded(files["teacher_weights"], car=0.6)
+    with pytest.raises(ValueError, match="records no average precision of the class 'truck'"):
+        gated(losses)
 
 
 def test_losses_without_classes_say_so() -> None:

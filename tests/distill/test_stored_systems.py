@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
+from torch.testing import assert_close
+from torch.utils._pytree import tree_leaves
 
 from mmdet3d.config import load_config
 from mmdet3d.distill import LiveTeacher, StoredTeacher
@@ -70,7 +74,7 @@ def road(number: int, size: tuple[int, int]) -> Sample:
         images=torch.randn(1, 3, *size, generator=generator),
         depths=40 * torch.rand(1, *size, generator=generator),
         objects=ImageObjects(**{name: value[:count] for name, value in cars.items()}),
-        meta={"image_id": number, "image_size": (1242, 375), "crop_scale": 1.0},
+        meta={"image_size": (1242, 375), "crop_scale": 1.0},
         view=f"data/{number}.{number}.0",
     )
 
@@ -95,3 +99,32 @@ def test_stored_answers_are_the_teachers(name: str, tmp_path: Path) -> None:
         expected = live.extract(other, taps)
         torch.testing.assert_close(reader.extract(other, taps), {t: expected[t] for t in taps}, rtol=2e-3, atol=1e-4)
     assert reader._live is None, "weights were loaded although everything is stored"
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_folded_norms_change_no_answer(name: str) -> None:
+    cfg = load_config(name)
+    config = str(cfg.model.teacher.config)
+    torch.manual_seed(0)
+    teacher = LiveTeacher(build_detector(config))
+    for norm in (m for m in teacher.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+        nn.init.uniform_(norm.running_var, 0.5, 2.0)
+        nn.init.normal_(norm.running_mean, std=0.1)
+    weights = {key: value.clone() for key, value in teacher.model.state_dict().items()}
+    taps = sorted({tap for loss in cfg.model.losses.values() if loss for tap in _listed(loss["teacher"])})
+    size = tuple(load_config(config).image_size)
+    first, second = (Batch.collate([(road if "kitti" in name else street)(k, size)]) for k in range(2))
+    for batch in (first, second):
+        with torch.no_grad():
+            plain = teacher.model.extract(batch, taps)
+        expected, found = _tensors({tap: plain[tap] for tap in taps}), _tensors(teacher.extract(batch, taps))
+        assert expected
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.abs().max() if other.numel() else 0))
+    (folded,) = teacher.folded.values()
+    assert sum(isinstance(m, nn.Identity) for m in folded.modules()) > 10
+    assert all(torch.equal(value, weights[key]) for key, value in teacher.model.state_dict().items())
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]

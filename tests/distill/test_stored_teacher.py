@@ -202,6 +202,16 @@ def test_integers_and_wide_numbers_are_kept_as_they_are(files):
     assert torch.equal(found[1][0], values["wide"])
 
 
+def test_empty_lists_and_dicts_come_back(files, monkeypatch):
+    source, sample = stored(files), named().alone(0)
+    values = {"tap": [], "regions": {"boxes": [], "by_class": {}, "scores": torch.ones(2)}}
+    assert source.answers.write(sample, values).keys() == values.keys()
+    found = source.answers.read(sample, ["tap", "regions"])
+    assert found["tap"] == [] and found["regions"]["boxes"] == [] and found["regions"]["by_class"] == {}
+    forbid_loading(monkeypatch)
+    assert source.extract(named(views=VIEWS[:1] * 2).alone(0), {"tap"}) == {"tap": []}
+
+
 def _fill(files, seeds):
     torch.set_num_threads(1)
     for seed in seeds:

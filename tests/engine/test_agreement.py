@@ -21,6 +21,7 @@ VOXELS, FUSED = (
     f"nuscenes/det/transfusion/secfpn/{name}"
     for name in ("lidar/voxelnet_0p075.yaml", "camera+lidar/swint_v0p075/convfuser.yaml")
 )
+DEPTH = {"type": "MaskedFeatureLoss", "student": "encoders.camera.depth", "teacher": "encoders.camera.depth"}
 KITTI, MONOSKD = "kitti/synthetic/rgb_baseline.yaml", "kitti/synthetic/monoskd.yaml"
 
 
@@ -60,6 +61,13 @@ REFUSED = [
      r"sparse_shape is \[1440, 1440, 31\], but point_cloud_range and voxel_size of model.encoders.lidar.voxelize make "
      r"\[1440, 1440, 40\] voxels; make it \[1440, 1440, 41\]"),
     (CRKD, {"reference_frame": "ego"}, r"frame of data.* is ego, but frame of data.train of \S+ \(model.teach"),
+    (RADAR, {"evaluation.save_best": "object/mAP"}, "save_best is object/mAP, but data.val reports no such metric,"),
+    (KITTI, {"evaluation.save_best": "object/nds"}, "no such metric; take one of Car/bbox/R40/easy, "),
+    (CRKD, {"model.teacher.metric": "map", "model.teacher.min_score": 0.3}, "model.teacher.metric is map, but"),
+    (CRKD, {"model.losses.depth": DEPTH, "model.student.overrides": {"depth_bins": [1.0, 41.0, 1.0]}},
+     r"encoders.camera.vtransform.dbound of \S+ \(model.student\) is \[1, 41, 1\], but .* \(model.teacher\) is "
+     r"\[1, 41, 1.25\]: model.losses.depth compares their depth bin by bin"),
+    (RADAR, {"data.unlabelled": {"share": 0.5, "frame": "ego"}}, "but frame of data.unlabelled is ego"),
     (FUSED, {"image_size": [256, 640], "model.encoders.camera.vtransform.image_size": [256, 704]}, "image_size is"),
 ]  # fmt: skip
 
@@ -109,6 +117,13 @@ def test_a_checkpoint_is_tested_on_the_classes_it_was_trained_with(tmp_path: Pat
     with pytest.raises(ValueError, match=r"object_classes of data.*configs.yaml is \[car.*place in this list"):
         check_agreement(swapped, tmp_path / "latest.safetensors")
     assert check_agreement(load_config(VOXELS), tmp_path / "latest.safetensors") == []
+
+
+def test_metrics_that_only_training_asks_for_do_not_matter_in_a_test(tmp_path: Path) -> None:
+    pedestrians = load_config(KITTI, {"eval_classes": ["Pedestrian"], "evaluation.save_best": "Car/3d/R40/moderate"})
+    with pytest.raises(ValueError, match=r"save_best is Car/3d/R40/moderate, .*, did you mean 'Pedestrian/3d/R40/mod"):
+        check_agreement(pedestrians)
+    assert check_agreement(pedestrians, tmp_path / "latest.safetensors") == []
 
 
 def test_what_is_of_the_wrong_type_is_left_to_its_part() -> None:

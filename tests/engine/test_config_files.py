@@ -65,7 +65,8 @@ def test_another_content_is_refused_in_resuming_and_testing(student: Path, tmp_p
 
     def test(config: Path = student) -> None:
         cfg = Config(model={"type": "Named", "part": {"config": str(config)}}, data=Config())
-        predict_split(cfg, EngineToyDataset(2, test_mode=True), weights, torch.device("cpu"), lambda: None)
+        data = {"test": {"type": "EngineToyDataset", "size": 2}}
+        predict_split(cfg, data, "test", weights, torch.device("cpu"), lambda: None)
 
     resumed = {"max_epochs": 2, "resume_from": str(weights)}
     student.write_text(STUDENT.replace("max_epochs: 3", "max_epochs: 4"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
 import pytest
 
 from mmdet3d.config import CONFIG_ROOT, load_config
-from mmdet3d.engine.recipe import Recipe, control_table
+from mmdet3d.engine.recipe import Plan, Recipe, control_table, join_results, read_results
 
 RECIPES = sorted(p.relative_to(CONFIG_ROOT).as_posix() for p in CONFIG_ROOT.rglob("recipes/*.yaml"))
 
@@ -192,3 +193,34 @@ def test_worlds_take_the_place_of_seeds_and_world() -> None:
     for option in ("--seeds", "--world"):
         with pytest.raises(ValueError, match=f"--worlds takes the place of {option}"):
             chosen("--worlds", "1000", option, "0")
+
+
+def test_seeds_of_another_day_join_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"title: T\nruns: {{a: {{config: c}}}}\n{ROLES}\ncolumns: {{Score: s}}\n")
+    recipe = Recipe.load(path)
+    monday = tmp_path / "results.json"
+    entry = {"iterations": 4, "metrics": {"s": 0.5}}
+    monday.write_text(json.dumps({"title": "T", "seeds": [0, 2], "runs": {"a": {"2": entry, "0": entry}}}))
+
+    earlier = read_results(monday, recipe, "seed", [1])
+    results = {"a": {1: {"iterations": 4, "metrics": {"s": 0.75}}}}
+    join_results(results, earlier, monday)
+    assert list(results["a"]) == [0, 1, 2] and len(control_table(recipe, results).control) == 3
+
+    with pytest.raises(ValueError, match=r"results\.json has the seeds 2 already; leave them out"):
+        read_results(monday, recipe, "seed", [1, 2])
+    with pytest.raises(ValueError, match=r"has no worlds of the recipe 'T' with the runs a"):
+        read_results(monday, recipe, "world", [1])
+    with pytest.raises(ValueError, match=r"results\.json: a was trained for \[4, 6\] steps"):
+        join_results({"a": {1: {"iterations": 6, "metrics": {}}}}, earlier, monday)
+
+
+def test_steps_of_a_run_that_sees_a_part_of_its_world(tmp_path: Path) -> None:
+    """The world has 228 training samples; none is made here."""
+    (tmp_path / "r.yaml").write_text(
+        "title: T\ndata: {scenes: 48, keyframes: 6}\nruns:\n  a: {config: synthetic/camera+radar/demo.yaml}\n"
+        "  b: {config: synthetic/camera+radar/demo.yaml, overrides: {max_epochs: 12, data.train.part: [0.25, 0.5]}}\n"
+    )
+    plan = Plan.make(Recipe.load(tmp_path / "r.yaml"), tmp_path / "runs", [0], data_root=tmp_path / "world")
+    assert [(task.name, task.steps) for task in plan.tasks] == [("a-seed0", 3 * 114), ("b-seed0", 12 * 29)]

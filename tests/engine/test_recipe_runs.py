@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 from mmdet3d.engine import recipe as module
 from mmdet3d.engine.recipe import Plan, Recipe, run_recipe
+from mmdet3d.models.detectors.base import Trainable
+from mmdet3d.registry import MODELS
 
 CONFIG = """
 seed: 0
@@ -87,6 +89,10 @@ def processes_of(folder: Path) -> list[int]:
 def same_weights(folder: Path, other: Path) -> bool:
     pairs = [(load_file(folder / f"{name}.safetensors"), load_file(other / f"{name}.safetensors")) for name in FINAL]
     return all(a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a) for a, b in pairs)
+
+
+def plan(recipe: Recipe, **arguments: Any) -> Plan:
+    return Plan.make(recipe, "run", **{"seeds": [0], **arguments})
 
 
 @pytest.fixture(scope="module")
@@ -171,12 +177,50 @@ def test_finished_runs_are_reused_however_the_folder_is_written(
     note.write_text('{"seconds": 3.5}\n')
     times = run_recipe(recipe, "moved", [0, 1])["runs"]["control"][1]
     assert (times["seconds"], times["cpu_seconds"]) == (3.5, None)
-    with pytest.raises(ValueError, match=r"moved/control-seed0 holds a run of another config; remove that folder"):
+    changed = r"moved/control-seed0 holds a run of another config \(max_epochs: 1, now 2\); remove that folder to train"
+    with pytest.raises(ValueError, match=changed):
         run_recipe(recipe, "moved", [0], {"max_epochs": 2})
 
 
-def plan(recipe: Recipe, **arguments: Any) -> Plan:
-    return Plan.make(recipe, "run", **{"seeds": [0], **arguments})
+class _Outer(Trainable):
+    def __init__(self, part: dict[str, str]) -> None:
+        super().__init__()
+
+    def loss(self, batch: Any) -> dict[str, Any]:
+        return {}
+
+    def predict(self, batch: Any) -> list[Any]:
+        return []
+
+
+def test_what_was_trained_from_other_files_is_not_reused(
+    whole: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["cp", "-r", str(whole / "run"), "run"], check=True)
+    final = Path("run/teacher-seed0/epoch_2.json")
+    record = json.loads(final.read_text())
+    final.write_text(json.dumps(record | {"sha256": "of other weights"}))
+    with pytest.raises(ValueError, match=r"run/control-seed0 was trained from weights of teacher-seed0 that are not"):
+        plan(recipe)
+    final.unlink()  # the teacher is to be trained anew
+    with pytest.raises(
+        ValueError, match=r"control-seed0 was trained from weights of teacher.* remove the folder run/c"
+    ):
+        plan(recipe)
+    final.write_text(json.dumps(record))
+    assert not plan(recipe).tasks
+    monkeypatch.setitem(MODELS._classes, "Outer", _Outer)
+    # The model now names a config file whose content is another one than when the run was trained.
+    Path("part.yaml").write_text("model: {type: EngineToyModel}\n")
+    for file in (*Path("run").glob("*-seed0/configs.yaml"), Path("toy.yaml")):
+        settings = yaml.safe_load(file.read_text())
+        settings["model"] = {"type": "Outer", "part": {"config": "part.yaml"}}
+        file.write_text(yaml.safe_dump(settings))
+    final.write_text(json.dumps(record | {"config_files": {"part.yaml": "of other content"}}))
+    with pytest.raises(
+        ValueError, match=r"part\.yaml, which this model is built from, is not .*remove the folder run/t"
+    ):
+        plan(recipe)
 
 
 def test_a_world_per_seed_has_its_own_teacher(recipe: Recipe, tmp_path: Path) -> None:

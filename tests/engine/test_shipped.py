@@ -43,6 +43,7 @@ def test_cards_belong_to_files_and_recipe(name: str) -> None:
     assert recipe.runs[card["run"]].config == card["config"] and find_config(card["config"]).is_file()
     assert card["recipe"] in card["command"] and len(card["revision"]) == 40
     assert card["metrics"]["object/map"] > 0.1
+    assert card["versions"]["mmdet3d"]  # or loading them would warn of another program
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from mmdet3d import load_checkpoint
 from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.interrupt import Interrupted
+from mmdet3d.engine.logging import Writer
 from mmdet3d.engine.trainer import Trainer
 
 
@@ -223,7 +225,7 @@ def test_a_resumed_training_obeys_the_optimizer_settings_of_its_config(tmp_path:
 def test_load_from_starts_anew_with_given_weights(tmp_path: Path) -> None:
     make(tmp_path / "a").fit()
     trainer = make(tmp_path / "b", load_from=str(tmp_path / "a" / "best.safetensors"), max_epochs=1)
-    trainer._train_epoch = lambda: setattr(trainer, "batch", 0)
+    trainer._train_epoch = lambda: trainer._begin_writing(0)
     trainer.fit()
     assert trainer.model.calls == ["setup_training"]
     best = load_file(tmp_path / "a" / "best.safetensors")
@@ -331,6 +333,27 @@ def test_unknown_best_metric_loses_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no metric 'object/mAP'; the data set reports object/map"):
         make(tmp_path, evaluation={"save_best": "object/mAP"}).fit()
     assert (tmp_path / "epoch_1.json").is_file()
+
+
+def test_a_log_line_groups_its_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    monkeypatch.setattr(logging.getLogger("mmdet3d"), "propagate", True)
+    caplog.set_level(logging.INFO, "mmdet3d")
+    tasks = {f"{part}/task{k}": 1.5 for part in ("heatmap", "bbox") for k in range(6)}
+    terms = {f"loss/object/{name}": value for name, value in tasks.items()}
+    terms |= {f"loss/kd/response/{name}": value for name, value in tasks.items()}
+    terms |= {f"loss/kd/{name}": 0.25 for name in ("feature", "relation", "radar")}
+    terms |= {"stats/kd/mask/share": 0.5, "stats/error": 0.125}
+    values = {"lr": 1e-3, "time": 0.4, "data_time": 0.1, **terms, "loss": 36.75, "grad_norm": 95.9}
+    writer = Writer(tmp_path)
+    writer.train({"epoch": 1, "iter": 20, "iteration": 20}, 700, 100.0, values)
+    writer.close()
+    (line,) = {m for m in caplog.messages if m.startswith("Epoch [1][20/700]")}
+    assert line.endswith(
+        "loss: 36.7500, grad_norm: 95.9000, loss/object: 18.0000 (heatmap 9.0000, bbox 9.0000), loss/kd: 18.7500 "
+        "(response 18.0000, feature 0.2500, relation 0.2500, radar 0.2500), stats/kd: (mask/share 0.5000), "
+        "stats/error: 0.1250"
+    )
+    assert len(line) < 400 and json.loads((tmp_path / "metrics.jsonl").read_text()).keys() >= terms.keys()
 
 
 def test_a_broken_sample_is_one_sentence(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from argparse import Namespace
 from datetime import datetime
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.interop.checkpoints import load_state, load_weights, metadata_path, published_options, read_weights
 from mmdet3d.registry import MODELS
 
@@ -262,3 +264,14 @@ def test_what_published_weights_need_is_named():
     assert published_options(model, {"versions": {"mmdet3d": "1"}}) == {}
     ready = nn.ModuleDict({"encoders": MODELS.build({"type": "DepthLSSTransform", "pixel_depth": "last", **TINY})})
     assert published_options(ready, {}) == {}
+
+
+@pytest.mark.parametrize("load", [load_weights, load_checkpoint])
+def test_loading_published_weights_says_what_they_need(load, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("mmdet3d"), "propagate", True)
+    model = nn.ModuleDict({"encoders": MODELS.build({"type": "DepthLSSTransform", **TINY})})
+    for name, meta in (("theirs", {"epoch": 6}), ("ours", {"versions": {"mmdet3d": "1"}})):
+        torch.save({"state_dict": model.state_dict(), "meta": meta}, tmp_path / f"{name}.pth")
+        load(model, tmp_path / f"{name}.pth")
+    assert {"theirs.pth" in m and "set model.encoders.pixel_depth to last" in m for m in caplog.messages} == {True}
+    assert not any("ours.pth" in message for message in caplog.messages)

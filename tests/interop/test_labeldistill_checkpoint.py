@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from mmdet3d.models.necks import SECONDFPN
 from mmdet3d.ops.sparse_conv import SparseTensor, SubMConv3d
 from mmdet3d.structures import BEVGrid, Boxes3D
 
+GOLDEN = Path(__file__).parent / "golden" / "centerpoint.pth"
 FOLDER = "nuscenes/distill/labeldistill"
 LIDAR = {
     "encoders.lidar.backbone.": "pts_middle_encoder.",
@@ -79,6 +82,40 @@ def published(frames: int) -> dict[str, torch.Tensor]:
     for name in ("voxel_size", "voxel_coord", "voxel_num", "frustum"):
         state[f"model.backbone.{name}"] = torch.empty(3)
     return state
+
+
+_NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+_CONV = r"(weight|bias)"
+# As the published program names its modules, written down from its modules and not from ours.
+FOREIGN = [
+    rf"backbone\.img_backbone\.(conv1\.weight|bn1\.{_NORM})",
+    rf"backbone\.img_backbone\.layer[1-4]\.\d\.(conv[123]\.weight|bn[123]\.{_NORM}|downsample\.(0\.weight|1\.{_NORM}))",
+    rf"(backbone\.img_neck|head\.neck)\.deblocks\.[0-3]\.(0\.weight|1\.{_NORM})",
+    rf"backbone\.depth_net\.(reduce_conv\.(0\.{_CONV}|1\.{_NORM})|context_conv\.{_CONV}|bn\.{_NORM})",
+    rf"backbone\.depth_net\.(depth|context)_(mlp\.fc[12]|se\.conv_(reduce|expand))\.{_CONV}",
+    rf"backbone\.depth_net\.depth_conv\.[012]\.(conv[12]\.weight|bn[12]\.{_NORM})",
+    rf"backbone\.depth_net\.depth_conv\.3\.(aspp[1-4]\.(atrous_conv\.weight|bn\.{_NORM})|conv1\.weight|bn1\.{_NORM})",
+    rf"backbone\.depth_net\.depth_conv\.3\.global_avg_pool\.(1\.weight|2\.{_NORM})",
+    rf"backbone\.depth_net\.depth_conv\.(4\.(weight|conv_offset\.{_CONV})|5\.{_CONV})",
+    r"backbone\.(voxel_size|voxel_coord|voxel_num|frustum)",
+    rf"head\.trunk\.(conv1\.weight|bn1\.{_NORM})",
+    rf"head\.trunk\.layer[123]\.[01]\.(conv[12]\.weight|bn[12]\.{_NORM}|downsample\.(0\.weight|1\.{_NORM}))",
+    rf"head\.shared_conv\.(conv\.weight|bn\.{_NORM})",
+    rf"head\.task_heads\.[0-5]\.(reg|height|dim|rot|vel|heatmap)\.(0\.(conv\.weight|bn\.{_NORM})|1\.{_CONV})",
+    rf"distill_encoder_(lidar|label)\.blocks\.[01]\.(0\.{_CONV}|1\.{_NORM}|3\.(conv[12]\.weight|bn[12]\.{_NORM}))",
+    rf"label_encoder\.(mlp_box|mlp_label|mlp2)\.fc[12]\.{_CONV}",
+    rf"label_encoder\.(ln2\.{_CONV}|conv1\.(conv[12]\.weight|bn[12]\.{_NORM})|conv_blocks\.[01]\.[01]\.{_CONV})",
+]
+
+
+def test_every_name_is_one_of_the_published_program():
+    """And the detector's names hold those of a real file of mmdetection3d's CenterPoint."""
+    names = {key.removeprefix("model.") for key in published(3)}
+    detector = {n.removeprefix("centerpoint.") for n in names if n.startswith("centerpoint.")}
+    assert detector >= torch.load(GOLDEN, weights_only=True)["state_dict"].keys()
+    names = {n for n in names if not n.startswith("centerpoint.")}
+    found = {pattern: {n for n in names if re.fullmatch(pattern, n)} for pattern in FOREIGN}
+    assert all(found.values()) and set().union(*found.values()) == names
 
 
 def test_names_of_the_specification_are_there():

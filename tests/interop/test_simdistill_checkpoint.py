@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 import torch
@@ -100,6 +101,31 @@ def published_teacher() -> dict[str, torch.Tensor]:
 def as_published() -> torch.nn.Module:
     with torch.device("meta"):
         return build_detector(STUDENT, AS_PUBLISHED)
+
+
+_NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+# As the published program names the modules that `published` takes from our model, written down from its modules.
+FOREIGN = [
+    rf"fuser(_student)?\.(0\.weight|1\.{_NORM})",
+    rf"decoder(_student)?\.backbone\.[012]\.[01]\.(conv[12]\.weight|bn[12]\.{_NORM}|downsample\.(0\.weight|1\.{_NORM}))",
+    rf"decoder(_student)?\.neck\.(fuse\.[03]\.weight|fuse\.[14]\.{_NORM}|upsample\.1\.weight|upsample\.2\.{_NORM})",
+    rf"heads(_student)?\.object\.shared_conv\.(conv\.weight|bn\.{_NORM})",
+    r"heads(_student)?\.object\.task_heads\.[0-5]\.(reg|height|dim|rot|vel|heatmap)\."
+    rf"(0\.(conv\.weight|bn\.{_NORM})|1\.(weight|bias))",
+]
+
+
+@pytest.mark.shared
+def test_every_name_is_one_of_the_published_program(shared):
+    """Encoders are built of the modules whose names the table of another program of this code base lists."""
+    table = (shared / "fixtures/state_dicts/a_teacher_LC_swint_v0p075_gatedfuser.tsv").read_text().splitlines()[1:]
+    listed = {row.partition("\t")[0] for row in table}
+    student, teacher = published(as_published().state_dict()), published_teacher()
+    ours = {k for k in (*student, *teacher) if "deform" not in k and "vtransform" not in k and "trans_student" not in k}
+    encoders = {k for k in ours if k.startswith("encoders")}
+    assert {k.replace("_student", "") for k in encoders} <= listed
+    found = {pattern: {k for k in ours if re.fullmatch(pattern, k)} for pattern in FOREIGN}
+    assert all(found.values()) and set().union(*found.values()) == ours - encoders
 
 
 def test_student_comes_out_of_a_published_checkpoint(caplog):

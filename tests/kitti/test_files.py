@@ -275,8 +275,11 @@ def test_splits_are_the_published_ones(shared: Path) -> None:
 def test_lists_of_ids(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("000004\n\n7\n")
     assert read_ids(tmp_path / "ids.txt") == ["000004", "000007"]
+    (tmp_path / "ids.txt").write_text("n008-2018_7\n1632.5_obstacle\n")
+    assert read_ids(tmp_path / "ids.txt") == ["n008-2018_7", "1632.5_obstacle"]
     for text, message in [
         ("000001\n../1\n", "line 2: '../1' is no frame id"),
+        ("000001.png\n", "line 1: '000001.png' is no frame id, which is the name of the frame's files without folder"),
         ("7\n000007\n", "line 2: frame 000007 is already in line 1"),
         ("\n", "names no frame"),
     ]:

@@ -15,7 +15,8 @@ from kitti_rules import dont_care, frame, row
 from PIL import Image
 
 from mmdet3d.config import load_config
-from mmdet3d.datasets import KittiDataset, build_dataset, check_data
+from mmdet3d.datasets import KittiDataset, MixedDataset, build_dataset, build_split, check_data
+from mmdet3d.datasets.kitti.create import check_tree
 from mmdet3d.datasets.kitti.files import read_points
 from mmdet3d.datasets.kitti.results import image_boxes, to_objects
 from mmdet3d.engine.data import TrainSampler, batches, build_loader
@@ -101,7 +102,6 @@ def test_the_published_frame_of_values(real: Path) -> None:
     """Frame 000000: one pedestrian; its observation angle is the label's to a degree."""
     sample = real_frames(real, test_mode=True)[0]
     assert sample.token == "000000"
-    assert sample.meta["image_id"] == 0
     assert sample.meta["image_size"] == (1224, 370)
     assert sample.meta["crop_scale"] == 1
     assert sample.objects.labels.tolist() == [0]
@@ -418,6 +418,38 @@ def test_frames_without_their_labels(world: Path) -> None:
     sample = small_world(world, labelled=False)[0]
     assert sample.unlabelled and sample.objects is None and sample.depths is not None
     assert not whole[0].unlabelled
+
+
+def test_frames_without_labels_are_others_and_have_depth_maps(copied: Callable[..., Path]) -> None:
+    root = copied()
+    train = {"type": "KittiDataset", "dataset_root": str(root), "split": "train", "image_size": [96, 320]}
+
+    def build(**unlabelled: object) -> MixedDataset:
+        return build_split({"train": train, "unlabelled": {"share": 0.5, **unlabelled}}, "train")
+
+    with pytest.raises(ValueError, match="unlabelled has 4 of the 4 frames of"):
+        build(split="trainval")
+    with pytest.raises(ValueError, match="the split test of KITTI has no depth maps, which depth_dir asks for"):
+        build(split="test")
+    train["depth_dir"] = None
+    mixed = build(split="test")  # the same numbers are other frames in the folder testing
+    assert set(mixed.unlabelled.tokens) & set(mixed.labelled.tokens)
+
+
+def test_frames_with_names(copied: Callable[..., Path]) -> None:
+    root = copied()
+    for folder in ("image_2", "label_2", "calib", "depth_dense", "velodyne"):
+        for file in (root / "training" / folder).iterdir():
+            file.rename(file.with_name(f"n008-2018.a_{file.name}"))
+    for split in ("train", "val", "trainval"):
+        listed = root / "ImageSets" / f"{split}.txt"
+        listed.write_text("".join(f"n008-2018.a_{frame}\n" for frame in listed.read_text().split()))
+    assert any(line.startswith("learnt: ") for line in check_tree(root))
+    dataset = small_world(root, "val", test_mode=True)
+    assert dataset[0].token == dataset.tokens[0] and dataset.tokens[0].startswith("n008-2018.a_00000")
+    truth = [dataset.ground_truth(k) for k in range(len(dataset))]
+    dataset.evaluate(truth, root / "out")
+    assert {file.stem for file in (root / "out" / "data").iterdir()} == set(dataset.tokens)
 
 
 # -- before a training ----------------------------------------------------------------------------------------------

@@ -35,8 +35,9 @@ def test_from_training_to_submission(main, world: Path, tmp_path: Path, capsys: 
     output = capsys.readouterr().out
     ids = (world / "ImageSets" / "val.txt").read_text().split()
     assert f"{len(ids)} frames, checkpoint: runs/kitti/synthetic/rgb_baseline/latest.safetensors (epoch 1)" in output
-    values = ", ".join(f"{d} {trained[f'Car/bbox/R40/{d}']:.2f}" for d in ("easy", "moderate", "hard"))
-    assert f"Car/bbox/R40: {values}\n" in output
+    columns = [f"{kind}/{d}" for kind in ("R40", "R11") for d in ("easy", "moderate", "hard")]
+    values = [f"{trained[f'Car/bbox/{column}']:.2f}" for column in columns]
+    assert ["Car", "bbox@0.7", *values] in [line.split() for line in output.splitlines()]
     out = run / "evaluation" / "val-latest"
     assert sorted(p.stem for p in (out / "data").glob("*.txt")) == ids
     summary = json.loads((out / "metrics.json").read_text())

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from engine_toy import EngineToyModel  # noqa: F401, registers
-from safetensors.torch import load_file
+from engine_toy import EngineToyModel
+from safetensors.torch import load_file, save_file
 
 TOOL = [str(Path(__file__).with_name("toy_tool.py"))]
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -120,6 +120,12 @@ def test_alone_from_training_to_submission(config: Path, tmp_path: Path) -> None
         (["test.py", "CONFIG", "nothing.pth", "--eval", "bbox"], "checkpoint nothing.pth does not exist"),
         (["train.py", "CONFIG", "--load_from", "nothing.pth"], "nothing.pth does not exist"),
         (["train.py", "CONFIG", "--data.train.sise", "3"], "unknown key 'sise' for EngineToyDataset"),
+        (["train.py", "CONFIG", "--data.train.size", "2", "--data.train.broken", "1"], "sample 1: points.bin is cut"),
+        (["train.py", "CONFIG", "--data.val.broken", "0"], "sample 0: points.bin is cut short; copy it again"),
+        (
+            ["test.py", "CONFIG", "weights.safetensors", "--eval", "bbox", "--data.test.broken", "0"],
+            "sample 0: points.bin is cut",
+        ),
         (["test.py", "CONFIG", "nothing.pth"], "nothing to do"),
         (["test.py", "CONFIG", "CONFIG", "--eval", "bbox", "--out", "OUT.pkl"], "toy.yaml is damaged or holds more"),
         (["test.py", "CONFIG", "CONFIG", "--eval", "bbox", "--data.test.sise", "3"], "unknown key 'sise'"),
@@ -134,6 +140,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    save_file(EngineToyModel().state_dict(), "weights.safetensors")
     tool, *filled = [w.replace("CONFIG", str(config)).replace("RUN", str(tmp_path / "run")) for w in words]
     main = runpy.run_path(str(TOOLS / tool))["main"]
     before = set(tmp_path.rglob("*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -25,7 +26,7 @@ from mmdet3d.models.vtransforms.depth_map import DepthMap
 from mmdet3d.models.vtransforms.depth_net import DepthNet, FrustumRefinement, camera_vector
 from mmdet3d.models.vtransforms.depth_supervision import depth_loss, depth_targets
 from mmdet3d.registry import MODELS
-from mmdet3d.structures import Batch, Calibration
+from mmdet3d.structures import Batch, Calibration, project
 
 # -- drawing points ---------------------------------------------------------------------------------
 
@@ -71,6 +72,33 @@ def test_the_rule_of_a_pixel_is_an_option_of_the_view_transforms() -> None:
 def test_points_behind_the_camera_are_not_drawn() -> None:
     points = torch.tensor([[-5.0, 0, 0], [0.0, 0, 0]])
     assert DepthMap((32, 64))([points], straight_ahead()).count_nonzero() == 0
+
+
+def test_no_point_of_an_image_is_passed_over() -> None:
+    """What is drawn equals projecting every point into every camera: rotated images, points on borders and close by."""
+    torch.manual_seed(0)
+    calibration = tiny_calibration(1, 3)
+    c, s = math.cos(0.3), math.sin(0.3)
+    turned = torch.tensor([[0.8 * c, -0.8 * s, 0, 9.0], [0.8 * s, 0.8 * c, 0, -4.0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    calibration = replace(calibration, image_aug=turned.expand(1, 3, 4, 4))
+    far, near = torch.randn(20000, 3) * 20, torch.randn(20000, 3) * torch.tensor([0.02, 0.02, 0.02])
+    one = calibration[0]
+    border = torch.linalg.inv(one.lidar2image[0]) @ torch.tensor([[5.0 * 16.0, 5.0 * 8.0, 5.0, 1.0]]).T
+    origin = one.camera2lidar[:, :3, 3]
+    points = torch.cat([far, *(near + o for o in origin), border.T[:, :3]])
+    expected = torch.zeros(3, 32 * 64)
+    raw = (points - one.lidar_aug[:3, 3]) @ torch.linalg.inv(one.lidar_aug[:3, :3]).T
+    uv, depth = project(raw, one.lidar2image)
+    uv = uv @ one.image_aug[:, :2, :2].mT + one.image_aug[:, None, :2, 3]
+    inside = (depth > 1e-5) & (uv >= 0).all(-1) & (uv[..., 0] < 64) & (uv[..., 1] < 32)
+    assert inside.sum() > 1000
+    for camera, point in inside.nonzero().tolist():
+        u, v = uv[camera, point].long().tolist()
+        old = float(expected[camera, v * 64 + u])
+        new = float(depth[camera, point])
+        expected[camera, v * 64 + u] = new if old == 0 else min(old, new)
+    drawn = DepthMap((32, 64))([points], calibration)
+    assert ((drawn[:, 0].flatten(1) - expected).abs() < 1e-4).all()
 
 
 def test_no_points() -> None:

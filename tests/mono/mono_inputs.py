@@ -92,7 +92,7 @@ def make_batch(
         corners = found.boxes2d.view(-1, 2, 2) * aug[0, 0] + aug[:2, 3]
         for (x1, y1), (x2, y2), z in zip(*corners.round().int().clamp(0).unbind(1), found.centers[:, 2], strict=True):
             depth[y1:y2, x1:x2] = z - 0.5
-        meta = {"image_id": number, "image_size": IMAGE_SIZE, "crop_scale": crop}
+        meta = {"image_size": IMAGE_SIZE, "crop_scale": crop}
         images = torch.randn(1, 3, *size, generator=generator)
         samples.append(Sample(str(number), calibration(aug), images, depths=depth[None], objects=found, meta=meta))
     return Batch.collate(samples)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdet3d.datasets import CBGSDataset, FrameDataset, NuScenesDataset, build_dataset
+from mmdet3d.datasets import CBGSDataset, FrameDataset, NuScenesDataset, build_dataset, build_split
 from mmdet3d.datasets.nuscenes.create import create_nuscenes
 from mmdet3d.datasets.nuscenes.infos import read_infos, write_infos
 from mmdet3d.datasets.records import Context, FrameRecord, SensorRecord, Transform
@@ -188,6 +188,27 @@ def test_frames_without_a_file_are_left_out(
     monkeypatch.setattr(dataset, "_pipeline", Compose(ANNOTATIONS))  # most files are not there
     assert dataset.tokens == [s.token for s in dataset] == used
     assert {dataset.tokens[i] for i in CBGSDataset(dataset).indices} == set(used)
+
+
+@pytest.mark.parametrize(
+    ("sensors", "test_mode", "depth", "used"),
+    [
+        (["camera", "radar"], False, False, ["t0", "t2"]),
+        (["camera", "radar"], False, True, ["t2"]),  # training takes depth labels from the scan
+        (["camera", "radar"], True, True, ["t0", "t2"]),
+        (["camera", "lidar"], True, False, ["t2"]),
+    ],
+)
+def test_what_a_model_does_not_read_may_be_missing(
+    incomplete: Path, sensors: list[str], test_mode: bool, depth: bool, used: list[str]
+) -> None:
+    sweeps = {"type": "LoadPointsFromMultiSweeps", "sweeps_num": 2}
+    steps = [SCAN, sweeps, *([{"type": "GTDepth"}] if depth else []), *ANNOTATIONS]
+    block = {"type": "NuScenesDataset", "ann_file": "infos.pkl", "dataset_root": str(incomplete), "pipeline": steps}
+    dataset = build_split({"val": block}, "val", 0, sensors, test_mode=test_mode)
+    assert dataset.tokens == used
+    if used[0] == "t0" and not depth:
+        assert dataset[0].points.shape == (0, 5)
 
 
 def test_numbers_of_cameras_that_differ(incomplete: Path) -> None:

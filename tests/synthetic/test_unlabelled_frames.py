@@ -80,7 +80,8 @@ def test_parts_and_shares_that_make_no_sense(root: Path, changes, message):
         ({"data.train.part": ["a", 1]}, r"'part' of NuScenesDataset must be a list of numbers, got \['a', 1\]"),
         ({"data.train.part": [0, 0.01]}, r"\[0, 0.01\] of 4 scenes is none"),
         ({"data.unlabelled": {"share": "half"}}, r"data\.unlabelled\.share must be a number, got 'half'"),
-        ({"data.unlabelled": {"share": 0.5}}, "the very frames of data.train"),
+        ({"data.unlabelled": {"share": 0.5}}, "data.unlabelled has 4 of the 4 frames of data.train"),
+        ({"data.unlabelled": {"share": 0.5, "part": [0.25, 1]}}, "data.unlabelled has 2 of the 4 frames of data.train"),
         ({"data.unlabelled": 0.5}, "data.unlabelled must hold a mapping, got 0.5"),
     ],
 )

@@ -213,6 +213,18 @@ def test_detections_are_judged_as_nuscenes_does() -> None:
     assert [len(layer.boxes) for layer in verdict_layers(truth[[]], labels[[]], found)] == [0, 0, 6, 0]
 
 
+def test_one_guess_is_drawn_for_a_place() -> None:
+    """The hit, or where there is none the likeliest; what lies a metre away, or is of the same class, stays."""
+    places = torch.tensor([[0.0, 0], [0.5, 0], [10, 0], [10.9, 0], [20, 0], [21.1, 0], [30, 0], [30.5, 0]])
+    boxes = Boxes3D(torch.cat([places, torch.tensor([[0.0, 1, 1, 1, 0, 0, 0]]).expand(8, 7)], dim=1))
+    scores = torch.tensor([0.9, 0.3, 0.2, 0.4, 0.9, 0.8, 0.9, 0.8])
+    found = Detections3D(boxes, scores, torch.tensor([0, 1, 0, 1, 0, 1, 1, 1]))
+    truth = Boxes3D(torch.tensor([[0.0, 0, 0, 1, 1, 1, 0, 0, 0]]))
+    *_, false, hit = verdict_layers(truth, torch.tensor([1]), found)
+    assert hit.boxes.centers[:, 0].tolist() == [0.5]
+    assert false.boxes.centers[:, 0].tolist() == pytest.approx([10.9, 20, 21.1, 30, 30.5]) and false.hidden == 2
+
+
 def test_line_styles_tell_verdicts_apart() -> None:
     box = Boxes3D(torch.tensor([[0.0, 0, 0, 4, 40, 2, 0, 0, 0]]))
     side = {}

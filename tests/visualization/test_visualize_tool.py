@@ -18,6 +18,7 @@ from test_heat import Mapped
 
 from mmdet3d.datasets import FrameDataset
 from mmdet3d.datasets.nuscenes import write_infos
+from mmdet3d.engine import pictures as engine
 from mmdet3d.engine.pictures import scenes
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.structures import Batch, Detections3D
@@ -97,6 +98,20 @@ def test_detections(tool: ModuleType, config: Path, mode: str, monkeypatch: pyte
     assert drawn["0.1"]["car"] > 100 and drawn["0.1"]["pedestrian"] < drawn["0.01"]["pedestrian"]
     # Below the threshold the second object is missed, which is drawn where there is ground truth.
     assert (drawn["0.1"]["pedestrian"] > 0) == (mode == "both")
+
+
+@pytest.mark.parametrize("inputs", [("camera",), ("camera", "radar"), ("lidar",)])
+def test_points_are_those_that_the_model_reads(
+    tool: ModuleType, config: Path, inputs: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Oracle, "inputs", inputs)
+    monkeypatch.setattr(tool, "load_model", lambda cfg, checkpoint: Oracle())
+    given: dict[str, object] = {}
+    monkeypatch.setattr(engine, "draw_frame", lambda *_, **seen: given.update(seen) or Image.new("RGB", (8, 8)))
+    pictures(tool, config, "--mode", "both", "--checkpoint", "weights.pth")
+    assert {name for name, key in (("lidar", "points"), ("radar", "radar")) if given[key] is not None} == (
+        {"lidar", "radar"} & set(inputs)
+    )
 
 
 def test_training_split_is_drawn_without_resampling(tool: ModuleType, config: Path) -> None:

@@ -22,15 +22,16 @@ from mmdet3d.datasets.kitti.files import (
     split_ids,
 )
 from mmdet3d.datasets.kitti.learnt import check_frames, count_objects, why_left_out
-from mmdet3d.datasets.kitti.results import metrics_by_name, to_objects
+from mmdet3d.datasets.kitti.results import to_objects
 from mmdet3d.datasets.kitti.scene import kitti_scene
 from mmdet3d.datasets.sampling import part_of
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.tally import Tally
 from mmdet3d.datasets.transforms.images import read_image, read_images
 from mmdet3d.datasets.views import Views
-from mmdet3d.evaluation.kitti import CLASSES, LOOSE, STRICT, evaluate_folder, write_metrics
+from mmdet3d.evaluation.kitti import CLASSES, evaluate_folder, write_metrics
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects, read_labels, write_results, zip_results
+from mmdet3d.evaluation.kitti_table import metric_names, metrics_by_name
 from mmdet3d.registry import DATASETS, nearest
 from mmdet3d.structures import Calibration, Detections3D, ImageObjects, Sample, limit_period
 from mmdet3d.structures.camera_boxes import boxes_from_kitti
@@ -39,6 +40,7 @@ __all__ = ["KittiDataset"]
 
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 _STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+_EVAL_CLASSES = ("Car",)
 _MERGED = {"Van": "Car", "Truck": "Car"}
 
 
@@ -49,7 +51,7 @@ class KittiDataset(torch.utils.data.Dataset):
     A sample depends on (seed, epoch, index) only. `Sample.images` is (1, 3, H, W) normalised RGB, `Sample.depths`
     (1, H, W) metres with 0 where nothing is known; `Sample.calibration` holds P2 as `intrinsics` (column 3 included),
     and its camera frame is the rectified one. In a mirrored sample objects, P2 and camera frame are mirrored. `meta`
-    has `image_id`, `image_size` (width, height), `crop_scale` (crop size over image size), `flipped`, `image_paths`.
+    has `image_size` (width, height), `crop_scale` (crop size over image size), `flipped`, `image_paths`.
 
     Args:
         dataset_root: folder with `training`, `testing` and, for other splits than the usual ones, `ImageSets`.
@@ -90,7 +92,7 @@ class KittiDataset(torch.utils.data.Dataset):
         class_map: Mapping[str, str] | None = None,
         depth_dir: str | None = "training/depth_dense",
         augment: Mapping[str, Any] | None = None,
-        eval_classes: Sequence[str] = ("Car",),
+        eval_classes: Sequence[str] = _EVAL_CLASSES,
         score_decimals: int = 4,
         ids: Sequence[str] | None = None,
         part: Sequence[float] = (0.0, 1.0),
@@ -175,10 +177,19 @@ class KittiDataset(torch.utils.data.Dataset):
 
         Raises:
             ValueError: no object is learnt, none of `eval_classes` is labelled, or labels and images do not fit.
-            FileNotFoundError: a label file, or a file of the first frame, is missing.
+            FileNotFoundError: an image, a label file, or a file of the first frame, is missing.
         """
         if scored and not self.annotated:
             raise ValueError(f"the split {self.split} of KITTI has no labels to score by")
+        there = {file.stem for file in (self.folder / "image_2").iterdir()}
+        absent = [token for token in self.tokens if token not in there]
+        if absent:
+            listed = self.root / "ImageSets" / f"{self.split}.txt"
+            remedy = f"correct {listed}" if listed.is_file() else f"list the frames that are there in {listed}"
+            raise FileNotFoundError(
+                f"{self.folder / 'image_2'} lacks {len(absent)} of the {len(self)} frames of the split {self.split}, "
+                f"such as {absent[0]}; fetch them, or {remedy}"
+            )
         learns = self.labelled and not self.test_mode
         if not (learns or scored):
             return
@@ -238,6 +249,11 @@ class KittiDataset(torch.utils.data.Dataset):
             sample.meta["flipped"],
         )
 
+    @staticmethod
+    def metric_names(block: Mapping[str, Any]) -> list[str]:
+        """What `evaluate` reports on the data set of a config block."""
+        return metric_names(block.get("eval_classes") or _EVAL_CLASSES)
+
     # -- results ----------------------------------------------------------------------------------------------------
 
     def format(self, detections: Sequence[Detections3D], out_dir: str | Path) -> Path:
@@ -267,8 +283,7 @@ class KittiDataset(torch.utils.data.Dataset):
         if not self.annotated:
             raise ValueError(f"the split {self.split} of KITTI has no labels to score by; {folder} is written")
         labels = self.folder / "label_2"
-        strict = evaluate_folder(folder, labels, self.tokens, STRICT, self.class_map, self.eval_classes)
-        loose = evaluate_folder(folder, labels, self.tokens, LOOSE, self.class_map, ())
+        strict, loose = evaluate_folder(folder, labels, self.tokens, self.class_map, self.eval_classes)
         write_metrics(strict, Path(out_dir) / "kitti_metrics.json")
         return metrics_by_name(strict, loose, self.eval_classes)
 
@@ -300,7 +315,6 @@ class KittiDataset(torch.utils.data.Dataset):
             depths=self._depth(token, image.size, view, matrix),
             unlabelled=not self.labelled,
             meta={
-                "image_id": int(token),
                 "image_size": image.size,
                 "crop_scale": view.scale,
                 "flipped": view.flip,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ _SHAPES = {
     "Tr_imu_to_velo": (3, 4),
 }
 _LIDAR = ("R0_rect", "Tr_velo_to_cam")
+_NAME = re.compile(r"[^./\\][^/\\]*")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".txt", ".bin")
 
 
 # -- calibration ----------------------------------------------------------------------------------------------------
@@ -174,20 +177,23 @@ def split_ids(split: str) -> list[str]:
 
 
 def read_ids(path: str | Path) -> list[str]:
-    """A list of frame ids, one per line; ids are filled up to six digits.
+    """A list of frame ids, one per line: names of files without their suffix. Numbers are filled up to six digits.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line that is no number, an id named twice, or no id at all.
+        ValueError: a line that is no name of a file, an id named twice, or no id at all.
     """
     ids: dict[str, int] = {}
     for number, line in enumerate(read_text(path, "list of frame ids").splitlines(), start=1):
         word = line.strip()
         if not word:
             continue
-        if not (word.isascii() and word.isdigit()):
-            raise ValueError(f"{path}, line {number}: {word[:40]!r} is no frame id, which is a number such as 000012")
-        frame = word.zfill(6)
+        if not _NAME.fullmatch(word) or Path(word).suffix in _SUFFIXES:
+            raise ValueError(
+                f"{path}, line {number}: {word[:40]!r} is no frame id, which is the name of the frame's files without "
+                "folder and suffix, such as 000012"
+            )
+        frame = word.zfill(6) if word.isdigit() else word
         if frame in ids:
             raise ValueError(f"{path}, line {number}: frame {frame} is already in line {ids[frame]}")
         ids[frame] = number

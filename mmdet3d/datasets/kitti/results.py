@@ -1,21 +1,19 @@
-"""Detections to KITTI result files, and metrics under flat names."""
+"""Detections to KITTI result files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from mmdet3d.evaluation.kitti import DIFFICULTIES, LOOSE, METRICS, Metrics
 from mmdet3d.evaluation.kitti_objects import Objects
 from mmdet3d.structures import Boxes3D, Detections3D
 from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL, boxes_to_kitti
 
-__all__ = ["image_boxes", "metrics_by_name", "project_boxes", "to_objects"]
+__all__ = ["image_boxes", "project_boxes", "to_objects"]
 
 Camera = tuple[np.ndarray, tuple[int, int]]
-_LOOSE_METRICS = ("bev", "3d")
 _NEAR = 0.1  # metres
 # Corner numbers at the ends of the edges: bottom face, top face, uprights.
 _EDGES = np.array([[0, 1], [1, 2], [2, 3], [3, 0], [4, 5], [5, 6], [6, 7], [7, 4], [0, 4], [1, 5], [2, 6], [3, 7]])
@@ -79,33 +77,3 @@ def _towards(start: np.ndarray, end: np.ndarray) -> np.ndarray:
 def image_boxes(boxes: Boxes3D, p2: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """`project_boxes`, cut at the borders of an image of `size` (width, height)."""
     return np.clip(project_boxes(boxes, p2), 0, [size[0], size[1]] * 2)
-
-
-def metrics_by_name(strict: Metrics, loose: Metrics, classes: Sequence[str]) -> dict[str, float]:
-    """`Car/3d/R40/moderate` and the like, at the benchmark's overlaps; `Car/3d@0.5/R40/moderate` at the looser ones.
-
-    Of several classes also the means, `mean/3d/R40/moderate` and `mean/3d@loose/R40/moderate`.
-    """
-    flat: dict[str, float] = {}
-    for name in classes:
-        flat |= _flatten(name, {metric: strict[name][metric] for metric in METRICS})
-        flat |= _flatten(name, {f"{metric}@{LOOSE[name][metric]:g}": loose[name][metric] for metric in _LOOSE_METRICS})
-    if len(classes) > 1:
-        flat |= _flatten("mean", {metric: _mean([strict[name][metric] for name in classes]) for metric in METRICS})
-        means = {f"{metric}@loose": _mean([loose[name][metric] for name in classes]) for metric in _LOOSE_METRICS}
-        flat |= _flatten("mean", means)
-    return flat
-
-
-def _mean(tables: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-    """Over classes, by kind of average precision and difficulty."""
-    return {kind: np.mean([table[kind] for table in tables], axis=0).tolist() for kind in tables[0]}
-
-
-def _flatten(name: str, metrics: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float]:
-    return {
-        f"{name}/{metric}/{kind}/{difficulty}": value
-        for metric, kinds in metrics.items()
-        for kind, values in kinds.items()
-        for difficulty, value in zip(DIFFICULTIES, values, strict=True)
-    }

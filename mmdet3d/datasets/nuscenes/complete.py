@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +11,47 @@ from mmdet3d.datasets.records import FrameRecord
 
 __all__ = ["incomplete_frames"]
 
+_SENSORS = ("camera", "lidar", "radar")
 _READERS = {"LoadMultiViewImageFromFiles", "LoadPointsFromFile", "LoadRadarPointsMultiSweeps"}
 _NAMED = 3  # frames that a message names
 
 
-def incomplete_frames(records: Sequence[FrameRecord], root: Path, pipeline: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Tokens of the frames that lack a camera that others have, or what `pipeline` reads: the key-frame scan, a radar.
+def incomplete_frames(
+    records: Sequence[FrameRecord],
+    root: Path,
+    pipeline: Sequence[Mapping[str, Any]],
+    sensors: Collection[str] | None = None,
+    test_mode: bool = False,
+) -> tuple[set[str], set[str]]:
+    """Which frames cannot be used, and which of the others have no scan.
 
+    A frame cannot be used if it lacks a camera that others have, or the key-frame scan or radar that `pipeline` reads
+    and that is needed: `sensors` are what the model reads, None for all; training also needs scans for depth labels.
     A pipeline that reads no sensor needs no file. Where no frame has a radar, none lacks it. One line of the log counts
     and names the frames.
 
+    Returns:
+        Their tokens.
+
     Raises:
-        ValueError: no other frame is left.
+        ValueError: no frame can be used.
     """
     steps = {step.get("type") for step in pipeline if isinstance(step, Mapping)}
+    needed = set(_SENSORS if sensors is None else sensors)
+    if "GTDepth" in steps and not test_mode:
+        needed.add("lidar")
     # Batches hold the geometry of all cameras, so their number must be the same whatever is read.
     channels = {c for r in records for c in r.cameras} if steps & _READERS else set()
     blind = {r.token for r in records if not channels <= r.cameras.keys()}
     reads_scan = "LoadPointsFromFile" in steps
-    without_scan = {r.token for r in records if not (root / r.lidar.path).is_file()} if reads_scan else set()
+    scanless = {r.token for r in records if not (root / r.lidar.path).is_file()} if reads_scan else set()
+    without_scan = scanless if "lidar" in needed else set()
     without_radar = {r.token for r in records if not any(r.radars.values())}
-    if "LoadRadarPointsMultiSweeps" not in steps or len(without_radar) == len(records):
+    if "LoadRadarPointsMultiSweeps" not in steps or "radar" not in needed or len(without_radar) == len(records):
         without_radar = set()
     found = blind | without_scan | without_radar
     if not found:
-        return found
+        return found, scanless
     reasons = f"{len(blind)} without all {len(channels)} cameras, {len(without_scan)} without their LiDAR scan"
     reasons += f", {len(without_radar)} without radar" if without_radar else ""
     if len(found) == len(records):
@@ -53,4 +69,4 @@ def incomplete_frames(records: Sequence[FrameRecord], root: Path, pipeline: Sequ
         ", ".join(names[:_NAMED]),
         ", ..." if len(names) > _NAMED else "",
     )
-    return found
+    return found, scanless - found

@@ -14,11 +14,17 @@ from mmdet3d.datasets.base import FrameDataset, unannotated, with_annotations
 from mmdet3d.datasets.nuscenes.complete import incomplete_frames
 from mmdet3d.datasets.nuscenes.ego_frame import in_ego_frame
 from mmdet3d.datasets.nuscenes.infos import read_infos
-from mmdet3d.datasets.records import FrameRecord
+from mmdet3d.datasets.records import FrameRecord, SensorRecord
 from mmdet3d.datasets.sampling import part_of
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.transforms.augment import transform_lidar_frame
-from mmdet3d.evaluation.nuscenes import MODALITIES, evaluate_submission, format_detections, write_submission
+from mmdet3d.evaluation.nuscenes import (
+    MODALITIES,
+    evaluate_submission,
+    format_detections,
+    metric_names,
+    write_submission,
+)
 from mmdet3d.evaluation.nuscenes_tables import CLASSES
 from mmdet3d.interop.checkpoints import file_digest
 from mmdet3d.registry import DATASETS, nearest
@@ -34,8 +40,8 @@ _EGO_TO_PICTURE = torch.tensor([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0,
 class NuScenesDataset(FrameDataset):
     """Key frames of an info file, in time order.
 
-    Of an info file that was made with `--allow-missing`, frames without one of the cameras, or without the scan that
-    the pipeline reads, are left out, in training and in test mode; scores are of the other frames.
+    Of an info file that was made with `--allow-missing`, frames without one of the cameras, or without the scan or
+    radar that is needed, are left out, in training and in test mode; scores are of the other frames.
 
     Args:
         ann_file: info file (ours, CRKD's, BEVFusion's, mmdetection3d's), relative to `dataset_root`.
@@ -56,6 +62,8 @@ class NuScenesDataset(FrameDataset):
         frame: of points, boxes and predictions: `lidar`, the scanner's, or `ego`, the vehicle's at the same time.
         cache, cache_limit: see `open_cache`.
         views: fixed augmentations of each sample, the same for every seed; None augments anew in every epoch.
+        sensors: what the model reads of camera, lidar and radar, so that a frame without another sensor's files can be
+            used; None for all that the pipeline reads. The engine fills it in.
 
     Raises:
         FileNotFoundError: no such info file.
@@ -83,6 +91,7 @@ class NuScenesDataset(FrameDataset):
         cache: str = "none",
         cache_limit: float = 8,
         views: int | None = None,
+        sensors: Sequence[str] | None = None,
     ) -> None:
         classes = tuple(object_classes or CLASSES)
         _check_classes(classes)
@@ -107,7 +116,10 @@ class NuScenesDataset(FrameDataset):
         if frame == "ego":
             records = [in_ego_frame(r) for r in records]
         # Every file of the others was there when they were written; looking again costs time on a network drive.
-        lacking = incomplete_frames(records, Path(dataset_root), pipeline) if metadata.get("missing") else set()
+        lacking: set[str] = set()
+        if metadata.get("missing"):
+            lacking, scanless = incomplete_frames(records, Path(dataset_root), pipeline, sensors, test_mode)
+            records = [dataclasses.replace(r, lidar=_nowhere(r.lidar)) if r.token in scanless else r for r in records]
         super().__init__(
             records,
             dataset_root,
@@ -132,6 +144,11 @@ class NuScenesDataset(FrameDataset):
         self.reference_frame = frame
         self.version = version or metadata.get("version")
         self.eval_set = eval_set or metadata.get("split")
+
+    @staticmethod
+    def metric_names(block: Mapping[str, Any]) -> list[str]:
+        """What `evaluate` reports on the data set of a config block."""
+        return metric_names(block.get("object_classes") or CLASSES)
 
     def scene(self, sample: Sample) -> Scene:
         if self.reference_frame == "lidar":
@@ -185,6 +202,11 @@ def _find_info_file(root: Path, ann_file: str) -> Path:
         f"to one of them, or create it: python tools/create_data.py nuscenes --root-path {root} --out-dir {root} "
         f"--extra-tag {ann_file.split('_infos_')[0]} --version v1.0-trainval"
     )
+
+
+def _nowhere(sensor: SensorRecord) -> SensorRecord:
+    """Of a sensor without a file."""
+    return dataclasses.replace(sensor, path="")
 
 
 def _of_scenes(records: list[FrameRecord], part: Sequence[float]) -> list[FrameRecord]:

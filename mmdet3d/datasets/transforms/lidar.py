@@ -108,6 +108,8 @@ def _read_sweep(
 class LoadPointsFromFile(Transform):
     """The key-frame scan in the record's LiDAR frame. Column 4 of the file (ring index) becomes the time lag, here 0.
 
+    A frame without a scan, which only a model that reads no LiDAR is given, has no points.
+
     Args:
         load_dim: float32 values per point in the file.
         use_dim: which columns to keep, or how many.
@@ -126,6 +128,9 @@ class LoadPointsFromFile(Transform):
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
         lidar = context.record.lidar
+        if not lidar.path:
+            sample.points = torch.zeros(0, len(self._reader.columns))
+            return sample
         (points,) = context.read(_read_scan, [context.root / lidar.path], self._reader, lidar.sensor2lidar)
         sample.points = torch.from_numpy(points)
         return sample
@@ -162,6 +167,8 @@ class LoadPointsFromMultiSweeps(Transform):
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
         key = need(sample, "points", self, "LoadPointsFromFile").numpy()
+        if not context.record.lidar.path:
+            return sample
         chosen = self._choose(context) + (_later_sweeps(context, self.future_sweeps) if self.future_sweeps else [])
         if chosen:
             sweeps = [self._load(sweep, context) for sweep in chosen]
@@ -207,7 +214,7 @@ def _later_sweeps(context: Context, count: int) -> list[SensorRecord]:
         return []
     next2own = np.linalg.inv(record.ego2global @ record.lidar2ego) @ following.ego2global @ following.lidar2ego
     # An incomplete frame may lack its own scan; sweeps without a file are in no record.
-    own = [] if following.token in context.incomplete else [following.lidar]
+    own = [] if following.token in context.incomplete or not following.lidar.path else [following.lidar]
     later = [s for s in (*own, *following.sweeps) if s.timestamp > record.lidar.timestamp]
     later = sorted(later, key=lambda s: s.timestamp)[:count]
     return [replace(s, sensor2lidar=next2own @ s.sensor2lidar) for s in later]

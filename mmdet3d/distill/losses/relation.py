@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mmdet3d.distill.losses.base import DistillLoss, full_precision
+from mmdet3d.models.layers import PointwiseConv2d
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
 
@@ -22,7 +23,7 @@ _ROWS = 128  # of the affinities at a time on the CPU, so that they stay in its 
 def adapter(channels: int) -> nn.Sequential:
     """3x3 convolution, ReLU, 1x1 convolution."""
     return nn.Sequential(
-        nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(channels, channels, 1)
+        nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True), PointwiseConv2d(channels, channels)
     )
 
 

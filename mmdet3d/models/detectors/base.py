@@ -21,11 +21,16 @@ class Trainable(nn.Module, ABC):
 
     Attributes:
         inputs: sensors whose data detection reads, out of camera, lidar and radar.
+        training_inputs: those whose data training reads, also through a teacher.
         optional_parts: modules that a checkpoint to start training from may lack, each as a whole.
     """
 
     inputs: tuple[str, ...] = ("camera", "lidar", "radar")
     optional_parts: tuple[str, ...] = ()
+
+    @property
+    def training_inputs(self) -> tuple[str, ...]:
+        return self.inputs
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:

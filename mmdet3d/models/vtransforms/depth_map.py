@@ -81,9 +81,7 @@ class DepthMap:
         height, width = self.image_size
         cameras = calibration.image_aug.shape[0]
         canvas = points.new_zeros(cameras, height * width, self.channels)
-        pixel, depth, inside = self._pixels(points, calibration)
-        camera, point = inside.nonzero(as_tuple=True)
-        pixel, depth = pixel[camera, point], depth[camera, point]
+        camera, point, pixel, depth = self._seen(points, calibration)
         if self.dbound is None and not self.point_channels and self.pixel_depth == "nearest":
             nearest = torch.full_like(canvas.view(-1), torch.inf)
             nearest.scatter_reduce_(0, camera * height * width + pixel, depth, "amin")
@@ -99,17 +97,35 @@ class DepthMap:
             canvas[camera, pixel, self.bins :] = points[point]
         return canvas.view(cameras, height, width, -1).permute(0, 3, 1, 2).contiguous()
 
-    def _pixels(self, points: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor, Tensor]:
-        """Flat pixel index, depth and whether the point is in the image, each (N, P)."""
+    def _seen(self, points: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Camera, point, flat pixel index and depth of every point in an image, each (K,), camera by camera."""
         undo = torch.linalg.inv(calibration.lidar_aug[:3, :3])
         raw = (points[:, :3] - calibration.lidar_aug[:3, 3]) @ undo.T
-        uv, depth = project(raw, calibration.lidar2image, _MIN_DEPTH)
-        uv = uv @ calibration.image_aug[:, :2, :2].transpose(1, 2) + calibration.image_aug[:, None, :2, 3]
         height, width = self.image_size
-        u, v = uv.unbind(-1)
-        inside = (depth > _MIN_DEPTH) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
-        pixel = v.where(inside, 0).long() * width + u.where(inside, 0).long()
-        return pixel, depth, inside
+        found = []
+        for k, (camera, image) in enumerate(zip(calibration.lidar2image, calibration.image_aug, strict=True)):
+            point = self._near(raw, camera, image)
+            uv, depth = project(raw[point], camera, _MIN_DEPTH)
+            u, v = (uv @ image[:2, :2].T + image[:2, 3]).unbind(-1)
+            inside = (depth > _MIN_DEPTH) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+            pixel = v.where(inside, 0).long() * width + u.where(inside, 0).long()
+            found.append(tuple(x[inside] for x in (torch.full_like(point, k), point, pixel, depth)))
+        camera, point, pixel, depth = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return camera, point, pixel, depth
+
+    def _near(self, points: Tensor, camera: Tensor, image: Tensor) -> Tensor:
+        """Indices of the points in an image and of some around it, by one product; most of a scan is in none.
+
+        A point is in the image where 0 <= u < width. Both are multiplied by the depth here, which spares the division;
+        what is left over on each side, one pixel and one metre-pixel, is far more than products round off.
+        """
+        uv = image[:2, :2] @ camera[:2] + image[:2, 3:] * camera[2]
+        rows = torch.cat([uv, camera[2:3]])
+        u, v, depth = torch.addmm(rows[:, 3:], rows[:, :3], points.T)
+        height, width = self.image_size
+        u_left = torch.minimum(u + depth, (width + 1) * depth - u)
+        v_left = torch.minimum(v + depth, (height + 1) * depth - v)
+        return torch.minimum(u_left, v_left).gt(-1).nonzero()[:, 0]
 
     def _bin(self, depth: Tensor) -> Tensor:
         assert self.dbound is not None
