@@ -1,5 +1,6 @@
 # make demo    boxes on the screen within a minute after the set-up, then a training and its table; it says how long that takes
 # make test    the fast tests;  make test-slow  the rest (real-size models, the demo, launchers)
+# make docs    the documentation as a site, in build/docs
 # make setup   only the environment in .venv
 # make gpu-check   where a GPU is: everything that needs one, for at most BUDGET seconds; again goes on (docs/performance.md)
 
@@ -14,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 WORKERS ?= $(shell $(BIN)/python -m mmdet3d.machine)
 BUDGET ?= 540
 
-.PHONY: setup setup-test demo test test-slow gpu-check lint clean
+.PHONY: setup setup-test demo docs test test-slow gpu-check lint clean
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
@@ -33,6 +34,12 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 demo: setup
 	$(BIN)/python tools/demo.py --run-dir runs/demo --seed $(SEED)
+
+# Needs no network once the extra `docs` is installed.
+docs: setup
+	@$(BIN)/python -c "import mkdocs, material, mkdocstrings" 2>/dev/null || $(PIP) -c constraints.txt -e ".[docs]" --no-build-isolation
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site: build/docs/index.html"
 
 test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"

@@ -24,6 +24,7 @@ COMMANDS = {
     "create-data": ("create_data", "prepare a data set, or make a synthetic one"),
     "evaluate": ("evaluate", "score result files with a benchmark's official metrics"),
     "visualize": ("visualize", "draw ground truth and detections"),
+    "curves": ("curves", "draw the losses and metrics of trainings"),
     "recipe": ("run_recipe", "trainings that build on each other, to one table"),
     "audit": ("audit_distillation", "what every distillation term pulls the student towards"),
     "teacher-answers": ("teacher_answers", "store what a teacher answers"),

@@ -67,6 +67,7 @@ def test_it_ends_with_a_table_and_where_everything_lies(done: tuple[Path, list[s
     run = folder / "runs" / "demo"
     assert lines[-2:] == [f"results: {run}/results.json", f"pictures: {run}/pictures"]
     assert len(list((run / "pictures").glob("*.png"))) == 2
+    assert Image.open(run / "curves.png").width > 1000
     results = json.loads((run / "results.json").read_text())
     assert {"teacher", "control", "distilled"} <= set(results["table"]["roles"])
     control, distilled = (results["runs"][name]["0"] for name in ("control", "distilled"))
@@ -82,8 +83,8 @@ def test_again_reuses_what_is_there(done: tuple[Path, list[str]]) -> None:
 
 
 def test_audit_of_the_demo(done: tuple[Path, list[str]]) -> None:
-    """The README's command, on what was trained here."""
-    readme = (ROOT / "README.md").read_text().splitlines()
+    """The documented command, on what was trained here."""
+    readme = (ROOT / "docs" / "extending.md").read_text().splitlines()
     line = next(line for line in readme if line.startswith("python tools/audit_distillation"))
     for folder in ("data/", "runs/"):
         line = line.replace(f" {folder}", f" {done[0]}/{folder}")

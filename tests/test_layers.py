@@ -22,7 +22,17 @@ ALLOWED = {
     "evaluation": {"structures", "ops"},
     "visualization": {"structures"},
     "engine": {"structures", "models", "distill", "datasets", "evaluation", "interop", "visualization", "ops"},
-    "commands": {"structures", "models", "distill", "datasets", "evaluation", "interop", "ops", "engine"},
+    "commands": {
+        "structures",
+        "models",
+        "distill",
+        "datasets",
+        "evaluation",
+        "interop",
+        "visualization",
+        "ops",
+        "engine",
+    },
 }
 LEAVES = {"registry", "composition", "config", "machine", "plugins", "progress", "__version__"}
 

@@ -1,4 +1,4 @@
-"""What the README tells a user to type is typed here."""
+"""What the README, and the pages that it leads to first, tell a user to type is typed here."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ import torch
 import yaml
 
 from mmdet3d import load_config, plugins
-from mmdet3d.commands import train
+from mmdet3d.commands import curves, evaluate, run_recipe, train, visualize
 from mmdet3d.engine.command import read_overrides
+from mmdet3d.engine.pictures import detect
+from mmdet3d.engine.shipped import load_shipped, make_first_scene
 from mmdet3d.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
+START, EXTENDING, SEEING = "docs/get_started.md", "docs/extending.md", "docs/seeing.md"
+SYSTEMS = tuple(f"docs/systems/{file.name}" for file in sorted((ROOT / "docs" / "systems").glob("*.md")))
+FIRST = ("README.md", START, EXTENDING, SEEING, *SYSTEMS)  # documents whose commands are all typed somewhere
 BIN = Path(sys.executable).parent
 
 
@@ -35,9 +40,11 @@ def commands(heading: str | None = None, document: str = "README.md") -> list[st
     return [c for c in (line.split("#")[0].strip() for line in lines) if c]
 
 
-def test_every_command_is_covered_here_or_elsewhere() -> None:
+@pytest.mark.parametrize("document", FIRST)
+def test_every_command_is_covered_here_or_elsewhere(document: str) -> None:
     elsewhere = (
-        r"make demo|python tools/(run_recipe|audit_distillation)\.py",  # tests/test_demo.py
+        r"make demo|python tools/(run_recipe|audit_distillation|curves)\.py",  # tests/test_demo.py
+        r"python tools/demo\.py --film",  # tests/engine/test_shipped.py
         r"make setup|export PATH|docker build|docker/run\.sh",  # tests/install/test_docker.py
         r"python tools/doctor\.py",  # tests/install/test_docker.py
         r"python tools/create_data\.py nuscenes --root-path \./data/nuscenes",  # tests/nuscenes, on real files
@@ -46,8 +53,8 @@ def test_every_command_is_covered_here_or_elsewhere() -> None:
         r"python tools/create_data\.py kitti",  # tests/kitti/test_create.py
         r"python tools/train_val\.py",  # below, and tests/kitti/test_train_val.py
     )
-    here = set(commands("Synthetic data"))
-    left = [c for c in commands() if c not in here and not any(re.match(p, c) for p in elsewhere)]
+    here = {*commands("Synthetic data", START), *commands(document=SEEING)}
+    left = [c for c in commands(document=document) if c not in here and not any(re.match(p, c) for p in elsewhere)]
     assert left == []
 
 
@@ -55,7 +62,7 @@ def test_every_command_is_covered_here_or_elsewhere() -> None:
     "command",
     [
         c
-        for c in [*commands(), *commands("From zero to a table", "docs/training.md")]
+        for c in [*commands(document=START), *commands("From zero to a table", "docs/training.md")]
         if re.match("torchpack dist-run|python tools/train_val", c)
     ],
 )
@@ -72,25 +79,25 @@ def test_published_commands_name_configs_that_resolve(command: str) -> None:
 
 def test_python_blocks_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
-    _, model = blocks("python")
-    exec(compile(model, "README.md", "exec"), {})
+    _, model = blocks("python", document=EXTENDING)
+    exec(compile(model, EXTENDING, "exec"), {})
     assert "encoders.radar" in capsys.readouterr().out
 
 
-def test_the_loss_of_the_readme_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_of_the_page_on_extending_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder of the user's own, as the command below it names it."""
     MODELS.names()  # filled before it is copied
     monkeypatch.setattr(MODELS, "_classes", dict(MODELS._classes))
     monkeypatch.setattr(plugins, "_imported", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
-    text = blocks("python")[0]
+    text = blocks("python", document=EXTENDING)[0]
     (tmp_path / text.split()[1]).write_text(text)
-    (command,) = [c for c in commands("Build the next paper on it") if c.startswith("distill3d train")]
+    (command,) = [c for c in commands(document=EXTENDING) if c.startswith("distill3d train")]
     args, rest = train.parse(shlex.split(command)[2:])
     config = load_config(args.config, read_overrides(rest, None, args.imports))
     assert config.imports == ["my_loss"]
-    (line,) = blocks("yaml")
+    (line,) = blocks("yaml", document=EXTENDING)
     assert yaml.safe_load(line) == {"cosine": config.model.losses["cosine"]}
     loss = MODELS.build({"type": config.model.losses["cosine"]["type"]})
     monkeypatch.delitem(sys.modules, "my_loss")
@@ -106,7 +113,7 @@ def test_synthetic_data_section_from_top_to_bottom(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(ROOT / name)
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     outputs = []
-    for command in commands("Synthetic data"):
+    for command in commands("Synthetic data", START):
         done = subprocess.run(
             command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
         )
@@ -114,3 +121,36 @@ def test_synthetic_data_section_from_top_to_bottom(tmp_path: Path) -> None:
         outputs.append(done.stdout)
     assert len(list((tmp_path / "runs" / "pictures").glob("*.png"))) == 2
     assert "mAP" in outputs[-1] and (tmp_path / "runs" / "student-metrics" / "metrics_summary.json").is_file()
+
+
+@pytest.mark.parametrize("command", [c for d in FIRST for c in commands(document=d) if "run_recipe" in c])
+def test_recipes_that_are_named_can_be_planned(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_recipe.main([*shlex.split(command)[2:], "--dry-run"])
+    assert "steps of training" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_seeing_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of docs/seeing.md on a scene of three frames and what the small models find in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("pretrained", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    root = tmp_path / "data" / "demo-film-scene"
+    make_first_scene(root)
+    for name in ("control", "distilled"):
+        model, dataset = load_shipped(name, root)
+        found = [detect(model, dataset[i], torch.device("cpu")) for i in range(len(dataset))]
+        dataset.format(found, tmp_path / "runs" / name)
+    (tmp_path / "runs" / "demo" / "student").mkdir(parents=True)
+    (tmp_path / "runs/demo/student/metrics.jsonl").write_text('{"mode": "train", "iteration": 20, "loss": 1.0}\n')
+    tools = {"visualize": visualize, "evaluate": evaluate, "curves": curves}
+    for command in commands(document=SEEING):
+        _, tool, *words = shlex.split(command)
+        if "--dataroot" in words:
+            words[words.index("--dataroot") + 1] = str(root)
+            words += ["--version", "v1.0-synthetic", "--split", "synthetic_train"]
+        assert not tools[Path(tool).stem].main(words), command
+    made = {str(f.relative_to(tmp_path / "runs")) for f in (tmp_path / "runs").rglob("*") if f.is_file()}
+    assert {"scene.webp", "report/report.html", "demo/curves.png"} <= made
+    assert len([name for name in made if name.startswith("pictures/")]) == 2
+    assert len([name for name in made if name.startswith("taps/")]) == 1

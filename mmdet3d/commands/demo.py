@@ -3,7 +3,8 @@
 distill3d demo --run-dir runs/demo
 distill3d demo --run-dir runs/demo-7 --seed 7     # another world, other starting weights
 
-Doing it again continues or reuses what is there. --only-first ends after the picture.
+Doing it again continues or reuses what is there. --only-first ends after the picture; --film FOLDER only draws the
+pictures of the README into that folder.
 Overrides hold for every run of the recipe.
 """
 
@@ -30,6 +31,9 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--data-dir", default="data", help="where the worlds go (default: data)")
     parser.add_argument("--recipe", default=RECIPE, help=f"what is trained (default: {RECIPE})")
     parser.add_argument("--only-first", action="store_true", help="train nothing")
+    parser.add_argument(
+        "--film", metavar="FOLDER", help="train nothing; a picture and a film of a longer scene instead"
+    )
     add_override_options(parser)
     return parser.parse_known_args(words)
 
@@ -39,8 +43,12 @@ def main(words: list[str]) -> None:
     args, rest = parse(words)
     from mmdet3d.engine.recipe import Plan, Recipe, run_recipe
     from mmdet3d.engine.run_dir import writable_folder
-    from mmdet3d.engine.shipped import draw_first
+    from mmdet3d.engine.shipped import draw_film, draw_first
 
+    if args.film is not None:
+        for path in draw_film(Path(args.data_dir) / "demo-film-scene", writable_folder(args.film)):
+            print(f"picture: {path} ({time.monotonic() - began:.0f} s)")
+        return
     recipe, overrides = Recipe.load(args.recipe), read_overrides(rest, args.overrides_file, args.imports)
     if not args.only_first:
         recipe.check(overrides)

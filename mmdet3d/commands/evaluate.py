@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,18 @@ def _parser() -> argparse.ArgumentParser:
     nuscenes.add_argument("--split", help="default: the version's validation split")
     nuscenes.add_argument("--out", type=Path, help="folder for metrics_summary.json (default: beside the results)")
     nuscenes.add_argument("--tokens", type=Path, help="JSON list of sample tokens: score these only")
+    nuscenes.add_argument(
+        "--report", type=Path, metavar="DIR", help="also write DIR/report.html: where and what it misses"
+    )
+    nuscenes.add_argument(
+        "--against", type=Path, metavar="RESULTS", help="another submission that the report compares with"
+    )
+    nuscenes.add_argument(
+        "--titles", nargs="+", metavar="TITLE", help="of the results in the report (default: folders)"
+    )
+    nuscenes.add_argument(
+        "--min-score", type=float, default=0.3, help="of detections that the report counts (default: 0.3)"
+    )
     nuscenes.set_defaults(run=_nuscenes)
     kitti = benchmarks.add_parser("kitti", help="KITTI 3-D objects (AP_R40 and AP_R11: bbox, bev, 3d, aos)")
     kitti.add_argument("detections", type=Path, help="folder of result files, one per frame (000001.txt)")
@@ -44,13 +57,37 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _nuscenes(args: argparse.Namespace) -> None:
-    from mmdet3d.evaluation.nuscenes import evaluate_submission, format_metrics
+    from mmdet3d.evaluation.nuscenes import format_metrics, score_submission
 
+    titles = _titles(args)
     out = _free_place(args, args.results.parent, "metrics_summary.json").parent
     tokens = _read_tokens(args.tokens) if args.tokens else None
-    metrics = evaluate_submission(args.results, args.dataroot, args.version, args.split, out, tokens)
-    print(format_metrics(metrics))
+    scored = score_submission(args.results, args.dataroot, args.version, args.split, out, tokens)
+    print(format_metrics(scored.metrics))
     print(f"\nmetrics written to {out / 'metrics_summary.json'}")
+    if args.report is None:
+        return
+    from mmdet3d.engine.report import write_report
+
+    results = {titles[0]: scored}
+    if args.against is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            other = score_submission(args.against, args.dataroot, args.version, args.split, folder, list(scored.truth))
+        results[titles[1]] = other
+    print(f"report: {write_report(results, args.dataroot, args.version, args.report, args.min_score)}")
+
+
+def _titles(args: argparse.Namespace) -> list[str]:
+    """Of the submissions, checked before they are read."""
+    if args.report is None:
+        for option, given in {"--against": args.against, "--titles": args.titles}.items():
+            if given is not None:
+                raise ValueError(f"{option} is for the report: give --report DIR, too")
+    files = [args.results, *([args.against] if args.against else [])]
+    titles = args.titles or [file.resolve().parent.name for file in files]
+    if len(titles) != len(files) or len(set(titles)) < len(titles):
+        raise ValueError(f"the report needs {len(files)} different titles, got {' '.join(titles)}; give --titles")
+    return titles
 
 
 def _kitti(args: argparse.Namespace) -> None:

@@ -97,4 +97,4 @@ def main(words: list[str]) -> None:
     summary = run_recipe(recipe, run_dir, seeds, overrides, roots, args.jobs, args.on_failure, args.also)
     print(f"\n{summary.get('text', '')}\n\nresults: {run_dir / 'results.json'}")
     if recipe.pictures:
-        print(f"pictures: {run_dir / 'pictures'}")
+        print(f"curves: {run_dir / 'curves.png'}\npictures: {run_dir / 'pictures'}")

@@ -311,6 +311,30 @@ class Distiller(Trainable):
             entries |= {f"stats/kd/{key}": torch.tensor(value) for key, value in self._balance.stats().items()}
         return entries
 
+    def pulls(self, batch: Batch, name: str) -> list[Tensor]:
+        """The gradient of one loss, without its weight, on every tensor of the student's taps that it reads.
+
+        Args:
+            batch: labelled samples.
+
+        Raises:
+            ValueError: no such loss.
+        """
+        if name not in self._terms:
+            raise ValueError(
+                f"the distiller has no loss {name!r}{nearest(name, self._terms)} (losses: {', '.join(self._terms)})"
+            )
+        term = self._terms[name]
+        with torch.no_grad():
+            seen = term.pick("student", self.student.extract(batch, term.taps("student")))
+        leaves: list[Tensor] = []
+        seen = _as_leaves(seen, leaves)
+        with torch.enable_grad():
+            seen = self.projections[name](seen) if name in self.projections else seen
+            value = term.total(self.losses[name](seen, term.pick("teacher", self.taught(batch)), batch))
+            found = torch.autograd.grad(value, leaves, allow_unused=True)
+        return [torch.zeros_like(leaf) if pull is None else pull for leaf, pull in zip(leaves, found, strict=True)]
+
     def taught(self, batch: Batch) -> dict[str, Any]:
         """What the teachers say to a batch: the values of the taps that the losses read, by the names in `losses`."""
         answers = {}
@@ -360,3 +384,13 @@ class Distiller(Trainable):
 def _key(owner: str) -> str:
     """Where a teacher stands in the config."""
     return f"model.teachers.{owner}" if owner else "model.teacher"
+
+
+def _as_leaves(value: Any, leaves: list[Tensor]) -> Any:
+    """The same value out of tensors that gradients end at, which are appended to `leaves`."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        leaves.append(value.detach().requires_grad_())
+        return leaves[-1]
+    if isinstance(value, Mapping):
+        return {k: _as_leaves(v, leaves) for k, v in value.items()}
+    return [_as_leaves(v, leaves) for v in value] if isinstance(value, (list, tuple)) else value

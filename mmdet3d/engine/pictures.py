@@ -14,17 +14,33 @@ from PIL import Image
 from mmdet3d.config import Config
 from mmdet3d.datasets import FrameDataset, KittiDataset, build_split
 from mmdet3d.datasets.scene import Scene
+from mmdet3d.distill.distiller import Distiller
 from mmdet3d.engine.checkpoint import load_checkpoint
+from mmdet3d.engine.heat_maps import TapMap, difference, loss_map, tap_map
 from mmdet3d.engine.settings import autocast_dtype
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar
 from mmdet3d.structures import Batch, Detections3D, Sample
-from mmdet3d.visualization import Layer, Panel, draw_frame, draw_panels, verdict_layers
+from mmdet3d.visualization import Heat, Layer, Panel, draw_frame, draw_panels, verdict_layers
 
-__all__ = ["compare", "detect", "draw_sample", "open_model", "picture_extent"]
+__all__ = [
+    "Columns",
+    "compare",
+    "detect",
+    "draw_maps",
+    "draw_sample",
+    "open_model",
+    "picture_extent",
+    "scenes",
+    "side_by_side",
+]
+
+# By title a model and the data set as it reads it.
+Columns = Mapping[str, tuple[Trainable, FrameDataset | KittiDataset]]
 
 _NEAR, _FAR = 55.0, 100.0  # metres, of a view that reaches as far as its boxes
+_STRENGTH = "weak to strong"
 _SENSORS = {"lidar": "LiDAR", "camera": "cameras", "radar": "radar"}
 
 
@@ -83,9 +99,7 @@ def draw_sample(
     Raises:
         ValueError: `truth` of a sample that has no annotation.
     """
-    scene = dataset.scene(sample)
-    if truth and scene.boxes is None:
-        raise ValueError(f"sample {sample.token} has no annotation to draw; draw detections only")
+    scene = _annotated(dataset, sample) if truth else dataset.scene(sample)
     if detections is None:
         layers = [Layer("ground truth", scene.boxes, scene.labels)]
     elif truth:
@@ -109,42 +123,140 @@ def draw_sample(
 
 
 def compare(
-    columns: Mapping[str, tuple[Trainable, FrameDataset | KittiDataset]],
+    columns: Columns,
     indices: Sequence[int],
     out_dir: Path,
     extent: float | None,
     min_score: float = 0.2,
     scores: bool = False,
 ) -> list[Path]:
-    """One picture per sample: a column per model with its sensors, and what it hits, invents and misses.
-
-    Args:
-        columns: by title a model, in eval mode, on the CPU or on one device, and the data set as that model reads it.
-        indices: samples, the same of every data set.
-        extent: half width of the bird's-eye view, metres; None for as far as the boxes reach.
-        min_score: of the detections that count.
-        scores: write them beside the detections.
-    """
+    """One picture of `side_by_side` per sample, as PNG in `out_dir`."""
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = []
     for index in progress_bar(indices, desc="draw", unit="picture"):
-        panels = []
-        for title, (model, dataset) in columns.items():
-            sample = dataset[index]
-            found = detect(model, sample, next(model.parameters()).device)
-            scene = dataset.scene(sample)
-            layers = verdict_layers(scene.boxes, scene.labels, _in_scene(found, scene, min_score), scores)
-            panels.append(_panel(title, model.inputs, layers, scene))
+        picture, sample = side_by_side(columns, index, extent, min_score, scores)
         paths.append(out_dir / f"{index:04d}-{sample.token}.png")
-        reach = _reach(extent, (layer for panel in panels for layer in panel.layers))
-        draw_panels(panels, dataset.classes, reach, scene.behind).save(paths[-1])
+        picture.save(paths[-1])
     return paths
+
+
+def side_by_side(
+    columns: Columns,
+    index: int,
+    extent: float | None,
+    min_score: float = 0.2,
+    scores: bool = False,
+    only: Collection[int] = (),
+    truth_column: bool = False,
+    camera: str | None = None,
+) -> tuple[Image.Image, Sample]:
+    """A column per model with its sensors, and what it hits, invents and misses; and the sample.
+
+    Args:
+        columns: by title a model, in eval mode, on the CPU or on one device, and the data set as that model reads it.
+        index: of a sample, the same of every data set.
+        extent: half width of the bird's-eye view, metres; None for as far as the boxes reach.
+        min_score: of the detections that count.
+        scores: write them beside the detections.
+        only: labels to draw; all if empty.
+        truth_column: begin with a column of the ground truth alone, with all sensors.
+        camera: that is shown; None for the one that sees most boxes.
+
+    Raises:
+        ValueError: a sample without annotation, or another sample in another data set.
+    """
+    panels, tokens = [], {}
+    for title, (model, dataset) in columns.items():
+        sample = dataset[index]
+        tokens[sample.token] = title
+        found = detect(model, sample, next(model.parameters()).device)
+        scene = _annotated(dataset, sample)
+        layers = verdict_layers(scene.boxes, scene.labels, _in_scene(found, scene, min_score), scores)
+        layers = [layer.select(only) if only else layer for layer in layers]
+        if truth_column and not panels:
+            panels.append(_truth_panel(replace(layers[0], style="solid"), scene))
+        panels.append(_panel(title, model.inputs, layers, scene))
+    if len(tokens) > 1:
+        titles = " and ".join(tokens.values())
+        raise ValueError(f"{titles} read different frames as number {index}; give them one data set (--dataset_root)")
+    reach = _reach(extent, (layer for panel in panels for layer in panel.layers))
+    return draw_panels(panels, dataset.classes, reach, scene.behind, camera=camera), sample
+
+
+def draw_maps(
+    columns: Columns,
+    index: int,
+    extent: float | None,
+    taps: Sequence[str] = (),
+    pulls: tuple[Distiller, str] | None = None,
+    camera: str | None = None,
+) -> tuple[Image.Image, Sample]:
+    """Where models answer how strongly, and the objects that are there; and the sample.
+
+    Columns of `taps` per model, then of what each has more or less than the first.
+
+    Args:
+        columns, index, extent, camera: see `side_by_side`.
+        taps: one of the first model and one of all others, or one of all.
+        pulls: a distiller and a loss of it, where it pulls the student is a last column.
+    """
+    panels: list[Panel] = []
+    maps: dict[str, TapMap] = {}
+    for title, (model, dataset) in columns.items():
+        sample = dataset[index]
+        batch = Batch.collate([sample]).to(next(model.parameters()).device)
+        scene = _annotated(dataset, sample)
+        if taps:
+            tap = taps[min(len(maps), len(taps) - 1)]
+            maps[title] = tap_map(model, batch, tap)
+            panels.append(_heat_panel(title, f"tap {tap}", maps[title].heat(_STRENGTH, scene, batch), scene))
+    first = next(iter(maps.values()), None)
+    for title, found in list(maps.items())[1:]:
+        heat = difference(first, found).heat(f"less to more than {next(iter(maps))}", scene, batch, signed=True)
+        panels.append(_heat_panel(f"{title} - {next(iter(maps))}", "difference", heat, scene))
+    if pulls is not None:
+        heat = loss_map(pulls[0], batch, pulls[1]).heat(_STRENGTH, scene, batch)
+        panels.append(_heat_panel(f"loss {pulls[1]}", "where it pulls the student", heat, scene))
+    reach = _reach(extent, (layer for panel in panels for layer in panel.layers))
+    return draw_panels(panels, dataset.classes, reach, scene.behind, camera=camera), sample
+
+
+def scenes(dataset: FrameDataset | KittiDataset) -> list[list[int]]:
+    """Samples of every scene in the order of time; of a data set that knows no scenes, all as one."""
+    if not isinstance(dataset, FrameDataset):
+        return [list(range(len(dataset)))]
+    found: dict[str, list[tuple[int, int]]] = {}
+    for index in range(len(dataset)):
+        frame = dataset.frame(index)
+        found.setdefault(frame.scene_token, []).append((frame.timestamp, index))
+    return [[index for _, index in sorted(frames)] for frames in found.values()]
+
+
+def _annotated(dataset: FrameDataset | KittiDataset, sample: Sample) -> Scene:
+    scene = dataset.scene(sample)
+    if scene.boxes is None:
+        raise ValueError(f"sample {sample.token} has no annotation to draw; draw detections only")
+    return scene
 
 
 def _in_scene(detections: Detections3D, scene: Scene, min_score: float) -> Detections3D:
     """Those with a score of at least `min_score`, in the frame of the scene."""
     kept = detections[detections.scores >= min_score].to("cpu")
     return replace(kept, boxes=kept.boxes.transform(scene.from_detections))
+
+
+def _heat_panel(title: str, subtitle: str, heat: Heat, scene: Scene) -> Panel:
+    truth = [Layer("ground truth", scene.boxes, scene.labels)]
+    return Panel(title, subtitle, truth, scene.calibration, scene.images, scene.names, heat=heat)
+
+
+def _truth_panel(truth: Layer, scene: Scene) -> Panel:
+    sensors = {"lidar": scene.points, "camera": scene.images or None, "radar": scene.radar}
+    seen = " + ".join(_SENSORS[name] for name, data in sensors.items() if data is not None)
+    subtitle = f"{seen}: {len(truth.boxes)} objects"
+    return Panel(
+        "ground truth", subtitle, [truth], scene.calibration, scene.images, scene.names, scene.points, scene.radar
+    )
 
 
 def _panel(title: str, inputs: Collection[str], layers: Sequence[Layer], scene: Scene) -> Panel:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmdet3d.engine.curves import draw_curves, find_runs
 from mmdet3d.engine.estimate import machine_factor, makespan
 from mmdet3d.engine.executor import Executor, OnFailure, Spent, Task
 from mmdet3d.engine.pictures import compare, open_model, picture_extent
@@ -47,7 +48,7 @@ def run_recipe(
     on_failure: OnFailure = "continue",
     also: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
-    """Train what is not trained yet, write `results.json` into `run_dir` and pictures into `run_dir/pictures`.
+    """Train what is not trained yet, write `results.json` into `run_dir`, and curves and pictures if it asks for these.
 
     A finished run is reused and an interrupted one resumed, as long as its resolved config is the same. Each training
     is a process with one compute thread, so the results do not depend on `jobs`.
@@ -89,6 +90,7 @@ def run_recipe(
     if recipe.pictures:
         nodes = {name: plan.graph[name, seeds[-1]] for name in recipe.runs}
         _draw(recipe, nodes, path.parent)
+        draw_curves(find_runs(dict.fromkeys(node.folder for node in plan.graph.values())), path.parent / "curves.png")
     return summary
 
 

@@ -13,18 +13,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from mmdet3d.config import CONFIG_ROOT, Config, load_config
 from mmdet3d.datasets import FrameDataset, KittiDataset
 from mmdet3d.datasets.nuscenes.frames import FrameReader
 from mmdet3d.datasets.nuscenes.infos import write_infos
 from mmdet3d.datasets.synthetic import VERSION, Settings, generate
-from mmdet3d.engine.pictures import compare, detect, open_model, picture_extent
+from mmdet3d.engine.pictures import compare, detect, open_model, picture_extent, scenes, side_by_side
 from mmdet3d.evaluation.nuscenes_tables import load_tables
 from mmdet3d.interop.checkpoints import metadata_path
 from mmdet3d.models.detectors.base import Trainable
+from mmdet3d.progress import progress_bar
+from mmdet3d.visualization import write_film
 
-__all__ = ["NAMES", "SHIPPED", "draw_first", "first_scores", "load_shipped", "make_first_scene", "read_card"]
+__all__ = [
+    "NAMES",
+    "SHIPPED",
+    "draw_film",
+    "draw_first",
+    "first_scores",
+    "load_shipped",
+    "make_first_scene",
+    "read_card",
+]
 
 SHIPPED = CONFIG_ROOT.parent / "pretrained" / "demo"
 NAMES = ("teacher", "control", "distilled")
@@ -33,11 +45,14 @@ _SCENE = {"scenes": 1, "keyframes": 3, "seed": 999, "lidar_sweeps": 1, "radar_sw
 _FRAME = 1  # the one that is drawn; the first has no earlier radar sweeps
 _MIN_SCORE = 0.3
 _SCORES = 5  # kept in a card
+_TITLES = ("teacher", "student alone", "distilled student")  # of NAMES in the film
+_FILM_FRAMES, _FPS = 24, 4  # twice as fast as it was
+_STILL_WIDTH, _FILM_WIDTH = 1280, 1000  # pixels
 
 
-def make_first_scene(root: Path) -> None:
-    """A few frames of a world like that of the demo, or what is missing of them, in a few seconds."""
-    generate(root, Settings(**_SCENE), progress=False)
+def make_first_scene(root: Path, keyframes: int = _SCENE["keyframes"]) -> None:
+    """A few frames of a world like that of the demo, or what is missing of them, in a second or two per frame."""
+    generate(root, Settings(**{**_SCENE, "keyframes": keyframes}), progress=False)
     # A world of one scene has no validation split; here its only scene serves as one.
     tables = load_tables(root, VERSION)
     reader = FrameReader(tables, max_sweeps=0, allow_missing=False, annotated=True)
@@ -69,6 +84,30 @@ def draw_first(root: Path, out_dir: Path) -> Path:
     columns = {_title(name, read_card(name)): load_shipped(name, root) for name in NAMES}
     (path,) = compare(columns, [_FRAME], out_dir, picture_extent(_config(NAMES[0], root)), _MIN_SCORE)
     return path
+
+
+def draw_film(root: Path, out_dir: Path, keyframes: int = _FILM_FRAMES) -> tuple[Path, Path]:
+    """Make a longer scene in `root` and show what the shipped models find in it, beside the ground truth.
+
+    Returns:
+        `models.webp`, a picture of the frame in the middle, and `scene.webp`, all frames one after another.
+    """
+    make_first_scene(root, keyframes)
+    columns = {title: load_shipped(name, root) for name, title in zip(NAMES, _TITLES, strict=True)}
+    _, dataset = columns[_TITLES[0]]
+    extent = picture_extent(_config(NAMES[0], root))
+    pictures = []
+    for index in progress_bar(scenes(dataset)[0], desc="draw", unit="frame"):
+        picture, _ = side_by_side(columns, index, extent, _MIN_SCORE, truth_column=True, camera="CAM_FRONT")
+        pictures.append(picture)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    still, film = out_dir / "models.webp", out_dir / "scene.webp"
+    _shrunk(pictures[len(pictures) // 2], _STILL_WIDTH).save(still, quality=85)
+    return still, write_film((_shrunk(picture, _FILM_WIDTH) for picture in pictures), film, _FPS)
+
+
+def _shrunk(picture: Image.Image, width: int) -> Image.Image:
+    return picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
 
 
 def _title(name: str, card: Mapping[str, Any]) -> str:

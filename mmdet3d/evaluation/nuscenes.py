@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from mmdet3d.structures import Detections3D
 
 __all__ = [
     "MODALITIES",
+    "Scored",
     "evaluate_submission",
     "format_detections",
     "format_metrics",
     "metric_names",
+    "score_submission",
     "write_submission",
 ]
 
@@ -192,6 +195,33 @@ def evaluate_submission(
         FileNotFoundError: the file, the tables or the splits are missing.
         ValueError: the file is no submission for these samples, or there is nothing to score.
     """
+    return score_submission(results_json, dataroot, version, split, out_dir, tokens, classes).metrics
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An evaluated submission.
+
+    Args:
+        metrics: see `evaluate_submission`.
+        truth, found: by sample token the devkit's boxes that count, in the global frame.
+    """
+
+    metrics: dict[str, float]
+    truth: dict[str, list[Any]]
+    found: dict[str, list[Any]]
+
+
+def score_submission(
+    results_json: str | Path,
+    dataroot: str | Path,
+    version: str,
+    split: str | None,
+    out_dir: str | Path,
+    tokens: Collection[str] | None = None,
+    classes: Collection[str] | None = None,
+) -> Scored:
+    """`evaluate_submission` with the boxes that were compared."""
     if version == "v1.0-test" or split is None:
         split = evaluation_split(dataroot, version)
     results, meta = read_submission(results_json)
@@ -207,13 +237,16 @@ def evaluate_submission(
         )
     results = {t: results[t] for t in wanted}
     source = str(results_json)
-    summary, truth = _official_summary(load_tables(dataroot, version), results, meta, split, Path(out_dir), source)
+    summary, truth, found = _official_summary(
+        load_tables(dataroot, version), results, meta, split, Path(out_dir), source
+    )
     for fault in conventions_at_fault(match_entries(truth, results)):
         logger.warning("%s: %s", source, fault)
     names = [box.detection_name for boxes in truth.values() for box in boxes]
     wanted_classes = [name for name in summary["label_aps"] if classes is None or name in classes]
     counts = {} if len(wanted) == len(whole) else {_FRAMES: float(len(wanted)), _FRAMES_OF_SPLIT: float(len(whole))}
-    return _metrics(summary, {name: names.count(name) for name in wanted_classes}) | counts
+    metrics = _metrics(summary, {name: names.count(name) for name in wanted_classes}) | counts
+    return Scored(metrics, truth, found)
 
 
 def read_submission(path: str | Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
@@ -246,8 +279,8 @@ def _check_tokens(tokens: set[str], known: set[str], split: str) -> None:
 
 def _official_summary(
     tables: Any, results: Mapping[str, list], meta: dict[str, Any], split: str, out_dir: Path, source: str
-) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """The devkit's summary, and the objects that it looks for, by sample token."""
+) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str, list[Any]]]:
+    """The devkit's summary, and by sample token the objects that it looks for and the detections that it counts."""
     from nuscenes.eval.common import loaders
     from nuscenes.eval.common.config import config_factory
     from nuscenes.eval.common.data_classes import EvalBoxes
@@ -277,8 +310,8 @@ def _official_summary(
             raise ValueError(f"{source} has an entry that the nuScenes devkit refuses: {error!r}") from error
         if not evaluation.gt_boxes.all:
             raise ValueError(f"the samples to score (split {split!r}) have no annotated object within evaluation range")
-        truth = {token: evaluation.gt_boxes[token] for token in results}
-        return evaluation.main(render_curves=False), truth
+        truth, found = ({t: boxes[t] for t in results} for boxes in (evaluation.gt_boxes, evaluation.pred_boxes))
+        return evaluation.main(render_curves=False), truth, found
 
 
 def _check_entries(results: Mapping[str, list], source: str) -> None:

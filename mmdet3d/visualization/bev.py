@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmdet3d.visualization.heat import Heat
 from mmdet3d.visualization.layers import BACKGROUND, INK, POINT, RADAR, TRUTH, Color, Layer
 from mmdet3d.visualization.strokes import Pad
 
@@ -15,13 +16,14 @@ __all__ = ["draw_bev"]
 
 _RING: Color = (222, 225, 230)
 _LABEL: Color = (120, 125, 133)
+_STEP = 10  # metres between two rings, and of the scale bar
 
 
 class _Ground:
     """Metres to pixels: LiDAR x to the right, y (ahead in nuScenes) upwards."""
 
-    def __init__(self, extent: float, size: int) -> None:
-        self.pad = Pad.blank((size, size))
+    def __init__(self, extent: float, size: int, heat: Heat | None = None) -> None:
+        self.pad = Pad.blank((size, size)) if heat is None else Pad(heat.ground(extent, size), (size, size))
         self.extent = extent
         self.scale = size / (2 * extent)
 
@@ -38,8 +40,11 @@ def draw_bev(
     extent: float = 54.0,
     size: int = 800,
     behind: float | None = None,
+    heat: Heat | None = None,
 ) -> Image.Image:
     """Points, radar detections with their velocity, and boxes with heading and velocity over a second, from above.
+
+    Rings every 10 m around the car, and below on the left a bar of 10 m.
 
     Args:
         layers: drawn in order, later ones on top.
@@ -49,8 +54,9 @@ def draw_bev(
         extent: half the side of the picture, metres.
         size: side of the picture, pixels.
         behind: cut the picture off so many metres behind the car.
+        heat: a map over the ground, below everything else.
     """
-    ground = _Ground(extent, size)
+    ground = _Ground(extent, size, heat)
     _rings(ground)
     for layer in layers:
         if layer.style == "filled":
@@ -64,16 +70,25 @@ def draw_bev(
             _boxes(ground, layer, classes)
     # The car itself, pointing ahead.
     ground.pad.polygon(ground.pixels(torch.tensor([[-0.9, -2.0], [0.9, -2.0], [0.0, 2.3]])), fill=INK)
+    _scale_bar(ground, size if behind is None else (extent + behind) * ground.scale)
     picture = ground.pad.finish()
     return picture if behind is None else picture.crop((0, 0, size, round((extent + behind) * ground.scale)))
 
 
 def _rings(ground: _Ground) -> None:
     center = ground.pixels(torch.zeros(2))
-    for radius in range(10, int(ground.extent) + 1, 10):
+    for radius in range(_STEP, int(ground.extent) + 1, _STEP):
         ground.pad.ring(center, radius * ground.scale, _RING, width=1)
         x, y = ground.pixels(radius * torch.tensor([-0.5, 0.75**0.5]))  # beside the road, where little stands
         ground.pad.text((x + 3, y + 1), f"{radius} m", _LABEL, size=22)
+
+
+def _scale_bar(ground: _Ground, bottom: float) -> None:
+    x, y, length = 10.0, bottom - 12, _STEP * ground.scale
+    ground.pad.line((x, y), (x + length, y), INK, width=2)
+    for end in (x, x + length):
+        ground.pad.line((end, y - 5), (end, y + 5), INK, width=2)
+    ground.pad.text((x + 4, y - 26), f"{_STEP} m", INK, size=16, halo=BACKGROUND)
 
 
 def _areas(ground: _Ground, layer: Layer) -> None:
@@ -85,7 +100,7 @@ def _radar(ground: _Ground, radar: Tensor) -> None:
     places = radar[:, :2].cpu()
     for start, end in zip(ground.pixels(places), ground.pixels(places + radar[:, 4:6].cpu()), strict=True):
         ground.pad.ring(start, 3, RADAR, width=1)
-        ground.pad.line(start, end, RADAR, width=1)
+        ground.pad.arrow(start, end, RADAR, width=1)
 
 
 def _boxes(ground: _Ground, layer: Layer, classes: Sequence[str]) -> None:
@@ -103,7 +118,7 @@ def _boxes(ground: _Ground, layer: Layer, classes: Sequence[str]) -> None:
         if layer.style == "dotted":
             ground.pad.ring(middles[i], _reach(middles[i], rims[i]), color, width=1.5)
         else:
-            ground.pad.line(middles[i], ahead[i], color, width=1)
+            ground.pad.arrow(middles[i], ahead[i], color, width=1)
         if text:
             x, y = max(rims[i], key=lambda corner: corner[0] - corner[1])
             ground.pad.text((x + 3, y - 26), text, color, size=22, halo=BACKGROUND)

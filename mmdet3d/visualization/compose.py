@@ -11,6 +11,7 @@ from torch import Tensor
 from mmdet3d.structures import Calibration
 from mmdet3d.visualization.bev import draw_bev
 from mmdet3d.visualization.cameras import box_segments, draw_camera, draw_cameras
+from mmdet3d.visualization.heat import Heat
 from mmdet3d.visualization.layers import BACKGROUND, INK, Color, Layer
 from mmdet3d.visualization.legend import draw_legend
 from mmdet3d.visualization.strokes import Pad
@@ -35,6 +36,7 @@ class Panel:
         images: one per camera; none if the model has no cameras.
         names: of the cameras.
         points, radar: see `draw_bev`; None what the model does not have.
+        heat: a map below the boxes, over the ground or over the images.
     """
 
     title: str
@@ -45,6 +47,7 @@ class Panel:
     names: Sequence[str] = field(default_factory=list)
     points: Tensor | None = None
     radar: Tensor | None = None
+    heat: Heat | None = None
 
 
 def draw_frame(
@@ -74,44 +77,60 @@ def draw_frame(
 
 
 def draw_panels(
-    panels: Sequence[Panel], classes: Sequence[str], extent: float, behind: float | None = None, width: int = WIDTH
+    panels: Sequence[Panel],
+    classes: Sequence[str],
+    extent: float,
+    behind: float | None = None,
+    width: int = WIDTH,
+    camera: str | None = None,
 ) -> Image.Image:
     """Models side by side on one frame, each under its title: one camera, below it the bird's-eye view; one legend.
 
-    The camera is the same for all, the one that shows most boxes of the first panel that has images.
+    The camera is the same for all.
 
     Args:
         classes: class list of the labels.
         extent, behind: see `draw_bev`.
         width: of the whole, pixels.
+        camera: its name; None for the one that shows most boxes of the first panel that has images.
 
     Raises:
-        ValueError: no panel.
+        ValueError: no panel, or no camera of that name.
     """
     if not panels:
         raise ValueError("draw_panels needs at least one panel")
     column = (width - _GAP * (len(panels) - 1)) // len(panels)
     seeing = next((panel for panel in panels if panel.images), None)
-    camera = 0 if seeing is None else _busiest_camera(seeing)
+    shown = 0 if seeing is None else _camera(seeing, camera)
     columns = []
     for panel in panels:
         views = [_head(panel, column)]
         if panel.images:
-            image, name = panel.images[camera], panel.names[camera]
-            views.append(draw_camera(image, panel.calibration, camera, panel.layers, classes, name, column))
+            image, name = panel.images[shown], panel.names[shown]
+            if panel.heat is not None and panel.heat.grid is None:
+                image = panel.heat.over(image, shown)
+            views.append(draw_camera(image, panel.calibration, shown, panel.layers, classes, name, column))
         elif seeing is not None:
-            image = seeing.images[camera]
+            image = seeing.images[shown]
             views.append(_no_camera(column, round(image.height * column / image.width)))
-        views.append(draw_bev(panel.layers, classes, panel.points, panel.radar, extent, column, behind))
+        heat = panel.heat if panel.heat is not None and panel.heat.grid is not None else None
+        views.append(draw_bev(panel.layers, classes, panel.points, panel.radar, extent, column, behind, heat))
         columns.append(_stack(views))
     layers = [layer for panel in panels for layer in panel.layers]
     sensors = [any(p.points is not None for p in panels), any(p.radar is not None for p in panels)]
     picture = Image.new("RGB", (width, max(c.height for c in columns)), BACKGROUND)
     picture.paste(_row(columns), (0, 0))
-    return _stack([picture, draw_legend(layers, classes, width, *sensors)])
+    heats = [panel.heat for panel in panels if panel.heat is not None]
+    return _stack([picture, draw_legend(layers, classes, width, *sensors, heats)])
 
 
-def _busiest_camera(panel: Panel) -> int:
+def _camera(panel: Panel, name: str | None) -> int:
+    """The camera of that name, or the one that shows most boxes."""
+    if name is not None:
+        if name not in panel.names:
+            raise ValueError(f"--camera {name}: no such camera (cameras: {', '.join(panel.names)})")
+        return list(panel.names).index(name)
+
     def count(camera: int) -> int:
         size = panel.images[camera].size
         seen = (box_segments(layer.boxes.to("cpu"), panel.calibration, camera, size)[1] for layer in panel.layers)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from mmdet3d.visualization.heat import Heat
 from mmdet3d.visualization.layers import INK, POINT, RADAR, TRUTH, Color, Layer, Style, class_color, font
 from mmdet3d.visualization.strokes import Pad
 
@@ -28,11 +29,19 @@ class _Entry:
 
 
 def draw_legend(
-    layers: Sequence[Layer], classes: Sequence[str], width: int, points: bool = False, radar: bool = False
+    layers: Sequence[Layer],
+    classes: Sequence[str],
+    width: int,
+    points: bool = False,
+    radar: bool = False,
+    heats: Sequence[Heat] = (),
 ) -> Image.Image:
-    """The titles of the layers with their line styles, the sensors, and on a row of their own the classes."""
+    """The titles of maps and layers with their colours and line styles, the sensors, and on a row of their own the
+    classes.
+    """
+    entries = [_heat(heat) for heat in {heat.title: heat for heat in heats}.values()]
     styles = {layer.title: layer.style for layer in layers}
-    entries = [_line(title, style, INK) for title, style in styles.items()]
+    entries += [_line(title, style, INK) for title, style in styles.items()]
     entries += [_Entry("LiDAR", _draw_points)] * points + [_Entry("radar, moving on for 1 s", _draw_radar)] * radar
     present = sorted({label for layer in layers for label in layer.labels.tolist()})
     names = [(label, classes[label].replace("_", " ") if label >= 0 else "other class") for label in present]
@@ -61,13 +70,20 @@ def _line(text: str, style: Style, color: Color) -> _Entry:
     return _Entry(text, draw)
 
 
+def _heat(heat: Heat) -> _Entry:
+    def draw(pad: Pad, x: float, y: float) -> None:
+        pad.paste(heat.strip((_SWATCH, 18)), (x, y - 9))
+
+    return _Entry(heat.title, draw)
+
+
 def _draw_points(pad: Pad, x: float, y: float) -> None:
     pad.dots([(x + 4 * i, y + 3 * (-1) ** i) for i in range(1, 8)], POINT, size=2)
 
 
 def _draw_radar(pad: Pad, x: float, y: float) -> None:
     pad.ring((x + 6, y), 4, RADAR, width=1.5)
-    pad.line((x + 6, y), (x + _SWATCH, y), RADAR, 1)
+    pad.arrow((x + 6, y), (x + _SWATCH, y), RADAR, 1)
 
 
 def _wrap(entries: Sequence[_Entry], width: int) -> list[list[_Entry]]:

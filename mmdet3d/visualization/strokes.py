@@ -43,6 +43,16 @@ class Pad:
         for a, b in _pieces(start, end, style):
             self._draw.line([*_zoomed(a), *_zoomed(b)], fill=color, width=max(1, round(width * _ZOOM)))
 
+    def arrow(self, start: Point, end: Point, color: Color, width: float = LINE, head: float = 6.0) -> None:
+        """A line with a head; what is shorter than its head, pixels, has none."""
+        self.line(start, end, color, width)
+        length = math.dist(start, end)
+        if length < head:
+            return
+        x, y = ((b - a) / length * head for a, b in zip(start, end, strict=True))
+        for side in (-0.5, 0.5):
+            self.line(end, (end[0] - x - side * y, end[1] - y + side * x), color, width)
+
     def polygon(self, corners: Sequence[Point], fill: Color) -> None:
         self._draw.polygon([tuple(_zoomed(corner)) for corner in corners], fill=fill)
 
@@ -55,6 +65,10 @@ class Pad:
         half = size / 2
         for x, y in points:
             self._draw.rectangle(_zoomed((x - half, y - half, x + half, y + half)), fill=color)
+
+    def paste(self, picture: Image.Image, place: Point) -> None:
+        large = picture.resize((picture.width * _ZOOM, picture.height * _ZOOM))
+        self.image.paste(large, (round(place[0] * _ZOOM), round(place[1] * _ZOOM)))
 
     def text(self, place: Point, text: str, color: Color, size: int = 22, halo: Color | None = None) -> None:
         options = {} if halo is None else {"stroke_width": 2 * _ZOOM, "stroke_fill": halo}

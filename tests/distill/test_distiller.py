@@ -527,3 +527,23 @@ def test_a_teacher_block_takes_overrides_of_its_config(files, tmp_path):
         assert torch.equal(teacher.encoder[0].weight, wide.encoder[0].weight)
     with pytest.raises(ValueError, match=r"unknown config key 'model.chanels'"):
         ready(files, teacher={"overrides": {"model.chanels.x": 6}})
+
+
+def test_where_a_loss_pulls_the_student(files):
+    @MODELS.register
+    class HalfSquares(DistillLoss):
+        def forward(self, student, teacher, batch):
+            return {"a": (student[0] - teacher).square().sum() / 2, "stats/b": student[1][0]["heatmap"].detach().sum()}
+
+    taps = {"student": ["fuser", "heads.object"], "teacher": "fuser"}
+    distiller = ready(files, losses={"own": {"type": "HalfSquares", **taps, "weight": 7.0}}).eval()
+    state = copy.deepcopy(distiller.state_dict())
+    pull, *others = distiller.pulls(batch(), "own")
+    with torch.no_grad():
+        seen, answer = distiller.student.extract(batch(), ["fuser"]), distiller.taught(batch())
+    torch.testing.assert_close(pull, seen["fuser"] - answer["fuser"])
+    assert len(others) == 6 and not any(other.any() for other in others)
+    assert all(torch.equal(a, b) for a, b in zip(state.values(), distiller.state_dict().values(), strict=True))
+    assert all(p.grad is None for p in distiller.parameters())
+    with pytest.raises(ValueError, match=r"no loss 'onw', did you mean 'own'\? \(losses: own\)"):
+        distiller.pulls(batch(), "onw")

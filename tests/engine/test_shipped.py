@@ -5,10 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmdet3d.config import find_config
 from mmdet3d.engine.recipe import Recipe
-from mmdet3d.engine.shipped import NAMES, SHIPPED, draw_first, first_scores, load_shipped, make_first_scene, read_card
+from mmdet3d.engine.shipped import (
+    NAMES,
+    SHIPPED,
+    draw_film,
+    draw_first,
+    first_scores,
+    load_shipped,
+    make_first_scene,
+    read_card,
+)
 from mmdet3d.interop.checkpoints import file_digest
 
 
@@ -40,6 +50,13 @@ def test_cards_belong_to_files_and_recipe(name: str) -> None:
 def test_they_find_what_their_cards_say(name: str, scene: Path) -> None:
     scores = first_scores(*load_shipped(name, scene))
     assert scores == pytest.approx(read_card(name)["first_scores"], abs=0.02)
+
+
+def test_film(scene: Path, tmp_path: Path) -> None:
+    """Of the three frames of the first scene."""
+    still, film = draw_film(scene, tmp_path / "pictures", keyframes=3)
+    with Image.open(still) as picture, Image.open(film) as frames:
+        assert picture.width == 1280 and frames.width == 1000 and frames.n_frames == 3
 
 
 def test_first_picture(scene: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import frames
 import numpy as np
@@ -14,9 +14,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from test_heat import Mapped
 
+from mmdet3d.datasets import FrameDataset
 from mmdet3d.datasets.nuscenes import write_infos
 from mmdet3d.engine import pictures as engine
+from mmdet3d.engine.pictures import scenes
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.structures import Batch, Detections3D
 from mmdet3d.visualization import PALETTE
@@ -52,6 +55,10 @@ def config(tmp_path: Path) -> Path:
 
 class Oracle(Trainable):
     """Detects the ground truth, the second object with a low score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
 
     def loss(self, batch: Batch) -> dict:
         return {}
@@ -136,3 +143,69 @@ def test_the_best_score_is_said_where_nothing_is_drawn(
     )
     pictures(tool, config, *words, "--bbox-score", "0.02")
     assert "no detection" not in capsys.readouterr().out
+
+
+def test_models_side_by_side(tool: ModuleType, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool, "load_model", lambda cfg, checkpoint: Oracle())
+    words = [
+        "--checkpoint",
+        "a.pth",
+        "--title",
+        "teacher",
+        "--also",
+        "student",
+        str(config),
+        "b.pth",
+        "--camera",
+        "CAM_0",
+    ]
+    (file,) = pictures(tool, config, *words, "--truth-column", "--width", "900")
+    with pytest.raises(ValueError, match=r"--camera CAM_TOP: no such camera \(cameras: CAM_0"):
+        pictures(tool, config, *words[:-1], "CAM_TOP")
+    picture = np.asarray(Image.open(file))
+    assert picture.shape[1] == 900
+    blue = [
+        (np.abs(picture[:, 300 * i : 300 * i + 290].astype(int) - PALETTE["car"]).sum(-1) < 40).sum() for i in range(3)
+    ]
+    assert min(blue) > 20  # the car in every column
+    with pytest.raises(ValueError, match="--also model: two models have this title"):
+        pictures(tool, config, "--checkpoint", "a.pth", "--also", "model", str(config), "b.pth")
+    with pytest.raises(ValueError, match="--mode pred draws one model; leave out --also or --mode"):
+        pictures(tool, config, "--checkpoint", "a.pth", "--also", "b", str(config), "b.pth", "--mode", "pred")
+
+
+def test_a_film_of_a_scene(tool: ModuleType, config: Path) -> None:
+    film = config.parent / "film.webp"
+    tool.main([str(config), "--video", str(film), "--width", "600"])
+    assert Image.open(film).width == 600
+    with pytest.raises(ValueError, match=r"--scene 1: the val split has scenes 0 to 0"):
+        tool.main([str(config), "--video", str(film), "--scene", "1"])
+    with pytest.raises(ValueError, match=r"film.avi must end in one of"):
+        tool.main([str(config), "--video", "film.avi"])
+
+
+def test_scenes_in_the_order_of_time() -> None:
+    class Frames(FrameDataset):
+        def __init__(self) -> None:
+            self.tokens = ["a2", "b1", "a1", "b2"]
+
+        def __len__(self) -> int:
+            return 4
+
+        def frame(self, index: int) -> SimpleNamespace:
+            scene, time = self.tokens[index]
+            return SimpleNamespace(scene_token=scene, timestamp=int(time))
+
+    assert scenes(Frames()) == [[2, 0], [1, 3]]
+
+
+def test_where_models_differ(tool: ModuleType, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = iter([Mapped(), Mapped(), Mapped()])
+    monkeypatch.setattr(tool, "load_model", lambda cfg, checkpoint: next(models))
+    words = ["--checkpoint", "a.pth", "--also", "student", str(config), "b.pth"]
+    (file,) = pictures(tool, config, *words, "--tap", "fuser:heads.object")
+    assert Image.open(file).width == 1920
+    with pytest.raises(ValueError, match="--tap and --loss look into a model; give --checkpoint FILE"):
+        pictures(tool, config, "--tap", "fuser")
+    with pytest.raises(ValueError, match=r"--loss: .*describes no distillation"):
+        pictures(tool, config, "--checkpoint", "a.pth", "--loss", "response")
