@@ -99,12 +99,24 @@ def compose(
     return imports
 
 
-def data_part(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config file says about data: data sets, pipelines, and the constants that they are made of."""
+def data_part(content: Mapping[str, Any], own: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """What a config file says about data: data sets, pipelines, and the constants that they are made of.
+
+    Args:
+        own: files whose data sets have the last word; where one names a `type`, its arguments are not for another type.
+    """
     kept = {key: value for key, value in content.items() if key not in _TRAINING}
     if isinstance(kept.get("data"), Mapping):
-        kept["data"] = {key: value for key, value in kept["data"].items() if key in ("train", "val", "test")}
+        splits = {key: value for key, value in kept["data"].items() if key in ("train", "val", "test")}
+        for data in (other["data"] for other in own if isinstance(other.get("data"), Mapping)):
+            splits = {key: value for key, value in splits.items() if _same_type(value, data.get(key))}
+        kept["data"] = splits
     return kept
+
+
+def _same_type(block: Any, other: Any) -> bool:
+    types = [b["type"] for b in (block, other) if isinstance(b, Mapping) and "type" in b]
+    return len(set(types)) < 2
 
 
 def content_digest(contents: Iterable[Mapping[str, Any]]) -> str:

@@ -135,8 +135,8 @@ def _load(
     if student := _students_file(config, file):
         # Between what both inherit and what this config adds, so that it need not say the student's data again.
         shared = [part for part in config_chain(student) if part in contents]
-        data = [data_part(read_mapping(part)) for part in config_chain(student) if part not in shared]
         own = [content for part, content in contents.items() if part not in shared]
+        data = [data_part(read_mapping(part), own) for part in config_chain(student) if part not in shared]
         config = _merged([*(contents[part] for part in shared), *data, *own], pairs, file)
     resolved = _evaluate(config, copy.deepcopy(config), file)
     imports += compose(resolved.get("model"), functools.partial(_load, within=(*within, file)))

@@ -180,6 +180,14 @@ def test_data_come_from_the_student_and_the_training_does_not(distillation: Path
     assert load_config(run) == config
 
 
+def test_arguments_of_the_students_data_set_are_not_those_of_another_type(distillation: Path, tmp_path: Path) -> None:
+    student = {"config": str(distillation / "student" / "small.yaml")}
+    own = {"data": {"train": {"type": "Frames"}}, "model": {"type": "Distiller", "student": student}}
+    write(tmp_path / "elsewhere" / "own.yaml", own)
+    config = load_config(tmp_path / "elsewhere" / "own.yaml")
+    assert config.data == {"train": {"type": "Frames"}} and config.size == 2
+
+
 def test_shipped_distillations_do_not_repeat_their_students_data() -> None:
     config = load_config("nuscenes/distill/simdistill/resnet50/convfuser-512x896.yaml")
     student = load_config(config.model.student.config)
