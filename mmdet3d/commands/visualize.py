@@ -86,7 +86,7 @@ def main(words: list[str]) -> None:
 
 def label_of(word: str, classes: Sequence[str]) -> int:
     """Of a class by its name, or by its label as text."""
-    from mmdet3d.registry import nearest
+    from mmdet3d.blocks import nearest
 
     if word in classes:
         return classes.index(word)

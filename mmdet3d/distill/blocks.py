@@ -1,36 +1,10 @@
-"""Blocks of a config that name another model, and the files in them."""
+"""Files that blocks of a config name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar
 
-from mmdet3d.registry import check_kinds, nearest
-
-__all__ = ["check_file", "read_block"]
-
-Block = TypeVar("Block")
-
-
-def read_block(cls: type[Block], given: Mapping[str, Any], key: str) -> Block:
-    """`given` as the dataclass `cls`.
-
-    Raises:
-        ValueError: no mapping, an unknown or a missing key, or a value of another kind, in the config's words.
-    """
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{key} must hold a mapping, got {given!r}")
-    known = {f.name: f for f in fields(cls)}
-    for name in given:
-        if name not in known:
-            raise ValueError(f"unknown key {key}.{name}{nearest(name, known)} (known: {', '.join(known)})")
-    missing = [n for n, f in known.items() if f.default is MISSING and not given.get(n)]
-    if missing:
-        raise ValueError(f"{key} needs {' and '.join(missing)}")
-    check_kinds(cls, given, f"{key}.")
-    return cls(**given)
+__all__ = ["check_file"]
 
 
 def check_file(path: str | None, key: str) -> None:

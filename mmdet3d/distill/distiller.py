@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.blocks import nearest, number, read_block
 from mmdet3d.distill.balance import Balance, BalanceSettings
-from mmdet3d.distill.blocks import check_file, read_block
+from mmdet3d.distill.blocks import check_file
 from mmdet3d.distill.class_gate import ClassGate
 from mmdet3d.distill.losses import DistillLoss
 from mmdet3d.distill.losses.center_heads import center_head
@@ -19,7 +20,7 @@ from mmdet3d.distill.schedule import LossSchedule
 from mmdet3d.distill.teacher import Evaluate, LiveTeacher, StoredTeacher, Teacher, build_detector, check_score
 from mmdet3d.interop.checkpoints import load_weights
 from mmdet3d.models.detectors.base import Detector, Trainable
-from mmdet3d.registry import MODELS, nearest, number
+from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
 __all__ = ["Distiller"]

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.distill.blocks import check_file, read_block
+from mmdet3d.blocks import read_block
+from mmdet3d.distill.blocks import check_file
 from mmdet3d.distill.label_encoder import RASTERS, LabelEncoder, paint_labels
 from mmdet3d.distill.teacher import build_detector, recorded_score, refuse_weak
 from mmdet3d.interop.checkpoints import load_weights, metadata_path

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmdet3d.distill.blocks import read_block
-from mmdet3d.registry import number
+from mmdet3d.blocks import number, read_block
 
 __all__ = ["LossSchedule"]
 
@@ -36,7 +35,7 @@ class LossSchedule:
 
     def __post_init__(self) -> None:
         for name in ("begin", "end", "warm_up", "decay", "floor"):
-            number(getattr(self, name), f"schedule.{name}")
+            number(getattr(self, name), name)
         if not 0 <= self.begin < self.end <= 1 or self.warm_up < 0 or self.decay < 0:
             raise ValueError(f"a schedule needs 0 <= begin < end <= 1 and no negative length, got {self}")
         if self.warm_up + self.decay > self.end - self.begin + 1e-9:

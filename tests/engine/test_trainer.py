@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from mmdet3d import load_checkpoint
 from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.interrupt import Interrupted
+from mmdet3d.engine.settings import CheckpointSettings
 from mmdet3d.engine.trainer import Trainer
 
 
@@ -283,7 +285,7 @@ def test_a_checkpoint_interrupted_while_writing_is_not_resumed(tmp_path: Path, m
     from mmdet3d.engine import checkpoint
 
     trainer = make(tmp_path)
-    trainer.settings.checkpoint["interval"] = 1
+    trainer.settings = replace(trainer.settings, checkpoint_config=CheckpointSettings(interval=1))
     write = Path.write_bytes
 
     def full_disk(path: Path, content: bytes) -> int:

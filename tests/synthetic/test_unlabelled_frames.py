@@ -76,8 +76,8 @@ def test_parts_and_shares_that_make_no_sense(root: Path, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.train.part": 0.5}, "'part' of NuScenesDataset must be a list of numbers, got 0.5"),
-        ({"data.train.part": ["a", 1]}, r"'part' of NuScenesDataset must be a list of numbers, got \['a', 1\]"),
+        ({"data.train.part": 0.5}, "NuScenesDataset.part must be a list of numbers, got 0.5"),
+        ({"data.train.part": ["a", 1]}, r"NuScenesDataset.part must be a list of numbers, got \['a', 1\]"),
         ({"data.train.part": [0, 0.01]}, r"\[0, 0.01\] of 4 scenes is none"),
         ({"data.unlabelled": {"share": "half"}}, r"data\.unlabelled\.share must be a number, got 'half'"),
         ({"data.unlabelled": {"share": 0.5}}, "the very frames of data.train"),

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmdet3d.blocks import nearest, read_block
 from mmdet3d.datasets.cache import open_cache
 from mmdet3d.datasets.kitti.augment import Augmentation, View, flip_calibration, warp_depth, warp_image
 from mmdet3d.datasets.kitti.files import (
@@ -31,7 +32,7 @@ from mmdet3d.datasets.transforms.images import read_image, read_images
 from mmdet3d.datasets.views import Views
 from mmdet3d.evaluation.kitti import CLASSES, LOOSE, STRICT, evaluate_folder, write_metrics
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects, read_labels, write_results, zip_results
-from mmdet3d.registry import DATASETS, nearest
+from mmdet3d.registry import DATASETS
 from mmdet3d.structures import Calibration, Detections3D, ImageObjects, Sample, limit_period
 from mmdet3d.structures.camera_boxes import boxes_from_kitti
 
@@ -114,7 +115,7 @@ class KittiDataset(torch.utils.data.Dataset):
         self.image_size = _checked_size(image_size)
         self.depth_dir = self.root / depth_dir if depth_dir and self.annotated else None
         self.score_decimals = score_decimals
-        self.augment = None if test_mode else Augmentation.from_config(augment or {})
+        self.augment = None if test_mode else read_block(Augmentation, augment or {}, "augment")
         self.epoch = 0
         self._read = open_cache(cache, self.root, cache_limit)
         self.tokens = part_of(self._find_ids(ids), part, "frames")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmdet3d.blocks import check_keys, nearest
 from mmdet3d.datasets.base import FrameDataset, unannotated, with_annotations
 from mmdet3d.datasets.nuscenes.complete import incomplete_frames
 from mmdet3d.datasets.nuscenes.ego_frame import in_ego_frame
@@ -21,7 +22,7 @@ from mmdet3d.datasets.transforms.augment import transform_lidar_frame
 from mmdet3d.evaluation.nuscenes import MODALITIES, evaluate_submission, format_detections, write_submission
 from mmdet3d.evaluation.nuscenes_tables import CLASSES
 from mmdet3d.interop.checkpoints import file_digest
-from mmdet3d.registry import DATASETS, nearest
+from mmdet3d.registry import DATASETS
 from mmdet3d.structures import Detections3D, Sample
 
 __all__ = ["NuScenesDataset"]
@@ -87,9 +88,7 @@ class NuScenesDataset(FrameDataset):
         classes = tuple(object_classes or CLASSES)
         _check_classes(classes)
         self.modality = dict(modality or {})
-        for key in self.modality:
-            if key not in MODALITIES:
-                raise ValueError(f"unknown modality {key!r}{nearest(key, MODALITIES)} (known: {', '.join(MODALITIES)})")
+        check_keys(self.modality, MODALITIES, "modality")
         if load_interval < 1:
             raise ValueError(f"load_interval: {load_interval} must be at least 1")
         if frame not in ("lidar", "ego"):
