@@ -24,6 +24,7 @@ __all__ = [
     "parse_overrides",
     "parse_yaml",
     "read_mapping",
+    "read_with_base",
 ]
 
 # A wheel holds the configs in the package (setup.py), a checkout beside it.
@@ -96,9 +97,10 @@ def parse_yaml(text: str) -> Any:
 def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
     """Read a config file with everything it inherits.
 
-    Every `default.yaml` from the `configs` folder down to the file's own is merged first, then the file: mappings
-    merge, anything else replaces. Then overrides apply, then every string `${expression}` is evaluated. Modules that
-    any of them names as `imports` are imported, so that what they register can be built; the result names them all.
+    Every `default.yaml` from the `configs` folder down to the file's own is merged first, then what the file names as
+    `base` (see `config_chain`), then the file: mappings merge, anything else replaces. Then overrides apply, then every
+    string `${expression}` is evaluated. Modules that any of them names as `imports` are imported, so that what they
+    register can be built; the result names them all.
 
     Args:
         path: a YAML file; a path that does not exist is also looked for below the project's `configs`.
@@ -112,8 +114,9 @@ def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     file = find_config(path)
     config = Config()
     imports: list[str] = []
-    for part in config_chain(file):
-        content = read_mapping(part)
+    layers: dict[Path, dict[str, Any]] = {}
+    _read_layers(file, layers)
+    for part, content in layers.items():
         imports += module_names(content.pop("imports", None), str(part))
         _merge(config, content)
     pairs = dict(overrides if isinstance(overrides, Mapping) else parse_overrides(overrides))
@@ -182,14 +185,69 @@ def _value(text: str) -> Any:
 def config_chain(path: str | Path) -> list[Path]:
     """The files that `load_config(path)` merges, in their order.
 
+    Each `default.yaml` from the `configs` folder down to the file's own, then the file. Before any of them come the
+    files that it lists as `base`, relative to its folder or below `configs`, in that order and each with everything
+    that it inherits itself. A file counts once, where it comes first.
+
     Raises:
         FileNotFoundError: no such file.
+        ValueError: unreadable YAML, or a `base` that is no list or leads back to its file.
     """
-    file = find_config(path)
-    root = next((p for p in file.parents if p.name == "configs"), file.parent)
-    folders = [p for p in reversed(file.parents) if p == root or root in p.parents]
+    layers: dict[Path, dict[str, Any]] = {}
+    _read_layers(find_config(path), layers)
+    return list(layers)
+
+
+def read_with_base(path: str | Path) -> Config:
+    """A file on what it lists as `base`, without any `default.yaml`: a recipe, which is no config itself.
+
+    Raises:
+        FileNotFoundError, ValueError: see `config_chain`.
+    """
+    layers: dict[Path, dict[str, Any]] = {}
+    _read_layers(find_config(path), layers, inherit=False)
+    config = Config()
+    for content in layers.values():
+        _merge(config, content)
+    return config
+
+
+def _read_layers(
+    file: Path, layers: dict[Path, dict[str, Any]], users: Sequence[Path] = (), inherit: bool = True
+) -> None:
+    """Add `file`, behind everything that it is based on and inherits, with its content.
+
+    Args:
+        users: name it as their base, the first of all first.
+        inherit: any `default.yaml`.
+    """
+    root = _config_root(file)
+    folders = [p for p in reversed(file.parents) if inherit and (p == root or root in p.parents)]
     defaults = [f / "default.yaml" for f in folders]
-    return [d for d in defaults if d.is_file() and d != file] + [file]
+    for part in [*(d for d in defaults if d.is_file() and d != file and d not in users), file]:
+        if part in users:
+            raise ValueError(f"{users[-1]}: base {part.name} leads back to {part}")
+        if part not in layers:
+            content = read_mapping(part)
+            base = content.pop("base", None) or []
+            if not isinstance(base, list) or not all(isinstance(name, str) for name in base):
+                raise ValueError(f"{part}: base must be a list of YAML files, got {base!r}")
+            for name in base:
+                _read_layers(_find_base(name, part), layers, (*users, part), inherit)
+            layers[part] = content
+
+
+def _config_root(file: Path) -> Path:
+    return next((p for p in file.parents if p.name == "configs"), file.parent)
+
+
+def _find_base(name: str, user: Path) -> Path:
+    for folder in (user.parent, _config_root(user), CONFIG_ROOT):
+        found = (folder / name).resolve()
+        if found.is_file() and found != user:
+            return found
+    hint = _nearest_config(name)
+    raise FileNotFoundError(f"{user}: base {name} not found, neither relative to it nor in {CONFIG_ROOT}{hint}")
 
 
 def read_mapping(file: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.blocks import ConfigKeyError, check_keys, nearest, read_block
-from mmdet3d.config import Config, find_config, load_config, read_mapping
+from mmdet3d.config import Config, find_config, load_config, read_with_base
 from mmdet3d.datasets.nuscenes.create import create_nuscenes
 from mmdet3d.datasets.synthetic.generate import generate
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
@@ -141,7 +141,7 @@ class Recipe:
         """Raises ValueError naming the key that is unknown, missing or refers to nothing."""
         file = find_config(path)
         try:
-            recipe = read_block(cls, read_mapping(file), "")
+            recipe = read_block(cls, read_with_base(file), "")
             recipe.world()
             names = tuple(recipe.runs)
             blocks = {name: read_block(RunBlock, block, f"runs.{name}") for name, block in recipe.runs.items()}
