@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmdet3d.config import (
     CONFIG_ROOT,
@@ -16,6 +17,7 @@ from mmdet3d.config import (
     parse_yaml,
     read_mapping,
 )
+from mmdet3d.models import build_model
 
 
 @pytest.fixture()
@@ -223,3 +225,14 @@ def _bases(file: Path) -> list[Path]:
     names = read_mapping(file).get("base", [])
     found = [folder / name for name in names for folder in (CONFIG_ROOT, file.parent) if (folder / name).is_file()]
     return [*found, *(part for base in found for part in _bases(base))]
+
+
+def test_the_example_of_the_documentation(tmp_path: Path) -> None:
+    text = (CONFIG_ROOT.parent / "docs" / "training.md").read_text()
+    example = text[text.index("# mine.yaml;") :]
+    (tmp_path / "mine.yaml").write_text(example[: example.index("```")])
+    config = load_config(tmp_path / "mine.yaml")
+    assert config.max_epochs == 5
+    with torch.device("meta"):
+        model = build_model(config.model)
+    assert type(model.encoders["camera"]["backbone"]).__name__ == "SwinTransformer"
