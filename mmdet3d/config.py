@@ -145,7 +145,8 @@ def find_config(path: str | Path) -> Path:
 def _nearest_config(path: str | Path) -> str:
     """The hint for a mistyped path: a config of that file name, else the one of the most similar path."""
     wanted = Path(path)
-    shipped = [f"configs/{file.relative_to(CONFIG_ROOT).as_posix()}" for file in sorted(CONFIG_ROOT.rglob("*.yaml"))]
+    files = [f for f in sorted(CONFIG_ROOT.rglob("*.yaml")) if "_parts" in wanted.parts or f.parent.name != "_parts"]
+    shipped = [f"configs/{file.relative_to(CONFIG_ROOT).as_posix()}" for file in files]
     known = [*map(str, sorted(wanted.parent.glob("*.yaml"))), *shipped]
     named = [file for file in known if Path(file).stem == wanted.stem != "default"]
     if len(named) == 1:

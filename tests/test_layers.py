@@ -24,7 +24,7 @@ ALLOWED = {
     "engine": {"structures", "models", "distill", "datasets", "evaluation", "interop", "visualization", "ops"},
     "commands": {"structures", "models", "distill", "datasets", "evaluation", "interop", "ops", "engine"},
 }
-LEAVES = {"registry", "blocks", "config", "machine", "plugins", "progress", "__version__"}
+LEAVES = {"registry", "blocks", "config", "shell", "machine", "plugins", "progress", "__version__"}
 
 
 def imported_parts(file: Path) -> set[tuple[str, int]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdet3d.config import CONFIG_ROOT, Config, find_config, load_config
 from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.shell import command
 
 if TYPE_CHECKING:
     from mmdet3d.engine.checkpoint import LoadReport
@@ -122,5 +123,5 @@ def _block(cfg: Config, split: str) -> dict[str, Any]:
     if split == "val":
         return cfg.data.val
     if "split" not in cfg.data.val:
-        raise ValueError(f"--split {split}: the data set of this config has no splits by name; see tools/test.py")
+        raise ValueError(f"--split {split}: the data set of this config has no splits by name; see {command('test')}")
     return {**cfg.data.test, "split": split}

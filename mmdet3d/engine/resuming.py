@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.config import parse_yaml
+from mmdet3d.shell import command
 
 __all__ = ["MAY_CHANGE", "refuse_changes"]
 
@@ -52,8 +53,8 @@ def refuse_changes(run: Path, config: Mapping[str, Any], config_path: str | Path
         shown = "; ".join(f"{key}: {old.get(key)!r}, now {new.get(key)!r}" for key in refused[:_SHOWN])
         more = f"; and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
         raise ValueError(
-            f"{run} was begun with another config ({shown}{more}); to go on as it was: python tools/train.py --resume "
-            f"{run}; to train with the new config from its weights: python tools/train.py {config_path} --load_from "
+            f"{run} was begun with another config ({shown}{more}); to go on as it was: {command('train')} --resume "
+            f"{run}; to train with the new config from its weights: {command('train')} {config_path} --load_from "
             f"{run / 'latest.safetensors'}"
         )
 

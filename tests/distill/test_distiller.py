@@ -444,7 +444,7 @@ def test_unknown_taps_name_the_nearest(files):
     ("change", "message"),
     [
         ({"teacher": {"min_scor": 1}}, r"unknown config key .*teacher\.min_scor, did you mean 'min_score'"),
-        ({"student": {"config": None}}, r"model\.student needs config"),
+        ({"student": {"config": None}}, r"model\.student\.config is missing"),
         ({"losses": {"f": {"type": "MaskedFeatureLoss", "student": "fuser"}}}, r"losses\.f needs `teacher`"),
         ({"losses": {"f": LOSSES["feature"] | {"scale": 1}}}, "unknown config key .*MaskedFeatureLoss.scale"),
         ({"losses": {"f": LOSSES["feature"] | {"type": "ToyDetector", "sensor": "radar"}}}, "no distillation loss"),

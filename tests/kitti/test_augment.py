@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmdet3d.blocks import read_block
 from mmdet3d.datasets.kitti.augment import (
     Augmentation,
     View,
@@ -146,7 +147,7 @@ def test_draws_stay_within_their_limits() -> None:
 )
 def test_mistakes(cfg: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Augmentation.from_config(cfg)
+        read_block(Augmentation, cfg, "augment")
 
 
 # -- colour ---------------------------------------------------------------------------------------------------------

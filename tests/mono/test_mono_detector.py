@@ -176,8 +176,8 @@ def test_half_precision_gives_nearly_the_same_losses():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"input": "lidar"}, "MonoDetector.input must be one of rgb, depth, got 'lidar'"),
-        ({"depth_norm": "cm"}, "MonoDetector.depth_norm must be one of metres_over_80, legacy"),
+        ({"input": "lidar"}, "model.input must be one of rgb, depth, got 'lidar'"),
+        ({"depth_norm": "cm"}, "model.depth_norm must be one of metres_over_80, legacy"),
         ({"classes": [*CLASSES, "Van"]}, "model.mean_sizes needs height, width and length of 'Van'"),
         ({"head_chanels": 8}, "did you mean 'head_channels'"),
     ],

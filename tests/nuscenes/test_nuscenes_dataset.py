@@ -231,7 +231,7 @@ def test_missing_info_file_tells_what_is_there(created: dict[str, Path]) -> None
     [
         ({"object_classes": ["car", "bicylce"]}, "unknown class 'bicylce'.*did you mean 'bicycle'"),
         ({"object_classes": ["car", "car"]}, "names a class twice"),
-        ({"modality": {"use_lidra": True}}, "unknown modality 'use_lidra', did you mean 'use_lidar'"),
+        ({"modality": {"use_lidra": True}}, "unknown config key .*modality.use_lidra, did you mean 'use_lidar'"),
         ({"load_interval": 0}, "load_interval"),
     ],
 )

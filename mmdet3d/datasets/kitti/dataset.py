@@ -33,6 +33,7 @@ from mmdet3d.datasets.views import Views
 from mmdet3d.evaluation.kitti import CLASSES, LOOSE, STRICT, evaluate_folder, write_metrics
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects, read_labels, write_results, zip_results
 from mmdet3d.registry import DATASETS
+from mmdet3d.shell import command
 from mmdet3d.structures import Calibration, Detections3D, ImageObjects, Sample, limit_period
 from mmdet3d.structures.camera_boxes import boxes_from_kitti
 
@@ -162,7 +163,7 @@ class KittiDataset(torch.utils.data.Dataset):
             sample = self._load(token, stream.rng)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(
-                f"{error}; `python tools/create_data.py kitti --root-path {self.root}` checks all files"
+                f"{error}; `{command('create-data')} kitti --root-path {self.root}` checks all files"
             ) from None
         sample.view = stream.name(token)
         return sample
@@ -330,7 +331,7 @@ class KittiDataset(torch.utils.data.Dataset):
         path = self.depth_dir / f"{token}.png"
         if not path.is_file():
             raise FileNotFoundError(
-                f"depth map {path} is missing; `python tools/create_data.py kitti --root-path {self.root} --depth` "
+                f"depth map {path} is missing; `{command('create-data')} kitti --root-path {self.root} --depth` "
                 "makes it from the LiDAR, and `depth_dir: null` does without"
             )
         (depth,) = self._read(read_depths, [path], size[::-1])
@@ -370,7 +371,7 @@ class KittiDataset(torch.utils.data.Dataset):
         if not (self.folder / "image_2").is_dir():
             raise FileNotFoundError(
                 f"{self.folder / 'image_2'} does not exist; set dataset_root to a KITTI folder (with training/image_2, "
-                "calib, label_2), or write a synthetic one: python tools/create_data.py synthetic-kitti --out-dir DIR"
+                f"calib, label_2), or write a synthetic one: {command('create-data')} synthetic-kitti --out-dir DIR"
             )
         listed = self.root / "ImageSets" / f"{self.split}.txt"
         tokens = read_ids(listed) if listed.is_file() else split_ids(self.split)

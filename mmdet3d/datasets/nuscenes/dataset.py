@@ -23,6 +23,7 @@ from mmdet3d.evaluation.nuscenes import MODALITIES, evaluate_submission, format_
 from mmdet3d.evaluation.nuscenes_tables import CLASSES
 from mmdet3d.interop.checkpoints import file_digest
 from mmdet3d.registry import DATASETS
+from mmdet3d.shell import command
 from mmdet3d.structures import Detections3D, Sample
 
 __all__ = ["NuScenesDataset"]
@@ -181,7 +182,7 @@ def _find_info_file(root: Path, ann_file: str) -> Path:
     there = sorted(p.name for p in root.glob("*infos*.pkl") if "dbinfos" not in p.name)
     raise FileNotFoundError(
         f"info file {path} does not exist (info files there: {', '.join(there) or 'none'}); set ann_file / info_prefix "
-        f"to one of them, or create it: python tools/create_data.py nuscenes --root-path {root} --out-dir {root} "
+        f"to one of them, or create it: {command('create-data')} nuscenes --root-path {root} --out-dir {root} "
         f"--extra-tag {ann_file.split('_infos_')[0]} --version v1.0-trainval"
     )
 

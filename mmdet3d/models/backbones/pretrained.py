@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mmdet3d.models.weight_files import read_tensors
+from mmdet3d.shell import command
 
 __all__ = ["FOLDER", "Pretrained", "load_weights", "read_weights"]
 
@@ -66,7 +67,7 @@ def read_weights(checkpoint: str, owner: str, option: str = _OPTION) -> dict[str
         if len(prefixes) > 1:
             raise ValueError(
                 f"{path} holds several networks ({', '.join(prefixes)}...), so it is not clear which is the image "
-                f"backbone of {owner}; take one out: python tools/convert_checkpoint.py {path} OUT.safetensors "
+                f"backbone of {owner}; take one out: {command('convert')} {path} OUT.safetensors "
                 f"--prefix {prefixes[0].rstrip('.')}"
             )
         if prefixes:
