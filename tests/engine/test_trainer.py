@@ -240,10 +240,10 @@ def test_load_from_starts_anew_with_given_weights(tmp_path: Path) -> None:
         ({"evaluation": {"save_bst": None}}, "evaluation.save_bst, did you mean 'save_best'"),
         ({"log_config": {"hooks": []}}, "log_config.hooks"),
         ({"ema": {"momentum": 1}}, "ema.momentum"),
-        ({"precision": "fp8"}, "precision: 'fp8' is none of auto, fp32"),
+        ({"precision": "fp8"}, "precision must be one of auto, fp32"),
         ({"max_epochs": 0}, "max_epochs must be an integer of at least 1"),
         ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
-        ({"optimizer": None}, "no 'optimizer'"),
+        ({"optimizer": None}, "optimizer is missing"),
         ({"optimizer": {"type": "SGD", "lr": 1, "paramwise_cfg": {"custom_keys": {"nek": {}}}}}, "'nek' matches no"),
     ],
 )
