@@ -183,9 +183,9 @@ def training_step(
         with part("backward"):
             scaler.scale(total).backward()
         with part("optimizer"):
-            if settings.grad_clip:
+            if clip := settings.optimizer_config.grad_clip:
                 scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(model.parameters(), **settings.grad_clip)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip.max_norm, clip.norm_type)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
+from mmdet3d.blocks import nearest
 from mmdet3d.composition import COMPOSED, compose, content_digest, data_part, is_named, stands_in_full
 from mmdet3d.plugins import import_modules, module_names
-from mmdet3d.registry import nearest
 
 __all__ = [
     "CONFIG_ROOT",
@@ -27,6 +27,7 @@ __all__ = [
     "parse_overrides",
     "parse_yaml",
     "read_mapping",
+    "read_with_base",
 ]
 
 # A wheel holds the configs in the package (setup.py), a checkout beside it.
@@ -99,10 +100,11 @@ def parse_yaml(text: str) -> Any:
 def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
     """Read a config file with everything it inherits.
 
-    Every `default.yaml` from the `configs` folder down to the file's own is merged first, then the file: mappings
-    merge, anything else replaces. Then overrides apply, then every string `${expression}` is evaluated. Modules that
-    any of them names as `imports` are imported, so that what they register can be built; the result names them all.
-    Last, models that are named by another config get their blocks in full, see `composition`.
+    Every `default.yaml` from the `configs` folder down to the file's own is merged first, then what the file names as
+    `base` (see `config_chain`), then the file: mappings merge, anything else replaces. Then overrides apply, then every
+    string `${expression}` is evaluated. Modules that any of them names as `imports` are imported, so that what they
+    register can be built; the result names them all. Last, models that are named by another config get their blocks in
+    full, see `composition`.
 
     Args:
         path: a YAML file; a path that does not exist is also looked for below the project's `configs`.
@@ -124,7 +126,7 @@ def _load(
     if file in within:
         raise ValueError(f"{path} names itself as a part of its model; name another config")
     imports: list[str] = []
-    contents = {part: read_mapping(part) for part in config_chain(file)}
+    contents = _layers(file)
     digest = content_digest(contents.values())
     for part, content in contents.items():
         imports += module_names(content.pop("imports", None), str(part))
@@ -134,10 +136,11 @@ def _load(
     config = _merged(contents.values(), pairs, file)
     if student := _students_file(config, file):
         # Between what both inherit and what this config adds, so that it need not say the student's data again.
-        shared = [part for part in config_chain(student) if part in contents]
-        own = [content for part, content in contents.items() if part not in shared]
-        data = [data_part(read_mapping(part), own) for part in config_chain(student) if part not in shared]
-        config = _merged([*(contents[part] for part in shared), *data, *own], pairs, file)
+        theirs = _layers(student)
+        shared = [contents[part] for part in theirs if part in contents]
+        own = [content for part, content in contents.items() if part not in theirs]
+        data = [data_part(content, own) for part, content in theirs.items() if part not in contents]
+        config = _merged([*shared, *data, *own], pairs, file)
     resolved = _evaluate(config, copy.deepcopy(config), file)
     imports += compose(resolved.get("model"), functools.partial(_load, within=(*within, file)))
     if imports:
@@ -191,7 +194,8 @@ def find_config(path: str | Path) -> Path:
 def _nearest_config(path: str | Path) -> str:
     """The hint for a mistyped path: a config of that file name, else the one of the most similar path."""
     wanted = Path(path)
-    shipped = [f"configs/{file.relative_to(CONFIG_ROOT).as_posix()}" for file in sorted(CONFIG_ROOT.rglob("*.yaml"))]
+    files = [f for f in sorted(CONFIG_ROOT.rglob("*.yaml")) if "_parts" in wanted.parts or f.parent.name != "_parts"]
+    shipped = [f"configs/{file.relative_to(CONFIG_ROOT).as_posix()}" for file in files]
     known = [*map(str, sorted(wanted.parent.glob("*.yaml"))), *shipped]
     named = [file for file in known if Path(file).stem == wanted.stem != "default"]
     if len(named) == 1:
@@ -231,14 +235,69 @@ def _value(text: str) -> Any:
 def config_chain(path: str | Path) -> list[Path]:
     """The files that `load_config(path)` merges, in their order.
 
+    Each `default.yaml` from the `configs` folder down to the file's own, then the file. Before any of them come the
+    files that it lists as `base`, relative to its folder or below `configs`, in that order and each with everything
+    that it inherits itself. A file counts once, where it comes first.
+
     Raises:
         FileNotFoundError: no such file.
+        ValueError: unreadable YAML, or a `base` that is no list or leads back to its file.
     """
-    file = find_config(path)
-    root = next((p for p in file.parents if p.name == "configs"), file.parent)
-    folders = [p for p in reversed(file.parents) if p == root or root in p.parents]
+    return list(_layers(find_config(path)))
+
+
+def read_with_base(path: str | Path) -> Config:
+    """A file on what it lists as `base`, without any `default.yaml`: a recipe, which is no config itself.
+
+    Raises:
+        FileNotFoundError, ValueError: see `config_chain`.
+    """
+    return _merged(_layers(find_config(path), inherit=False).values(), {}, Path(path))
+
+
+def _layers(file: Path, inherit: bool = True) -> dict[Path, dict[str, Any]]:
+    """Content of the files of `config_chain`, in their order, without `base`."""
+    layers: dict[Path, dict[str, Any]] = {}
+    _read_layers(file, layers, inherit=inherit)
+    return layers
+
+
+def _read_layers(
+    file: Path, layers: dict[Path, dict[str, Any]], users: Sequence[Path] = (), inherit: bool = True
+) -> None:
+    """Add `file`, behind everything that it is based on and inherits, with its content.
+
+    Args:
+        users: name it as their base, the first of all first.
+        inherit: any `default.yaml`.
+    """
+    root = _config_root(file)
+    folders = [p for p in reversed(file.parents) if inherit and (p == root or root in p.parents)]
     defaults = [f / "default.yaml" for f in folders]
-    return [d for d in defaults if d.is_file() and d != file] + [file]
+    for part in [*(d for d in defaults if d.is_file() and d != file and d not in users), file]:
+        if part in users:
+            raise ValueError(f"{users[-1]}: base {part.name} leads back to {part}")
+        if part not in layers:
+            content = read_mapping(part)
+            base = content.pop("base", None) or []
+            if not isinstance(base, list) or not all(isinstance(name, str) for name in base):
+                raise ValueError(f"{part}: base must be a list of YAML files, got {base!r}")
+            for name in base:
+                _read_layers(_find_base(name, part), layers, (*users, part), inherit)
+            layers[part] = content
+
+
+def _config_root(file: Path) -> Path:
+    return next((p for p in file.parents if p.name == "configs"), file.parent)
+
+
+def _find_base(name: str, user: Path) -> Path:
+    for folder in (user.parent, _config_root(user), CONFIG_ROOT):
+        found = (folder / name).resolve()
+        if found.is_file() and found != user:
+            return found
+    hint = _nearest_config(name)
+    raise FileNotFoundError(f"{user}: base {name} not found, neither relative to it nor in {CONFIG_ROOT}{hint}")
 
 
 def read_mapping(file: Path) -> dict[str, Any]:

@@ -6,8 +6,18 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from mmdet3d.config import Config, load_config, parse_overrides, parse_yaml
+from mmdet3d.config import (
+    CONFIG_ROOT,
+    Config,
+    config_chain,
+    load_config,
+    parse_overrides,
+    parse_yaml,
+    read_mapping,
+)
+from mmdet3d.models import build_model
 
 
 @pytest.fixture()
@@ -147,3 +157,82 @@ def test_broken_files(tree: Path) -> None:
 def test_unknown_attribute_names_the_nearest(tree: Path) -> None:
     with pytest.raises(AttributeError, match="did you mean 'dataset_root'"):
         load_config(tree).datasetroot  # noqa: B018
+
+
+# -- base -----------------------------------------------------------------------------------------------------------
+
+
+def test_bases_come_between_the_defaults_and_the_file(tree: Path) -> None:
+    parts = tree.parents[2] / "_parts"
+    parts.mkdir()
+    (parts / "one.yaml").write_text("seed: 1\nlr: 1\nsteps: [1]\nonly_one: true\n")
+    (parts / "two.yaml").write_text("base: [one.yaml]\nsteps: [2]\nlr: 2\n")
+    tree.write_text("base: [_parts/two.yaml, _parts/one.yaml]\nlr: 3\n")
+    config = load_config(tree)
+    assert (config.seed, config.lr, config.steps, config.only_one) == (1, 3, [2], True)
+    assert "base" not in config
+    names = [file.name for file in config_chain(tree)]
+    assert names == ["default.yaml", "default.yaml", "one.yaml", "two.yaml", "leaf.yaml"], (
+        "each once, where it is first"
+    )
+
+
+def test_a_default_may_have_a_base_and_a_part_may_lie_below_it(tree: Path) -> None:
+    (tree.parent / "part.yaml").write_text("steps: [7]\nwidth: 7\n")
+    (tree.parents[1] / "default.yaml").write_text("base: [b/part.yaml]\nwidth: 8\n")
+    tree.write_text("x: 1\n")
+    config = load_config(tree)
+    assert (config.steps, config.width, config.x) == ([7], 8, 1)
+
+
+def test_a_users_file_stands_on_shipped_configs(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "base: [nuscenes/det/centerhead/lssfpn/camera/256x704/resnet/default.yaml]\n"
+        "max_epochs: 3\nimage_size: [128, 352]\n"
+    )
+    config = load_config(tmp_path / "mine.yaml")
+    shipped = load_config("nuscenes/det/centerhead/lssfpn/camera/256x704/resnet/default.yaml")
+    assert config.max_epochs == 3 and config.model.encoders.camera.vtransform.image_size == [128, 352]
+    assert config.model.heads == shipped.model.heads and config.keys() == shipped.keys()
+    (tmp_path / "default.yaml").write_text("base: [default.yaml]\nmax_epochs: 5\n")  # that of configs/, not itself
+    (tmp_path / "other.yaml").write_text("seed: 4\n")
+    other = load_config(tmp_path / "other.yaml")
+    assert (other.max_epochs, other.seed, other.precision) == (5, 4, "auto")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("base: part.yaml", ValueError, r"leaf\.yaml: base must be a list of YAML files, got 'part\.yaml'"),
+        ("base: [_parts/swin_tt.yaml]", FileNotFoundError, r"swin_tt\.yaml not found.*_parts/swin_t\.yaml"),
+        ("base: [other.yaml]", ValueError, r"other\.yaml: base leaf\.yaml leads back to"),
+    ],
+)
+def test_wrong_bases_are_named(tree: Path, text: str, error: type[Exception], message: str) -> None:
+    (tree.parent / "other.yaml").write_text("base: [leaf.yaml]\n")
+    tree.write_text(text)
+    with pytest.raises(error, match=message):
+        load_config(tree)
+
+
+def test_every_part_is_used() -> None:
+    configs = [file for file in CONFIG_ROOT.rglob("*.yaml") if file.parent.name != "_parts"]
+    used = {part for file in configs for part in _bases(file)}
+    assert {file for file in CONFIG_ROOT.glob("_parts/*.yaml")} <= used
+
+
+def _bases(file: Path) -> list[Path]:
+    names = read_mapping(file).get("base", [])
+    found = [folder / name for name in names for folder in (CONFIG_ROOT, file.parent) if (folder / name).is_file()]
+    return [*found, *(part for base in found for part in _bases(base))]
+
+
+def test_the_example_of_the_documentation(tmp_path: Path) -> None:
+    text = (CONFIG_ROOT.parent / "docs" / "training.md").read_text()
+    example = text[text.index("# mine.yaml;") :]
+    (tmp_path / "mine.yaml").write_text(example[: example.index("```")])
+    config = load_config(tmp_path / "mine.yaml")
+    assert config.max_epochs == 5
+    with torch.device("meta"):
+        model = build_model(config.model)
+    assert type(model.encoders["camera"]["backbone"]).__name__ == "SwinTransformer"

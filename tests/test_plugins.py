@@ -110,7 +110,7 @@ def test_a_full_name_needs_no_registration(folder: Path) -> None:
         "class Plain:\n    def __init__(self, size):\n        self.size = size\n"
     )
     assert MODELS.build({"type": "plug_pack.parts.Plain", "size": 4}).size == 4
-    with pytest.raises(ValueError, match="unknown key 'sise' for Plain, did you mean 'size'"):
+    with pytest.raises(ValueError, match=r"unknown config key .*sise, did you mean 'size'"):
         MODELS.build({"type": "plug_pack.parts.Plain", "sise": 4})
     with pytest.raises(
         ValueError,

@@ -58,7 +58,7 @@ def main(words: list[str]) -> None:
     model.start_epoch(settings.max_epochs)  # whatever a schedule holds back at first counts
     model.train()
     dataset = build_split(cfg.data, "train", settings.seed, model.training_inputs)
-    sampler = TrainSampler(len(dataset), settings.samples_per_gpu, settings.seed)
+    sampler = TrainSampler(len(dataset), settings.data.samples_per_gpu, settings.seed)
     loader = build_loader(dataset, sampler, 0, settings.seed)
     first = (batch.to(device) for batch in islice(batches(loader), args.batches))
     print(audit_table(audit(model, first)))

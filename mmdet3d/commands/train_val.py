@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdet3d.config import CONFIG_ROOT, Config, find_config, load_config
 from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.shell import command
 
 if TYPE_CHECKING:
     from mmdet3d.engine.checkpoint import LoadReport
@@ -62,7 +63,7 @@ def main(words: list[str]) -> None:
     hold_log()
     seed_everything(cfg.get("seed") or 0, cfg.get("deterministic", False))
     if "split" not in cfg.data.val and split == "test":
-        raise ValueError("--split test: the data set of this config has no splits by name; see tools/test.py")
+        raise ValueError(f"--split test: the data set of this config has no splits by name; see {command('test')}")
     data = {**cfg.data, split: named_split(cfg.data, split)}
     dataset, detections, report = predict_split(
         cfg, data, split, checkpoint, device, begin=lambda: log_to_folder(writable_folder(out_dir))

@@ -268,7 +268,7 @@ def _columns(args: argparse.Namespace, cfg: Config, overrides: Mapping[str, Any]
 
 def label_of(word: str, classes: Sequence[str]) -> int:
     """Of a class by its name, or by its label as text."""
-    from mmdet3d.registry import nearest
+    from mmdet3d.blocks import nearest
 
     if word in classes:
         return classes.index(word)

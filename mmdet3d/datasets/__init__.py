@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from mmdet3d.blocks import ConfigKeyError, check_kind
 from mmdet3d.datasets.base import FrameDataset
 from mmdet3d.datasets.kitti.dataset import KittiDataset
 from mmdet3d.datasets.nuscenes import NuScenesDataset
@@ -25,12 +26,15 @@ __all__ = [
 ]
 
 
-def build_dataset(cfg: Mapping[str, Any], seed: int = 0, **fixed: Any) -> FrameDataset | CBGSDataset | KittiDataset:
+def build_dataset(
+    cfg: Mapping[str, Any], seed: int = 0, key: str = "", **fixed: Any
+) -> FrameDataset | CBGSDataset | KittiDataset:
     """The data set that a config block describes.
 
     Args:
         cfg: `{type: NuScenesDataset, ...}`, `{type: KittiDataset, ...}`, or `{type: CBGSDataset, dataset: {...}}`.
         seed: for blocks that name none.
+        key: of the config, where `cfg` stands, for messages.
         fixed: keys that replace the block's (`test_mode=True` for validation); with CBGS those of the inner block.
 
     Raises:
@@ -38,8 +42,8 @@ def build_dataset(cfg: Mapping[str, Any], seed: int = 0, **fixed: Any) -> FrameD
         FileNotFoundError: a missing info file or folder.
     """
     if isinstance(cfg.get("dataset"), Mapping):
-        return DATASETS.build({**cfg, "dataset": {"seed": seed, **cfg["dataset"], **fixed}})
-    return DATASETS.build({"seed": seed, **cfg, **fixed})
+        return DATASETS.build({**cfg, "dataset": {"seed": seed, **cfg["dataset"], **fixed}}, key)
+    return DATASETS.build({"seed": seed, **cfg, **fixed}, key)
 
 
 def build_split(
@@ -65,16 +69,15 @@ def build_split(
     block = data[split]["dataset"] if isinstance(data[split].get("dataset"), Mapping) else data[split]
     if sensors is not None and "sensors" in inspect.signature(DATASETS.get(block["type"])).parameters:
         fixed["sensors"] = list(sensors)
-    dataset = build_dataset(data[split], seed, **cache, **fixed)
+    dataset = build_dataset(data[split], seed, f"data.{split}", **cache, **fixed)
     extra = data.get("unlabelled") if split == "train" else None
     if extra is None:
         return dataset
-    if not isinstance(extra, Mapping):
-        raise ValueError(f"data.unlabelled must hold a mapping, got {extra!r}")
+    check_kind(extra, Mapping[str, Any], "data.unlabelled")
     if "share" not in extra:
-        raise ValueError(f"data.unlabelled needs `share`, of each batch, got {sorted(extra)}")
+        raise ConfigKeyError("data.unlabelled.share", " is missing: the share of each batch without labels")
     changes = {key: value for key, value in extra.items() if key != "share"}
-    others = build_dataset({**block, **changes, "labelled": False}, seed, **cache, **fixed)
+    others = build_dataset({**block, **changes, "labelled": False}, seed, "data.unlabelled", **cache, **fixed)
     mixed = MixedDataset(dataset, others, extra["share"])
     _check_unlabelled(dataset.dataset if isinstance(dataset, CBGSDataset) else dataset, others)
     return mixed

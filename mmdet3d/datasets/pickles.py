@@ -1,4 +1,4 @@
-"""Pickle files of strangers: containers, numbers, strings and numpy arrays, and nothing that could run code."""
+"""Untrusted pickle files: containers, numbers, strings and NumPy arrays are read, and nothing that could run code."""
 
 from __future__ import annotations
 

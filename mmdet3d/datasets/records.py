@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mmdet3d.datasets.cache import Content, read_anew
+from mmdet3d.shell import command
 from mmdet3d.structures import Sample
 
 __all__ = ["CameraRecord", "Context", "FrameRecord", "SensorRecord", "Transform"]
@@ -141,7 +142,7 @@ class Context:
         if self.find is None or self.record.prev_token is None:
             raise ValueError(
                 f"sample {self.record.token} needs earlier frames, but the info file does not say which frame precedes "
-                "which; create it anew with tools/create_data.py"
+                f"which; create it anew with {command('create-data')}"
             )
         frame: FrameRecord | None = self.record
         for _ in range(steps):

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmdet3d.registry import number
+from mmdet3d.blocks import number
 
 __all__ = ["Balance", "BalanceSettings", "Measurement"]
 

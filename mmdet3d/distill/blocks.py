@@ -1,17 +1,15 @@
-"""Blocks of a config that name another model, and the files in them."""
+"""Models that blocks of a config name, and files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from mmdet3d.registry import check_kinds, nearest
+from mmdet3d.blocks import ConfigKeyError
 
-__all__ = ["NamedModel", "check_file", "read_block"]
-
-Block = TypeVar("Block")
+__all__ = ["NamedModel", "check_file"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,38 +17,22 @@ class NamedModel:
     """A model of a trained or to be trained detector inside another: its block, and where `composition` took it from.
 
     Args:
-        model: its block.
-        config: the file that it is described in, for messages.
+        config: the file that it is described in.
         overrides: of that file, already in `model`.
-        data, config_digest: see `composition`.
+        model: its block; without one `config` is loaded.
+        data: what that config trains on.
+        config_digest: of the content of that file and of what it inherits.
     """
 
-    model: Mapping[str, Any]
     config: str = "its model block"
     overrides: Mapping[str, Any] | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] | None = None
     config_digest: str | None = None
 
-
-def read_block(cls: type[Block], given: Mapping[str, Any], key: str) -> Block:
-    """`given` as the dataclass `cls`.
-
-    Raises:
-        ValueError: no mapping, an unknown or a missing key, or a value of another kind, in the config's words.
-    """
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{key} must hold a mapping, got {given!r}")
-    known = {f.name: f for f in fields(cls)}
-    for name in given:
-        if name not in known:
-            raise ValueError(f"unknown key {key}.{name}{nearest(name, known)} (known: {', '.join(known)})")
-    needed = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
-    missing = [n for n in needed if not given.get(n)]
-    missing = ["config" if n == "model" and issubclass(cls, NamedModel) else n for n in missing]
-    if missing:
-        raise ValueError(f"{key} needs {' and '.join(missing)}")
-    check_kinds(cls, given, f"{key}.")
-    return cls(**given)
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ConfigKeyError("config", " is missing: the file that describes this model")
 
 
 def check_file(path: str | None, key: str) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.blocks import nearest, read_block
 from mmdet3d.distill.adapters import AdaptedTeacher, adapted
 from mmdet3d.distill.balance import Balance, BalanceSettings
-from mmdet3d.distill.blocks import NamedModel, check_file, read_block
+from mmdet3d.distill.blocks import NamedModel, check_file
 from mmdet3d.distill.class_gate import ClassGate
 from mmdet3d.distill.losses.center_heads import center_head
 from mmdet3d.distill.outline import Outline
@@ -21,16 +22,25 @@ from mmdet3d.distill.teacher import Evaluate, Teacher, build_detector, check_sco
 from mmdet3d.distill.terms import Term, build_term, owner_of
 from mmdet3d.interop.checkpoints import load_weights
 from mmdet3d.models.detectors.base import Detector, Trainable
-from mmdet3d.registry import MODELS, nearest
+from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
-__all__ = ["Distiller"]
+__all__ = ["Distiller", "StudentBlock"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _StudentSpec(NamedModel):
+class StudentBlock(NamedModel):
+    """The detector that learns.
+
+    Args:
+        checkpoint: to start from.
+        new_modules: prefixes of keys that this checkpoint need not hold.
+        init_from_teacher: names of modules that start with the weights of the teacher's modules of these names, or by
+            name that of the teacher's (`NAME.MODULE` of several teachers).
+    """
+
     checkpoint: str | None = None
     new_modules: Sequence[str] = ()
     init_from_teacher: Sequence[str] | Mapping[str, str] = ()
@@ -47,14 +57,10 @@ class Distiller(Trainable):
         teacher: a trained detector (`DetectorBlock`), any other module (`ModuleBlock`), or answers on disk
             (`RecordedBlock`). Where its raster or classes are not the student's, see `adapted`.
         teachers: several of them by name, instead of `teacher`.
-        student: a detector, a `NamedModel`; `checkpoint` to start from; `new_modules`, prefixes of keys that this
-            checkpoint need not hold; `init_from_teacher`, names of modules that start with the weights of the teacher's
-            modules of these names, or by name that of the teacher's (`NAME.MODULE` of several teachers).
-        losses: by name, each `type`, `student` tap, `teacher` tap (or lists of taps; of several teachers `NAME.TAP`),
-            `weight` (default 1), `schedule` (see `LossSchedule`) and the arguments of its class. `projection`,
-            [student's channels, teacher's channels], puts a learned 1x1 convolution before a loss that has no such
-            argument of its own. A loss that is null is off. Without any loss this is the control of an experiment: the
-            same student and schedule, no distillation, and no teacher is needed.
+        student: a detector (`StudentBlock`).
+        losses: by name, each the keys of a `TermBlock` and the arguments of its class. A loss that is null is off.
+            Without any loss this is the control of an experiment: the same student and schedule, no distillation, and
+            no teacher is needed.
         balance: see `BalanceSettings`; weights are then shares of detection's gradient. None takes them as they are.
         class_gate: see `ClassGate`; losses that tell classes apart then leave out those that the teacher does not know
             better than a student of old. None lets all count.
@@ -75,7 +81,7 @@ class Distiller(Trainable):
     ) -> None:
         super().__init__()
         self._teachers: dict[str, Teacher] = {}
-        self._student_spec = read_block(_StudentSpec, student, "model.student")
+        self._student_spec = read_block(StudentBlock, student, "model.student")
         self.student = build_detector(self._student_spec.model, "model.student")
         self._balance = None if balance is None else Balance(read_block(BalanceSettings, balance, "model.balance"))
         self._gate = None if class_gate is None else read_block(ClassGate, class_gate, "model.class_gate")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.distill.blocks import NamedModel, check_file, read_block
+from mmdet3d.blocks import read_block
+from mmdet3d.distill.blocks import NamedModel, check_file
 from mmdet3d.distill.label_encoder import RASTERS, LabelEncoder, paint_labels
 from mmdet3d.distill.teacher import build_detector, recorded_score, refuse_weak
 from mmdet3d.interop.checkpoints import load_weights, metadata_path
@@ -19,18 +20,33 @@ from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, Detections3D
 
-__all__ = ["LabelEncoderDetector"]
+__all__ = ["EncoderBlock", "LabelEncoderDetector", "TrainedDetector"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _DetectorBlock(NamedModel):
+class TrainedDetector(NamedModel):
+    """The detector through which a label encoder is trained.
+
+    Args:
+        checkpoint: its weights.
+        min_score: least value of its metric `metric` that must be recorded beside the checkpoint.
+        metric: of validation.
+    """
+
     checkpoint: str
     min_score: float | None = None
     metric: str = "object/map"
 
 
 @dataclass(frozen=True)
-class _EncoderBlock:
+class EncoderBlock:
+    """The label encoder.
+
+    Args:
+        channels, hidden, norm: see `LabelEncoder`.
+        raster: see `paint_labels`.
+    """
+
     channels: tuple[int, ...] = (128, 256)
     hidden: int = 256
     norm: str = "spatial"
@@ -49,9 +65,8 @@ class LabelEncoderDetector(Detector):
     through encoder, neck and head.
 
     Args:
-        detector: the trained detector, a `NamedModel`, with its `checkpoint` and `min_score`, the least value of its
-            metric `metric` (default `object/map`) that must be recorded beside the checkpoint.
-        label_encoder: `channels`, `hidden`, `norm` (see `LabelEncoder`) and `raster` (see `paint_labels`).
+        detector: see `TrainedDetector`.
+        label_encoder: see `EncoderBlock`.
 
     Raises:
         ValueError: unknown keys, or levels that the neck does not take.
@@ -61,8 +76,8 @@ class LabelEncoderDetector(Detector):
 
     def __init__(self, detector: Mapping[str, Any], label_encoder: Mapping[str, Any]) -> None:
         super().__init__()
-        self._block = read_block(_DetectorBlock, detector, "model.detector")
-        encoder = read_block(_EncoderBlock, label_encoder, "model.label_encoder")
+        self._block = read_block(TrainedDetector, detector, "model.detector")
+        encoder = read_block(EncoderBlock, label_encoder, "model.label_encoder")
         if encoder.raster not in RASTERS:
             raise ValueError(f"model.label_encoder.raster must be one of {', '.join(RASTERS)}, got {encoder.raster!r}")
         self._raster = encoder.raster

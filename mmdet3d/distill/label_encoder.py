@@ -113,9 +113,13 @@ def _in_polygon(points: Tensor, corners: Tensor) -> Tensor:
     Returns:
         (N, P) bool.
     """
+    # The published label encoder paints with scikit-image, which counts edges and corners as inside; its weights have
+    # only seen masks drawn so. A single ray counts the edges of one side of the polygon as inside and those of the
+    # other as outside: a point on an edge is where the two opposite rays disagree.
     a = corners[:, None] - points[:, :, None]
     b = a.roll(1, dims=2)
-    # Where the edge crosses the line through the point, times a positive number.
+    # Where the edge crosses the line through the point, times a positive number: without a division, all is exact in
+    # integers.
     crossing = (b[..., 0] * a[..., 1] - a[..., 0] * b[..., 1]) * (a[..., 1] - b[..., 1])
     above = ((b[..., 1] > 0) != (a[..., 1] > 0)) & (crossing > 0)
     below = ((b[..., 1] < 0) != (a[..., 1] < 0)) & (crossing < 0)

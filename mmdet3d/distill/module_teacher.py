@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.blocks import nearest
 from mmdet3d.distill.outline import Outline
 from mmdet3d.distill.teacher import Teacher
-from mmdet3d.registry import nearest
 from mmdet3d.structures import Batch
 
 __all__ = ["ModuleTeacher", "weights_digest"]

@@ -17,7 +17,8 @@ from typing import Any
 from torch import nn
 
 from mmdet3d import plugins
-from mmdet3d.distill.blocks import NamedModel, check_file, read_block
+from mmdet3d.blocks import read_block
+from mmdet3d.distill.blocks import NamedModel, check_file
 from mmdet3d.distill.module_teacher import ModuleTeacher, weights_digest
 from mmdet3d.distill.outline import Outline
 from mmdet3d.distill.recorded_teacher import RecordedTeacher
@@ -34,7 +35,8 @@ class DetectorBlock(NamedModel):
 
     Args:
         checkpoint: its weights.
-        min_score: least value of the validation metric `metric`.
+        min_score: least value of the validation metric.
+        metric: its name.
         answers: folder where its answers are kept and found again.
     """
 
@@ -86,7 +88,7 @@ class ModuleBlock:
         return ()
 
     def build(self, key: str) -> Teacher:
-        made = MODELS.build({"type": self.type, **self.arguments})
+        made = MODELS.build({"type": self.type, **self.arguments}, f"{key}.arguments")
         teacher = made if isinstance(made, Teacher) else self._from_module(made, key)
         return teacher if self.answers is None else StoredTeacher(teacher, self.answers)
 
@@ -115,6 +117,7 @@ class RecordedBlock:
     Args:
         answers: the folder.
         min_score, metric: see `DetectorBlock`; compared with `metrics` of the folder's `metadata.json`.
+        checkpoint: none, as there is no model.
     """
 
     answers: str

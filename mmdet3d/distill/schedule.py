@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from mmdet3d.distill.blocks import read_block
-from mmdet3d.registry import number
+from mmdet3d.blocks import number
 
 __all__ = ["LossSchedule"]
 
@@ -36,7 +33,7 @@ class LossSchedule:
 
     def __post_init__(self) -> None:
         for name in ("begin", "end", "warm_up", "decay", "floor"):
-            number(getattr(self, name), f"schedule.{name}")
+            number(getattr(self, name), name)
         if not 0 <= self.begin < self.end <= 1 or self.warm_up < 0 or self.decay < 0:
             raise ValueError(f"a schedule needs 0 <= begin < end <= 1 and no negative length, got {self}")
         if self.warm_up + self.decay > self.end - self.begin + 1e-9:
@@ -44,10 +41,6 @@ class LossSchedule:
                 f"warm_up {self.warm_up} and decay {self.decay} are longer than what lies between begin {self.begin} "
                 f"and end {self.end}"
             )
-
-    @classmethod
-    def from_config(cls, cfg: Mapping[str, Any] | None, where: str) -> LossSchedule:
-        return read_block(cls, {} if cfg is None else cfg, where)
 
     def factor(self, progress: float) -> float:
         """Of the loss at `progress`, the share of the training's steps that are done, in [0, 1)."""

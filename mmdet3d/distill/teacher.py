@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdet3d.blocks import nearest
 from mmdet3d.composition import is_named
 from mmdet3d.distill.answers import Answers, join
 from mmdet3d.distill.outline import Outline, plain_outline
@@ -20,7 +21,6 @@ from mmdet3d.interop.checkpoints import file_digest, load_weights, metadata_path
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.models.folding import fold_batch_norm
-from mmdet3d.registry import nearest
 from mmdet3d.structures import Batch, BEVGrid
 
 __all__ = [

@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.blocks import check_kind, nearest, number, read_block
 from mmdet3d.distill.losses import DistillLoss
 from mmdet3d.distill.schedule import LossSchedule
-from mmdet3d.registry import MODELS, nearest, number
+from mmdet3d.registry import MODELS
 
-__all__ = ["Term", "build_term", "owner_of"]
+__all__ = ["Term", "TermBlock", "build_term", "owner_of"]
 
 Taps = str | Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermBlock:
+    """What every distillation loss has beside the arguments of its class.
+
+    Args:
+        type: class of the loss.
+        student: tap that it reads, or list of taps.
+        teacher: likewise; of several teachers `NAME.TAP`.
+        weight: factor; with `model.balance` a share of detection's gradient.
+        schedule: when it counts.
+        projection: student's and teacher's channels of a learned 1x1 convolution; see the classes that have their own.
+    """
+
+    type: str
+    student: Taps
+    teacher: Taps
+    weight: float = 1
+    schedule: LossSchedule | None = None
+    projection: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        number(self.weight, "weight")
 
 
 @dataclass(frozen=True)
@@ -94,23 +119,20 @@ def build_term(
         ValueError: an unknown, missing or contradictory key.
     """
     where = f"model.losses.{name}"
-    for key in ("type", "student", "teacher"):
-        if key not in cfg:
-            raise ValueError(f"{where} needs `{key}`, got {sorted(cfg)}")
-    arguments = dict(cfg)
-    schedule = LossSchedule.from_config(arguments.pop("schedule", None), f"{where}.schedule")
-    weight = number(arguments.pop("weight", 1.0), f"{where}.weight")
-    student, teacher = arguments.pop("student"), arguments.pop("teacher")
+    check_kind(cfg, Mapping[str, Any], where)
+    own = "type" in cfg and "projection" in inspect.signature(MODELS.get(cfg["type"])).parameters
+    common = {f.name for f in fields(TermBlock)} - ({"projection"} if own else set())
+    block = read_block(TermBlock, {k: v for k, v in cfg.items() if k in common}, where)
+    arguments = {"type": block.type} | {k: v for k, v in cfg.items() if k not in common}
+    student, teacher, schedule = block.student, block.teacher, block.schedule or LossSchedule()
     owners = list(dict.fromkeys(owner_of(tap, teachers, f"{where}.teacher")[0] for tap in _listed(teacher)))
     if len(owners) > 1:
         raise ValueError(f"{where}.teacher: a loss reads one teacher, not {' and '.join(owners)}; make one for each")
-    term = Term(name, student, teacher, owners[0] if owners else next(iter(teachers)), weight, schedule)
-    channels = None
-    if "projection" not in inspect.signature(MODELS.get(cfg["type"])).parameters:
-        channels = arguments.pop("projection", None)
-    loss = MODELS.build(arguments)
+    term = Term(name, student, teacher, owners[0] if owners else next(iter(teachers)), block.weight, schedule)
+    loss = MODELS.build(arguments, where)
     if not isinstance(loss, DistillLoss):
-        raise ValueError(f"{where}: {cfg['type']} is no distillation loss")
+        raise ValueError(f"{where}: {block.type} is no distillation loss")
+    channels = block.projection
     if channels is None:
         return term, loss, None
     if not isinstance(channels, (list, tuple)) or len(channels) != 2 or not isinstance(student, str):

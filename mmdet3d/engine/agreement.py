@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmdet3d.blocks import nearest
 from mmdet3d.config import load_config
 from mmdet3d.engine.agreement_sides import DataSide, Disagreement, ModelSide, data_sides, model_sides, shown
-from mmdet3d.registry import DATASETS, nearest
+from mmdet3d.registry import DATASETS
 
 __all__ = ["check_agreement", "disagreements", "metrics_of"]
 

@@ -52,8 +52,8 @@ def store_answers(cfg: Config) -> list[StoredTeacher]:
     if isinstance(dataset, MixedDataset) and all(loss.needs_labels for loss in model.losses.values()):
         dataset = dataset.labelled
     rank, world = distributed.rank(), distributed.world_size()
-    sampler = TrainSampler(len(dataset), settings.samples_per_gpu, settings.seed, rank, world)
-    loader = build_loader(dataset, sampler, settings.workers_per_gpu, settings.seed)
+    sampler = TrainSampler(len(dataset), settings.data.samples_per_gpu, settings.seed, rank, world)
+    loader = build_loader(dataset, sampler, settings.data.workers_per_gpu, settings.seed)
     dtype = autocast_dtype(settings.precision, device)
     views = min(dataset.views or 1, settings.max_epochs)
     with tqdm(total=views * len(sampler), desc="answers", unit="batch", disable=not distributed.is_main()) as bar:

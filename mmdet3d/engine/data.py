@@ -206,6 +206,8 @@ def build_loader(
 
 def batches(loader: DataLoader) -> Iterator[Batch]:
     """The loader's batches; a user's mistake met in a worker is raised here as it was there, without its traceback."""
+    # Workers start here. Between its start and the end of `_init_worker` a worker would die of the SIGTERM that a
+    # launcher sends to the whole group, and with it the training process, before its checkpoint.
     with _deferred(signal.SIGTERM):
         source = iter(loader)
     for batch in source:
@@ -270,7 +272,11 @@ def _init_worker(parent: int, modules: Sequence[str], worker: int) -> None:
 
 
 def _obey_parent() -> None:
-    """End at a SIGTERM that the parent sent; `_deferred` keeps those of others from doing anything."""
+    """End at a SIGTERM that the parent sent; `_deferred` keeps those of others from doing anything.
+
+    A handler could not tell who sent the signal; waiting for a blocked one can. `os._exit`, because otherwise only the
+    main thread can end the process, and that may be in the middle of a read.
+    """
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from mmdet3d.engine.launchers import TORCHRUN, launcher
+from mmdet3d.shell import command, script
 
 __all__ = ["translate"]
 
@@ -14,9 +15,9 @@ _OVERRIDES = ("--cfg-options", "--options")
 _RANK = ("--local_rank", "--local-rank")  # what torch.distributed.launch adds; the environment says it too
 
 _OURS = {
-    "--auto-resume": "go on with a run by python tools/train.py --resume DIR",
+    "--auto-resume": f"go on with a run by {command('train')} --resume DIR",
     "--no-validate": "train without evaluation by --data.val null",
-    "--gpus": "choose GPUs by CUDA_VISIBLE_DEVICES and use N by torchrun --nproc-per-node N tools/train.py ...",
+    "--gpus": f"choose GPUs by CUDA_VISIBLE_DEVICES and use N by torchrun --nproc-per-node N {script('train')} ...",
     "--gpu-ids": "choose GPUs by CUDA_VISIBLE_DEVICES",
     "--gpu-id": "choose a GPU by CUDA_VISIBLE_DEVICES",
     "--amp": "mixed precision is --precision fp16 or bf16; auto, the default, is fp16 on a GPU",
@@ -26,8 +27,8 @@ _OURS = {
     "--fuse-conv-bn": "layers are not fused; leave it out",
     "--gpu-collect": "detections are collected on the CPU; leave it out",
     "--tmpdir": "detections are collected without files; leave it out",
-    "--show": "pictures are drawn by python tools/visualize.py CONFIG --checkpoint FILE",
-    "--show-dir": "pictures are drawn by python tools/visualize.py CONFIG --checkpoint FILE --out-dir DIR",
+    "--show": f"pictures are drawn by {command('visualize')} CONFIG --checkpoint FILE",
+    "--show-dir": f"pictures are drawn by {command('visualize')} CONFIG --checkpoint FILE --out-dir DIR",
 }
 
 
@@ -76,5 +77,5 @@ def _check_launcher(wanted: str, env: Mapping[str, str]) -> None:
         by = {"none": "no launcher", "pytorch": "torchrun", "mpi": "MPI"}[found]
         raise ValueError(
             f"--launcher {wanted}, but this process was started by {by}; a launcher is recognised without the option: "
-            "torchrun --nproc-per-node N tools/train.py ..., or torchpack dist-run -np N python tools/train.py ..."
+            f"torchrun --nproc-per-node N {script('train')} ..., or torchpack dist-run -np N {command('train')} ..."
         )

@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from mmdet3d.engine.settings import take
-from mmdet3d.registry import check_kind, nearest, number
+from mmdet3d.blocks import ConfigKeyError, check_keys, nearest, number, read_block
 
 __all__ = ["build_optimizer", "parameter_groups"]
+
+
+@dataclass(frozen=True)
+class ParamwiseSettings:
+    """The block `optimizer.paramwise_cfg`.
+
+    Args:
+        custom_keys: by a part of the parameters' names, their `Multipliers`; one that is null is switched off.
+    """
+
+    custom_keys: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """What differs for some parameters.
+
+    Args:
+        lr_mult: factor of the learning rate.
+        decay_mult: factor of the weight decay.
+    """
+
+    lr_mult: float = 1.0
+    decay_mult: float = 1.0
 
 
 def build_optimizer(model: nn.Module, cfg: Mapping[str, Any]) -> Optimizer:
@@ -32,14 +56,12 @@ def build_optimizer(model: nn.Module, cfg: Mapping[str, Any]) -> Optimizer:
     paramwise = keys.pop("paramwise_cfg", None)
     known = [n for n, c in vars(torch.optim).items() if inspect.isclass(c) and issubclass(c, Optimizer)]
     if name not in known:
-        raise ValueError(f"optimizer.type: unknown {name!r}{nearest(str(name), known)}")
+        raise ConfigKeyError(
+            "optimizer.type", f" must be an optimiser of torch.optim, got {name!r}{nearest(str(name), known)}"
+        )
     cls = getattr(torch.optim, name)
     accepted = list(inspect.signature(cls).parameters)[1:]
-    for key in keys:
-        if key not in accepted:
-            raise ValueError(f"unknown config key optimizer.{key}{nearest(key, accepted)} (type {name})")
-    if "lr" not in keys:
-        raise ValueError("config key optimizer.lr is missing")
+    check_keys(keys, accepted, "optimizer", ["lr"])
     for key in ("lr", "weight_decay", "momentum", "eps"):
         if key in keys:
             number(keys[key], f"optimizer.{key}")
@@ -60,14 +82,9 @@ def parameter_groups(
     The longest custom key that is a substring of a parameter's name decides (ties: alphabetically first). A key whose
     value is null is switched off.
     """
-    custom = take(paramwise_cfg, {"custom_keys": None}, "optimizer.paramwise_cfg")["custom_keys"] or {}
     section = "optimizer.paramwise_cfg.custom_keys"
-    check_kind(custom, Mapping[str, Any], section)
-    rules = {
-        key: take(value, {"lr_mult": 1.0, "decay_mult": 1.0}, f"{section}.{key}")
-        for key, value in custom.items()
-        if value is not None
-    }
+    custom = read_block(ParamwiseSettings, paramwise_cfg or {}, "optimizer.paramwise_cfg").custom_keys or {}
+    rules = {k: read_block(Multipliers, v, f"{section}.{k}") for k, v in custom.items() if v is not None}
     order = sorted(sorted(rules), key=len, reverse=True)
     names = [n for n, _ in model.named_parameters()]
     for key in order:
@@ -79,8 +96,8 @@ def parameter_groups(
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rule = next((rules[k] for k in order if k in name), {"lr_mult": 1.0, "decay_mult": 1.0})
-            values = (lr * rule["lr_mult"], weight_decay * rule["decay_mult"])
+            rule = next((rules[k] for k in order if k in name), Multipliers())
+            values = (lr * rule.lr_mult, weight_decay * rule.decay_mult)
             groups.setdefault(values, {"params": [], "lr": values[0], "weight_decay": values[1]})
             groups[values]["params"].append(parameter)
     if not groups:

@@ -252,11 +252,12 @@ def _draw(recipe: Recipe, nodes: Mapping[str, Node], run_dir: Path) -> None:
     """Ground truth and detections of the recipe's columns, side by side."""
     columns = {}
     column, decimals = recipe.table_columns[0], min(recipe.decimals, 3)
-    for name in recipe.pictures["columns"]:
+    pictures = recipe.pictures
+    for name in pictures.columns:
         node = nodes[name]
         model, dataset = open_model(node.config, node.weights)
         title = f"{name}: {column.heading} {node.result()['metrics'][column.key]:.{decimals}f}"
         columns[title] = model, dataset
-    chosen = np.linspace(0, len(dataset) - 1, recipe.pictures["samples"]).round().astype(int)
-    drawn = {key: recipe.pictures[key] for key in ("min_score", "scores") if key in recipe.pictures}
-    compare(columns, [int(i) for i in chosen], run_dir / "pictures", picture_extent(node.config), **drawn)
+    chosen = np.linspace(0, len(dataset) - 1, pictures.samples).round().astype(int)
+    folder, extent = run_dir / "pictures", picture_extent(node.config)
+    compare(columns, [int(i) for i in chosen], folder, extent, pictures.min_score, pictures.scores)

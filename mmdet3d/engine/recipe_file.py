@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmdet3d.config import Config, find_config, load_config, read_mapping
+from mmdet3d.blocks import ConfigKeyError, check_keys, nearest, read_block
+from mmdet3d.config import Config, find_config, load_config, read_with_base
 from mmdet3d.datasets.nuscenes.create import create_nuscenes
 from mmdet3d.datasets.synthetic.generate import generate
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
@@ -18,21 +19,19 @@ from mmdet3d.engine.settings import Settings
 from mmdet3d.evaluation.control import COLUMNS, Column
 from mmdet3d.models import build_model
 from mmdet3d.plugins import module_names
-from mmdet3d.registry import nearest
 
 __all__ = ["Recipe", "RecipeRun"]
 
 INFO_PREFIX = "synthetic"
+_WORLDS: dict[str, type[WorldSettings] | type[KittiSettings]] = {"nuscenes": WorldSettings, "kitti": KittiSettings}
 ROLES = {"teacher": True, "student": False, "control": True, "distilled": True}  # whether a table needs it
-_RUN_KEYS = ("config", "overrides", "shared", "cost")
-_PICTURE_KEYS = {"columns": True, "samples": True, "min_score": False, "scores": False}
 
 # What the command line has an option for, or decides by itself.
 _NO_OVERRIDE = {"seed": "give --seeds", "resume_from": "the same command again resumes what was interrupted"}
 
 
 @dataclass(frozen=True)
-class RecipeRun:
+class RunBlock:
     """One training of a recipe.
 
     Args:
@@ -41,14 +40,23 @@ class RecipeRun:
         shared: train once, with the first seed, for all seeds (teachers).
         cost: CPU seconds per step on one core of the reference machine (`mmdet3d.engine.estimate`), start and
             evaluation included: `cpu_seconds / iterations` of `results.json`. None if not known.
-        name: in its recipe.
-        names: of all runs of its recipe.
     """
 
     config: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     shared: bool = False
     cost: float | None = None
+
+
+@dataclass(frozen=True)
+class RecipeRun(RunBlock):
+    """A training of a recipe in its place.
+
+    Args:
+        name: in its recipe.
+        names: of all runs of its recipe.
+    """
+
     name: str = ""
     names: Collection[str] = ()
 
@@ -81,6 +89,23 @@ class RecipeRun:
 
 
 @dataclass(frozen=True)
+class PictureSettings:
+    """What a recipe draws at its end.
+
+    Args:
+        columns: runs that are drawn side by side.
+        samples: how many key frames.
+        min_score: least score of the detections that are drawn.
+        scores: they are written beside them.
+    """
+
+    columns: Sequence[str]
+    samples: int
+    min_score: float = 0.2
+    scores: bool = False
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A recipe file.
 
@@ -95,8 +120,7 @@ class Recipe:
         data: arguments of the synthetic world's generator, and `layout`, nuscenes (default) or kitti; None if the data
             set is the user's.
         data_cost: CPU seconds that making them takes on the reference machine; None if not known.
-        pictures: `columns` (runs drawn side by side), `samples` (how many key frames), the least `min_score` of the
-            detections that are drawn, and whether their `scores` are written beside them.
+        pictures: what is drawn at the end; null for nothing.
         imports: modules that every run imports, beside those of its config.
     """
 
@@ -109,26 +133,27 @@ class Recipe:
     decimals: int = 4
     data: Mapping[str, Any] | None = None
     data_cost: float | None = None
-    pictures: Mapping[str, Any] | None = None
+    pictures: PictureSettings | None = None
     imports: Sequence[str] = ()
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
         """Raises ValueError naming the key that is unknown, missing or refers to nothing."""
         file = find_config(path)
-        content = read_mapping(file)
-        _check_keys(content, [f.name for f in fields(cls)], ("title", "runs"), file.name)
-        names = tuple(content["runs"])
-        runs = {n: _read_run(block, f"{file.name}, runs.{n}", n, names) for n, block in content["runs"].items()}
-        if imports := module_names(content.get("imports"), file.name):
-            runs = {name: run.importing(imports) for name, run in runs.items()}
-        recipe = cls(**{**content, "runs": runs})
-        recipe._check_references(file.name)
-        recipe._check_table(file.name)
-        recipe._check_pictures(file.name)
-        layout = (recipe.data or {}).get("layout", "nuscenes")
-        if layout not in _MAKERS:
-            raise ValueError(f"{file.name}, data.layout: {layout!r} is none of {', '.join(_MAKERS)}")
+        try:
+            recipe = read_block(cls, read_with_base(file), "")
+            recipe.world()
+            names = tuple(recipe.runs)
+            blocks = {name: read_block(RunBlock, block, f"runs.{name}") for name, block in recipe.runs.items()}
+            runs = {name: RecipeRun(**vars(block), name=name, names=names) for name, block in blocks.items()}
+            if imports := module_names(recipe.imports, file.name):
+                runs = {name: run.importing(imports) for name, run in runs.items()}
+            recipe = replace(recipe, runs=runs)
+            recipe._check_references(file.name)
+            recipe._check_table(file.name)
+            recipe._check_pictures(file.name)
+        except ConfigKeyError as error:
+            raise ValueError(f"{file.name}: {error}") from None
         return recipe
 
     def _check_references(self, where: str) -> None:
@@ -143,26 +168,20 @@ class Recipe:
             earlier.append(name)
 
     def _check_table(self, where: str) -> None:
-        for role, name in self.table.items():
-            if role not in ROLES or name not in self.runs:
-                raise ValueError(
-                    f"{where}, table: {role}: {name} (roles: {', '.join(ROLES)}; runs: {', '.join(self.runs)})"
-                )
-        for key, rows in {"variants": self.variants, "controls": self.controls}.items():
+        for key, rows in {"table": self.table, "variants": self.variants, "controls": self.controls}.items():
             for heading, name in rows.items():
                 if name not in self.runs:
                     raise ValueError(f"{where}, {key}: {heading}: {name} is no run{nearest(name, self.runs)}")
         if self.table or self.variants or self.controls:
-            _check_keys(self.table, ROLES, [role for role, needed in ROLES.items() if needed], f"{where}, table")
+            check_keys(self.table, ROLES, "table", [role for role, needed in ROLES.items() if needed])
 
     def _check_pictures(self, where: str) -> None:
         if self.pictures is None:
             return
         where = f"{where}, pictures"
-        _check_keys(self.pictures, _PICTURE_KEYS, [key for key, needed in _PICTURE_KEYS.items() if needed], where)
-        if not self.pictures["columns"]:
+        if not self.pictures.columns:
             raise ValueError(f"{where}.columns: name at least one run")
-        for name in self.pictures["columns"]:
+        for name in self.pictures.columns:
             if name not in self.runs:
                 raise ValueError(f"{where}.columns: {name} is no run{nearest(str(name), self.runs)}")
 
@@ -187,7 +206,7 @@ class Recipe:
             settings = Settings.from_config(config)
             check_agreement(config)
             self._check_columns(name, metrics_of(config))
-            start, interval = settings.evaluation["start"], settings.evaluation["interval"]
+            start, interval = settings.evaluation.start, settings.evaluation.interval
             if start > settings.max_epochs or (settings.max_epochs - start) % interval:
                 raise ValueError(
                     f"run {name} has {settings.max_epochs} epochs and is not evaluated after the last one (evaluation: "
@@ -267,11 +286,23 @@ class Recipe:
         """Of an epoch on the data that the recipe makes; None if it makes none."""
         if self.data is None:
             return None
-        options = dict(self.data)
-        if options.pop("layout", "nuscenes") == "kitti":
-            return len(KittiSettings(**options).splits()["train"])
-        world = WorldSettings(**options)
+        world = self.world()
+        if isinstance(world, KittiSettings):
+            return len(world.splits()["train"])
         return len(world.split()["synthetic_train"]) * world.keyframes
+
+    def world(self, seed: int = 0) -> WorldSettings | KittiSettings:
+        """The synthetic world that `data` describes.
+
+        Raises:
+            ConfigKeyError: an unknown layout or key.
+            ValueError: a value outside its range.
+        """
+        options = dict(self.data or {})
+        layout = options.pop("layout", "nuscenes")
+        if layout not in _WORLDS:
+            raise ConfigKeyError("data.layout", f" must be one of {', '.join(_WORLDS)}, got {layout!r}")
+        return read_block(_WORLDS[layout], options | {"seed": seed}, "data")
 
     def data_seconds(self, root: str | Path | None) -> float:
         """CPU seconds on the reference machine until the world in `root` is there, as far as they are known."""
@@ -280,15 +311,12 @@ class Recipe:
 
     def make_data(self, root: Path, seed: int, workers: int) -> None:
         """Make the synthetic world of this recipe, or what is missing of it."""
-        options = dict(self.data or {})
-        _MAKERS[options.pop("layout", "nuscenes")](root, options | {"seed": seed}, workers)
-
-
-def _read_run(block: Any, where: str, name: str, names: Collection[str]) -> RecipeRun:
-    if not isinstance(block, Mapping):
-        raise ValueError(f"{where} must be a mapping like {{config: FILE}}, got {block!r}")
-    _check_keys(block, _RUN_KEYS, ("config",), where)
-    return RecipeRun(**block, name=name, names=names)
+        world = self.world(seed)
+        if isinstance(world, KittiSettings):
+            generate_kitti(root, world, workers=workers)
+        else:
+            generate(root, world, workers=workers)
+            create_nuscenes(root, root, INFO_PREFIX, VERSION, workers=workers, database=False)
 
 
 def _address(key: str, names: Iterable[str]) -> tuple[str | None, str]:
@@ -298,28 +326,6 @@ def _address(key: str, names: Iterable[str]) -> tuple[str | None, str]:
     return name, key if name is None else key[len(name) + 1 :]
 
 
-def _check_keys(given: Iterable[str], known: Collection[str], needed: Iterable[str], where: str) -> None:
-    for key in given:
-        if key not in known:
-            raise ValueError(f"{where}: unknown key {key!r}{nearest(str(key), known)} (known: {', '.join(known)})")
-    for key in needed:
-        if key not in given:
-            raise ValueError(f"{where} needs the key {key!r}")
-
-
 def _covers(key: str, other: str) -> bool:
     """Whether an override of `key` replaces what `other` names."""
     return other == key or other.startswith(f"{key}.")
-
-
-def _make_nuscenes(root: Path, options: Mapping[str, Any], workers: int) -> None:
-    """The world and its info files."""
-    generate(root, WorldSettings(**options), workers=workers)
-    create_nuscenes(root, root, INFO_PREFIX, VERSION, workers=workers, database=False)
-
-
-def _make_kitti(root: Path, options: Mapping[str, Any], workers: int) -> None:
-    generate_kitti(root, KittiSettings(**options), workers=workers)
-
-
-_MAKERS = {"nuscenes": _make_nuscenes, "kitti": _make_kitti}

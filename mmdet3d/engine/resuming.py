@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.config import composed, parse_yaml
+from mmdet3d.shell import command
 
 __all__ = ["MAY_CHANGE", "config_changes", "model_changes", "refuse_another_training", "refuse_changes"]
 
@@ -54,8 +55,8 @@ def refuse_changes(run: Path, config: Mapping[str, Any], config_path: str | Path
     changes = (each for each in _differences(before, config) if not _may_change(each[0]))
     if changed := _listed(changes):
         raise ValueError(
-            f"{run} was begun with another config ({changed}); to go on as it was: python tools/train.py --resume "
-            f"{run}; to train with the new config from its weights: python tools/train.py {config_path} --load_from "
+            f"{run} was begun with another config ({changed}); to go on as it was: {command('train')} --resume "
+            f"{run}; to train with the new config from its weights: {command('train')} {config_path} --load_from "
             f"{run / 'latest.safetensors'}"
         )
 
@@ -66,7 +67,7 @@ def refuse_another_training(before: Mapping[str, Any], config: Mapping[str, Any]
     if changed := _listed(changes):
         raise ValueError(
             f"this would not be the training of {run} again ({changed}); leave these out, or train it as another one: "
-            f"python tools/train.py {run / 'configs.yaml'}"
+            f"{command('train')} {run / 'configs.yaml'}"
         )
 
 

@@ -10,6 +10,7 @@ from mmdet3d.config import Config
 from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.resuming import refuse_changes
+from mmdet3d.shell import command
 
 __all__ = ["begin_run", "choose_run_dir", "default_run_dir", "writable_folder"]
 
@@ -69,13 +70,13 @@ def choose_run_dir(run_dir: str | Path | None, config_path: str | Path, config: 
             raise ValueError(f"resume_from auto: {folder} holds no checkpoint; leave it out to start a training there")
         if latest and not resume:
             raise ValueError(
-                f"{folder} already holds a run ({latest[0].name}); continue it with python tools/train.py --resume "
+                f"{folder} already holds a run ({latest[0].name}); continue it with {command('train')} --resume "
                 f"{folder}, or pass another --run-dir to start a new one"
             )
         if latest and resume != "auto" and Path(resume).resolve() != latest[0].resolve():
             raise ValueError(
                 f"{folder} already holds a run up to {latest[0].name}, which going on from {resume} would overwrite; "
-                f"continue it with python tools/train.py --resume {folder}, or pass another --run-dir"
+                f"continue it with {command('train')} --resume {folder}, or pass another --run-dir"
             )
         if source := latest[0] if resume == "auto" else resume:
             refuse_changes(Path(source).parent, config, config_path)

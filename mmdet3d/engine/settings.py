@@ -4,60 +4,18 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 import torch
 
+from mmdet3d.blocks import at_least, read_block
 from mmdet3d.datasets.cache import check_cache
-from mmdet3d.registry import check_kind, nearest
 
-__all__ = ["PRECISIONS", "Settings", "autocast_dtype", "take"]
+__all__ = ["Settings", "autocast_dtype"]
 
 logger = logging.getLogger(__name__)
-
-_PLAIN = {
-    "optimizer": Mapping[str, Any],
-    "lr_config": Mapping[str, Any],
-    "momentum_config": Mapping[str, Any],
-    "data": Mapping[str, Any],
-    "deterministic": bool,
-    "find_unused_parameters": bool,
-    "precision": str,
-    "load_from": str,
-    "resume_from": str,
-}
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
-
-def take(
-    cfg: Mapping[str, Any] | None, defaults: Mapping[str, Any], section: str, numbers: Collection[str] = ()
-) -> dict[str, Any]:
-    """`defaults` updated by `cfg`.
-
-    Args:
-        numbers: keys that are numbers although their defaults do not tell.
-
-    Raises:
-        ValueError: `cfg` is no mapping, or a key of it has no default or a value of another kind than its default.
-    """
-    if cfg is not None and not isinstance(cfg, Mapping):
-        raise ValueError(f"config key {section} must hold a mapping or null, got {cfg!r}")
-    for key in cfg or {}:
-        if key not in defaults:
-            known = f"known: {', '.join(defaults)}" if defaults else "no further keys are known here"
-            raise ValueError(f"unknown config key {section}.{key}{nearest(key, defaults)} ({known})")
-        kind = float if key in numbers else _kind(defaults[key])
-        check_kind(cfg[key], kind, f"{section}.{key}")
-    return {**defaults, **(cfg or {})}
-
-
-def _kind(default: Any) -> Any:
-    """Of a default: a whole number may be any number, and null tells nothing."""
-    if isinstance(default, (bool, str)):
-        return type(default)
-    return float if isinstance(default, (int, float)) else Any
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -82,112 +40,187 @@ def _warn_of_slow(precision: str) -> None:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the training loop reads of a config; see `docs/architecture.md`, Config keys.
+class DataSettings:
+    """The block `data`.
 
     Args:
-        max_epochs: passes over the training set.
         samples_per_gpu: batch size of one process.
         workers_per_gpu: loader processes that one process asks for; the cores may allow fewer (`machine.share`), which
             changes no sample. 0 loads in the training process.
-        optimizer: `{type, lr, ..., paramwise_cfg}`.
-        grad_clip: `{max_norm, norm_type}` or None.
-        cumulative_iters: iterations whose gradients make one optimiser step.
-        lr_config, momentum_config: see `schedule`.
-        ema: `{decay, ramp}` or None.
-        evaluation: `{interval, start, save_best, rule}`; start is the first epoch (1-based) evaluated, save_best a
-            metric's name or None, rule `greater` or `less`.
-        checkpoint: `{interval, max_keep_ckpts, interval_iters}`; interval in epochs, max_keep_ckpts None or -1 keeps
-            all, interval_iters additionally saves within an epoch.
-        log_interval: iterations per log line.
+        cache: what keeps the files that were read, see `datasets.cache.open_cache`.
+        cache_limit: size of the cache's folder, GB (10^9 bytes).
+        train, val, test: a data set each.
+        unlabelled: frames without labels beside `train`: `share`, of each batch, and the keys in which they differ from
+            `train` (`ann_file`, `part`, ...).
+    """
+
+    samples_per_gpu: int = 1
+    workers_per_gpu: int = 0
+    cache: str = "none"
+    cache_limit: float = 8
+    train: Mapping[str, Any] | None = None
+    val: Mapping[str, Any] | None = None
+    test: Mapping[str, Any] | None = None
+    unlabelled: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        at_least(1, self.samples_per_gpu, "samples_per_gpu")
+        at_least(0, self.workers_per_gpu, "workers_per_gpu")
+        check_cache(self.cache, self.cache_limit)
+
+
+@dataclass(frozen=True)
+class GradClip:
+    """Longer gradients are shortened.
+
+    Args:
+        max_norm: largest length.
+        norm_type: of the norm, 2 for Euclid's.
+    """
+
+    max_norm: float = 35
+    norm_type: float = 2
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """What happens around a step of the optimiser.
+
+    Args:
+        grad_clip: null leaves gradients as long as they are.
+        cumulative_iters: iterations whose gradients make one step.
+    """
+
+    grad_clip: GradClip | None = None
+    cumulative_iters: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(1, self.cumulative_iters, "cumulative_iters")
+
+
+@dataclass(frozen=True)
+class EMASettings:
+    """Averaged weights, see `engine.ema.EMA`.
+
+    Args:
+        decay: share of the average that a step keeps.
+        ramp: steps over which `decay` rises to its value; null for none.
+    """
+
+    decay: float = 0.999
+    ramp: float | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """When `data.val` is predicted and scored.
+
+    Args:
+        interval: epochs from one evaluation to the next.
+        start: first epoch (1-based) that is evaluated.
+        save_best: metric whose best weights are kept, or null.
+        rule: which value of it is better.
+    """
+
+    interval: int = 1
+    start: int = 1
+    save_best: str | None = "object/nds"
+    rule: Literal["greater", "less"] = "greater"
+
+    def __post_init__(self) -> None:
+        at_least(1, self.interval, "interval")
+        at_least(0, self.start, "start")
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """What is kept of a training.
+
+    Args:
+        interval: epochs from one checkpoint to the next.
+        max_keep_ckpts: the last ones stay; null or -1 keeps all.
+        interval_iters: iterations from one to the next within an epoch; null for none.
+    """
+
+    interval: int = 1
+    max_keep_ckpts: int | None = None
+    interval_iters: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least(1, self.interval, "interval")
+        if self.max_keep_ckpts is not None:
+            at_least(-1, self.max_keep_ckpts, "max_keep_ckpts")
+        if self.interval_iters is not None:
+            at_least(1, self.interval_iters, "interval_iters")
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """What the log says.
+
+    Args:
+        interval: iterations per line.
+    """
+
+    interval: int = 50
+
+    def __post_init__(self) -> None:
+        at_least(1, self.interval, "interval")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the training loop reads of a config.
+
+    Args:
+        max_epochs: passes over the training set.
+        optimizer: `type`, a class of `torch.optim`, its arguments, and `paramwise_cfg`.
+        data: data sets and how they are loaded.
+        optimizer_config: around a step.
+        lr_config: `policy` and its keys, see `schedule`; null for a constant rate.
+        momentum_config: likewise, of momentum or beta1; null leaves it alone.
+        ema: averaged weights; null for none.
+        evaluation: when, and what is best.
+        checkpoint_config: what is kept.
+        log_config: what is said.
+        seed: of everything random.
+        deterministic: the same kernels every time, which is slower on a GPU.
+        precision: of automatic mixed precision; `auto` is fp16 on CUDA and fp32 on the CPU.
+        load_from: checkpoint to start from.
+        resume_from: checkpoint to go on from.
         find_unused_parameters: as DistributedDataParallel; false saves a graph walk per step where every parameter
             takes part in every loss.
         compile: dense stages through `torch.compile`, see `compilation`.
     """
 
     max_epochs: int
-    samples_per_gpu: int
-    workers_per_gpu: int
-    optimizer: dict[str, Any]
-    grad_clip: dict[str, Any] | None
-    cumulative_iters: int
-    lr_config: dict[str, Any] | None
-    momentum_config: dict[str, Any] | None
-    ema: dict[str, Any] | None
-    evaluation: dict[str, Any]
-    checkpoint: dict[str, Any]
-    log_interval: int
-    seed: int
-    deterministic: bool
-    precision: str
-    load_from: str | None
-    resume_from: str | None
-    find_unused_parameters: bool
-    compile: bool
+    optimizer: Mapping[str, Any]
+    data: DataSettings = field(default_factory=DataSettings)
+    optimizer_config: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lr_config: Mapping[str, Any] | None = None
+    momentum_config: Mapping[str, Any] | None = None
+    ema: EMASettings | None = None
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    checkpoint_config: CheckpointSettings = field(default_factory=CheckpointSettings)
+    log_config: LogSettings = field(default_factory=LogSettings)
+    seed: int = 0
+    deterministic: bool = False
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    load_from: str | None = None
+    resume_from: str | None = None
+    find_unused_parameters: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(1, self.max_epochs, "max_epochs")
+        at_least(0, self.seed, "seed")
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> Settings:
-        """Raises ValueError naming the key that is missing, unknown or out of range."""
-        for key in ("max_epochs", "optimizer"):
-            if cfg.get(key) is None:
-                raise ValueError(f"the config has no {key!r}, which training needs")
-        for key, kind in _PLAIN.items():
-            check_kind(cfg.get(key), kind, key)
-        data = cfg.get("data") or {}
-        check_cache(data.get("cache", "none"), data.get("cache_limit", 8))
-        grad = take(cfg.get("optimizer_config"), {"grad_clip": None, "cumulative_iters": 1}, "optimizer_config")
-        clip, ema = grad["grad_clip"], cfg.get("ema")
-        settings = cls(
-            max_epochs=_positive(cfg["max_epochs"], "max_epochs"),
-            samples_per_gpu=_positive(data.get("samples_per_gpu", 1), "data.samples_per_gpu"),
-            workers_per_gpu=_positive(data.get("workers_per_gpu", 0), "data.workers_per_gpu", least=0),
-            optimizer=dict(cfg["optimizer"]),
-            grad_clip=take(clip, {"max_norm": 35, "norm_type": 2}, "optimizer_config.grad_clip") if clip else None,
-            cumulative_iters=_positive(grad["cumulative_iters"], "optimizer_config.cumulative_iters"),
-            lr_config=cfg.get("lr_config"),
-            momentum_config=cfg.get("momentum_config"),
-            ema=take(ema, {"decay": 0.999, "ramp": None}, "ema", ["ramp"]) if ema else None,
-            evaluation=_evaluation(cfg.get("evaluation")),
-            checkpoint=_checkpoint(cfg.get("checkpoint_config")),
-            log_interval=_positive(
-                take(cfg.get("log_config"), {"interval": 50}, "log_config")["interval"], "log_config.interval"
-            ),
-            seed=_positive(cfg.get("seed") or 0, "seed", least=0),
-            deterministic=bool(cfg.get("deterministic", False)),
-            precision=cfg.get("precision") or "auto",
-            load_from=cfg.get("load_from"),
-            resume_from=cfg.get("resume_from"),
-            find_unused_parameters=bool(cfg.get("find_unused_parameters", True)),
-            compile=cfg.get("compile") or False,
-        )
-        if not isinstance(settings.compile, bool):
-            raise ValueError(f"config key compile must be true or false, got {settings.compile!r}")
-        if settings.precision not in PRECISIONS:
-            raise ValueError(f"config key precision: {settings.precision!r} is none of {', '.join(PRECISIONS)}")
-        return settings
+        """Of a whole config, whose other keys are not looked at.
 
-
-def _positive(value: Any, key: str, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"config key {key} must be an integer of at least {least}, got {value!r}")
-    return value
-
-
-def _evaluation(cfg: Mapping[str, Any] | None) -> dict[str, Any]:
-    defaults = {"interval": 1, "start": 1, "save_best": "object/nds", "rule": "greater"}
-    keys = take(cfg, defaults, "evaluation")
-    _positive(keys["interval"], "evaluation.interval")
-    _positive(keys["start"], "evaluation.start", least=0)
-    if keys["rule"] not in ("greater", "less"):
-        raise ValueError(f"config key evaluation.rule: {keys['rule']!r} is neither greater nor less")
-    return keys
-
-
-def _checkpoint(cfg: Mapping[str, Any] | None) -> dict[str, Any]:
-    keys = take(cfg, {"interval": 1, "max_keep_ckpts": None, "interval_iters": None}, "checkpoint_config")
-    _positive(keys["interval"], "checkpoint_config.interval")
-    if keys["max_keep_ckpts"] is not None:
-        _positive(keys["max_keep_ckpts"], "checkpoint_config.max_keep_ckpts", least=-1)
-    if keys["interval_iters"] is not None:
-        _positive(keys["interval_iters"], "checkpoint_config.interval_iters")
-    return keys
+        Raises:
+            ConfigKeyError: a key that is missing, unknown or out of range.
+        """
+        names = [f.name for f in fields(cls)]
+        return read_block(cls, {name: cfg[name] for name in names if cfg.get(name) is not None}, "")

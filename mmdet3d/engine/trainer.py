@@ -36,10 +36,11 @@ from mmdet3d.engine.logging import Window, Writer, finite, get_logger
 from mmdet3d.engine.optimizer import build_optimizer
 from mmdet3d.engine.resuming import model_changes
 from mmdet3d.engine.schedule import LearningRate, Momentum
-from mmdet3d.engine.settings import Settings, autocast_dtype
+from mmdet3d.engine.settings import GradClip, Settings, autocast_dtype
 from mmdet3d.interop.checkpoints import load_state
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar
+from mmdet3d.shell import command
 from mmdet3d.structures import Batch
 
 __all__ = ["Trainer", "seed_everything"]
@@ -99,8 +100,8 @@ class Trainer:
             compile_dense_stages(self.model, device)
         self._val_dataset = val_dataset
         rank, world = distributed.rank(), distributed.world_size()
-        self._sampler = train_sampler(train_dataset, s.samples_per_gpu, s.seed, rank, world)
-        cores = distributed.share_cores(s.workers_per_gpu)
+        self._sampler = train_sampler(train_dataset, s.data.samples_per_gpu, s.seed, rank, world)
+        cores = distributed.share_cores(s.data.workers_per_gpu)
         get_logger().info("%s", cores)
         self._loader = build_loader(train_dataset, self._sampler, cores.workers, s.seed + rank)
         self.epoch_iters = len(self._sampler)
@@ -111,9 +112,9 @@ class Trainer:
         self._dtype = autocast_dtype(s.precision, device)
         scaled = self._dtype is torch.float16
         self._scaler = torch.amp.GradScaler(device.type, enabled=scaled, growth_interval=2000)
-        patience = None if scaled else math.ceil(s.log_interval / s.cumulative_iters)
+        patience = None if scaled else math.ceil(s.log_config.interval / s.optimizer_config.cumulative_iters)
         self._divergence = Divergence(self.run_dir, patience)
-        self._checkpoints = RunCheckpoints(self.run_dir, s.checkpoint["max_keep_ckpts"])
+        self._checkpoints = RunCheckpoints(self.run_dir, s.checkpoint_config.max_keep_ckpts)
         self._ema: EMA | None = None
         self._best: dict[str, Any] | None = None
         self._interrupt = Interrupt()
@@ -194,7 +195,7 @@ class Trainer:
 
         self.model.setup_training(evaluate)
         self._step_module = self._parallel(_LossSum(self.model))
-        self._ema = EMA(self.model, **s.ema) if s.ema else None
+        self._ema = EMA(self.model, s.ema.decay, s.ema.ramp) if s.ema else None
         # The ranks need different dropout.
         seed_everything(s.seed + distributed.rank(), s.deterministic)
         return self._restore(*resumed) if resumed else False
@@ -284,12 +285,12 @@ class Trainer:
             self._progress.update()
             window.add(values, {"time": now - previous, "data_time": loaded - previous})
             previous = now
-            if self.batch % s.log_interval == 0 or self.batch == self.epoch_iters:
+            if self.batch % s.log_config.interval == 0 or self.batch == self.epoch_iters:
                 rest = s.max_epochs * self.epoch_iters - self.iteration
                 self._log(window, (now - began) / (self.iteration - first) * rest)
-            if s.checkpoint["interval_iters"] and self.batch % s.checkpoint["interval_iters"] == 0:
+            if s.checkpoint_config.interval_iters and self.batch % s.checkpoint_config.interval_iters == 0:
                 save_due = True
-            if self.batch == self.epoch_iters or self.batch % s.cumulative_iters:
+            if self.batch == self.epoch_iters or self.batch % s.optimizer_config.cumulative_iters:
                 continue
             stopped = distributed.any_rank(self._interrupt.number != 0)
             if save_due or stopped:
@@ -312,8 +313,8 @@ class Trainer:
     def _iterate(self, batch: Batch) -> dict[str, Tensor]:
         """Forward, backward and, where a group of accumulated iterations ends, an optimiser step."""
         s = self.settings
-        start = self.batch - self.batch % s.cumulative_iters
-        group = min(s.cumulative_iters, self.epoch_iters - start)
+        start = self.batch - self.batch % s.optimizer_config.cumulative_iters
+        group = min(s.optimizer_config.cumulative_iters, self.epoch_iters - start)
         steps = self.batch == start + group - 1
         self.model.start_step(self.iteration / (s.max_epochs * self.epoch_iters))
         self._lr.apply(self.optimizer, self.epoch, self.iteration)
@@ -329,10 +330,10 @@ class Trainer:
         return values
 
     def _step(self) -> dict[str, Tensor]:
-        clip = self.settings.grad_clip or {"max_norm": math.inf}  # the norm is needed in any case
+        clip = self.settings.optimizer_config.grad_clip or GradClip(math.inf)  # the norm is needed in any case
         self._scaler.unscale_(self.optimizer)
         parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, **clip).detach()
+        norm = nn.utils.clip_grad_norm_(parameters, clip.max_norm, clip.norm_type).detach()
         if self._divergence.may_step(norm, f"epoch {self.epoch + 1}, iteration {self.batch + 1}"):
             self._scaler.step(self.optimizer)
         self._scaler.update()
@@ -360,7 +361,7 @@ class Trainer:
         stopped = distributed.any_rank(self._interrupt.number != 0)
         last = self.epoch == self.settings.max_epochs
         saved = None
-        if stopped or last or self.epoch % self.settings.checkpoint["interval"] == 0:
+        if stopped or last or self.epoch % self.settings.checkpoint_config.interval == 0:
             saved = self._save(f"epoch_{self.epoch}")
         if stopped and not (last and not self._evaluation_due()):
             self._stop(saved)
@@ -369,8 +370,8 @@ class Trainer:
 
     def _evaluation_due(self) -> bool:
         plan = self.settings.evaluation
-        since = self.epoch - plan["start"]
-        return self._val_dataset is not None and self.epoch > 0 and since >= 0 and since % plan["interval"] == 0
+        since = self.epoch - plan.start
+        return self._val_dataset is not None and self.epoch > 0 and since >= 0 and since % plan.interval == 0
 
     def _evaluate_epoch(self) -> None:
         with self._ema.applied() if self._ema else contextlib.nullcontext():
@@ -384,7 +385,7 @@ class Trainer:
 
     def _keep_metrics(self, weights: Mapping[str, Tensor]) -> None:
         """Note the metrics in the epoch's checkpoint; keep the weights if they are the best so far."""
-        name, rule = self.settings.evaluation["save_best"], self.settings.evaluation["rule"]
+        name, rule = self.settings.evaluation.save_best, self.settings.evaluation.rule
         if name is not None and name not in self.metrics:
             shown = ", ".join(list(self.metrics)[:8])
             raise ValueError(f"evaluation.save_best: no metric {name!r}; the data set reports {shown}")
@@ -415,8 +416,8 @@ class Trainer:
                 self._val_dataset,
                 self.run_dir / "evaluation" / name,
                 self.device,
-                batch_size=s.samples_per_gpu,
-                workers=s.workers_per_gpu,
+                batch_size=s.data.samples_per_gpu,
+                workers=s.data.workers_per_gpu,
                 precision=s.precision,
                 check=self._check_interrupt,
             )
@@ -429,7 +430,7 @@ class Trainer:
             self._stop(latest[-1] if latest else None)
 
     def _stop(self, saved: Path | None) -> None:
-        kept = f"{saved} holds everything; continue with: python tools/train.py --resume {self.run_dir}"
+        kept = f"{saved} holds everything; continue with: {command('train')} --resume {self.run_dir}"
         raise Interrupted(kept if saved else "nothing was trained yet", self._interrupt.number)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmdet3d.registry import nearest
+from mmdet3d.blocks import nearest
 
 __all__ = ["COLUMNS", "Column", "Comparison", "ControlTable", "holm", "verdict"]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mmdet3d.blocks import nearest
 from mmdet3d.evaluation.files import atomic_write, read_text
-from mmdet3d.registry import nearest
 
 __all__ = [
     "DONT_CARE",

@@ -288,7 +288,7 @@ def _official_summary(
     from nuscenes.eval.detection.evaluate import DetectionEval
 
     class SampleEval(DetectionEval):
-        """The devkit's evaluation on given samples; reads the submission once and bears samples without detections."""
+        """The devkit's evaluation on given samples; reads the submission once, and samples may lack detections."""
 
         def __init__(self) -> None:
             self.nusc, self.cfg, self.meta, self.eval_set = tables, config_factory("detection_cvpr_2019"), meta, split

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdet3d.registry import nearest
+from mmdet3d.blocks import nearest
 
 if TYPE_CHECKING:
     from nuscenes import NuScenes

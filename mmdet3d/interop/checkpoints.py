@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmdet3d.interop import crkd, labeldistill, monoskd, simdistill
 from mmdet3d.models.weight_files import read_tensors
+from mmdet3d.shell import command
 
 __all__ = [
     "EXCEPTIONS",
@@ -246,7 +247,7 @@ def _half(student: State, teacher: State, own: Mapping[str, Tensor], part: str |
     if part is None and all(fits):
         raise ValueError(
             f"{source} holds two networks that fit, the student and the teacher of a published distillation; take one "
-            "out: python tools/convert_checkpoint.py IN OUT.safetensors --config CONFIG --part student (or teacher)"
+            f"out: {command('convert')} IN OUT.safetensors --config CONFIG --part student (or teacher)"
         )
     return teacher if part is None and fits[1] else student
 

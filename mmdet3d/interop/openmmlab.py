@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from mmdet3d.registry import nearest
+from mmdet3d.blocks import nearest
 
 __all__ = ["LIBRARIES", "find_class"]
 

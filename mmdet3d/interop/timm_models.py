@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmdet3d.blocks import nearest
 from mmdet3d.models.backbones.pretrained import load_weights, read_weights
-from mmdet3d.registry import nearest
 
 __all__ = ["LIBRARY", "TimmBackbone", "find_class"]
 

@@ -29,4 +29,4 @@ def build_model(cfg: Mapping[str, Any]) -> Trainable:
     Raises:
         ValueError: unknown type or key, each with the nearest known one.
     """
-    return MODELS.build(cfg)
+    return MODELS.build(cfg, "model")

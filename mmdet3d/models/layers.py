@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,19 +72,28 @@ def batch_norm_together(norms: Sequence[nn.BatchNorm2d], x: Tensor) -> Tensor:
     return x
 
 
-def build_norm2d(cfg: Mapping[str, Any] | None, channels: int) -> nn.BatchNorm2d:
-    """BatchNorm2d from a `norm_cfg`: `type` (BN or BN2d), `eps`, `momentum`, `requires_grad`.
+@dataclass(frozen=True)
+class Norm2d:
+    """Batch normalisation of maps.
 
-    Raises:
-        ValueError: another type or key.
+    Args:
+        type: both mean the same.
+        eps: added to the variance.
+        momentum: share of a batch in the running statistics.
+        requires_grad: scale and shift are learnt.
     """
-    arguments = dict(cfg or {"type": "BN2d"})
-    kind = arguments.pop("type", None)
-    trainable = arguments.pop("requires_grad", True)
-    if kind not in ("BN", "BN2d") or set(arguments) - {"eps", "momentum"}:
-        raise ValueError(f"norm_cfg must be {{type: BN2d, eps, momentum, requires_grad}}, got {dict(cfg or {})}")
-    norm = nn.BatchNorm2d(channels, **arguments)
-    norm.requires_grad_(trainable)
+
+    type: Literal["BN", "BN2d"] = "BN2d"
+    eps: float = 1e-5
+    momentum: float = 0.1
+    requires_grad: bool = True
+
+
+def build_norm2d(cfg: Norm2d | None, channels: int) -> nn.BatchNorm2d:
+    """BatchNorm2d from a `norm_cfg`."""
+    cfg = cfg or Norm2d()
+    norm = nn.BatchNorm2d(channels, cfg.eps, cfg.momentum)
+    norm.requires_grad_(cfg.requires_grad)
     return norm
 
 
@@ -138,7 +148,7 @@ class ConvModule(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel: int,
-        norm_cfg: Mapping[str, Any] | None = None,
+        norm_cfg: Norm2d | None = None,
         norm: bool = True,
     ) -> None:
         super().__init__()

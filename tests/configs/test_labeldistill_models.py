@@ -36,8 +36,8 @@ def test_published_teacher():
     assert [count(part) for part in parts] == [2_694_352, 4_280_832, 295_936, 1_667_142]
     assert count(teacher) == 8_938_262
     assert teacher.grid.shape == (128, 128) and teacher.grid.cell == pytest.approx((0.8, 0.8))
-    assert teacher.heads["object"].train_cfg["code_weights"] == [1.0] * 8 + [0.5, 0.5]
-    assert teacher.heads["object"].test_cfg["nms_type"] == ["circle"] * 6
+    assert teacher.heads["object"].train_cfg.code_weights == [1.0] * 8 + [0.5, 0.5]
+    assert teacher.heads["object"].test_cfg.nms_type == ["circle"] * 6
 
 
 def test_published_label_encoder_learns_alone():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdet3d.models.heads.centerhead import CenterHead
+from mmdet3d.models.heads.config import CenterHeadTesting, HeadTraining
 from mmdet3d.structures import Batch, BEVGrid, Boxes3D, Calibration
 
 GRID = BEVGrid((-54.0, -54.0), (0.6, 0.6), (180, 180))
@@ -56,8 +57,7 @@ def center_head(tasks=(("car",), ("truck", "bus")), **arguments: object) -> Cent
         in_channels=4,
         share_conv_channel=4,
         tasks=tasks,
-        train_cfg={"point_cloud_range": area, "voxel_size": [0.125, 0.125, 8], "out_size_factor": 8}
-        | {"code_weights": [1.0] * 8 + [0.5, 0.5]},
-        test_cfg={"post_center_limit_range": area},
+        train_cfg=HeadTraining(area, [0.125, 0.125, 8], 8, code_weights=[1.0] * 8 + [0.5, 0.5]),
+        test_cfg=CenterHeadTesting(area),
         **arguments,
     )

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from mmdet3d.blocks import read_block
 from mmdet3d.distill.balance import Balance, BalanceSettings
 from mmdet3d.distill.schedule import LossSchedule
 
@@ -29,14 +30,14 @@ def test_a_loss_of_a_stage():
     [
         ({"begin": 0.5, "end": 0.5}, "0 <= begin < end <= 1"),
         ({"warm_up": 0.6, "decay": 0.6}, "longer than what lies between begin 0.0 and end 1.0"),
-        ({"begin": "half"}, r"schedule\.begin must be a number, got 'half'"),
-        (0.5, r"model\.losses\.x\.schedule must hold a mapping, got 0\.5"),
-        ({"until": 0.5}, r"unknown key model\.losses\.x\.schedule\.until"),
+        ({"begin": "half"}, r"begin must be a number, got 'half'"),
+        (0.5, r"model\.losses\.x\.schedule must be a mapping, got 0\.5"),
+        ({"until": 0.5}, r"unknown config key model\.losses\.x\.schedule\.until"),
     ],
 )
 def test_schedules_that_make_no_sense(block, message):
     with pytest.raises(ValueError, match=message):
-        LossSchedule.from_config(block, "model.losses.x.schedule")
+        read_block(LossSchedule, block, "model.losses.x.schedule")
 
 
 def measure(balance: Balance, own: float, other: float, cosine: float = 1.0) -> None:

@@ -454,10 +454,10 @@ def test_unknown_taps_name_the_nearest(files):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher": {"min_scor": 1}}, r"unknown key model\.teacher\.min_scor, did you mean 'min_score'"),
-        ({"student": {"config": None}}, r"model\.student needs config"),
-        ({"losses": {"f": {"type": "MaskedFeatureLoss", "student": "fuser"}}}, r"losses\.f needs `teacher`"),
-        ({"losses": {"f": LOSSES["feature"] | {"scale": 1}}}, "unknown key 'scale' for MaskedFeatureLoss"),
+        ({"teacher": {"min_scor": 1}}, r"unknown config key .*teacher\.min_scor, did you mean 'min_score'"),
+        ({"student": {"config": None}}, r"model\.student\.config is missing"),
+        ({"losses": {"f": {"type": "MaskedFeatureLoss", "student": "fuser"}}}, r"losses\.f\.teacher is missing"),
+        ({"losses": {"f": LOSSES["feature"] | {"scale": 1}}}, r"unknown config key model\.losses\.f\.scale"),
         ({"losses": {"f": LOSSES["feature"] | {"type": "ToyDetector", "sensor": "radar"}}}, "no distillation loss"),
     ],
 )

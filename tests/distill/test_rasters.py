@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ def ideal(boxes: torch.Tensor, grid: BEVGrid, tasks: CenterOutput = TASKS, label
 def decoded(output: list[dict], grid: BEVGrid, tasks: CenterOutput = TASKS) -> dict[str, torch.Tensor]:
     head = center_head(tasks.tasks, norm_bbox=tasks.norm_bbox)
     head.grid = grid
-    head.test_cfg["post_center_limit_range"] = [-50, -50, -50, 50, 50, 50]
+    head.test_cfg = replace(head.test_cfg, post_center_limit_range=[-50, -50, -50, 50, 50, 50])
     (found,) = head.decode(output)
     return {head.classes[label]: box for box, label in zip(found.boxes.tensor, found.labels, strict=True)}
 

@@ -15,6 +15,7 @@ from mmdet3d.distill.losses.prediction import box_distance
 from mmdet3d.distill.losses.response import quality_focal_loss
 from mmdet3d.distill.masks import object_heat
 from mmdet3d.models.heads import CenterHead, TransFusionHead
+from mmdet3d.models.heads.config import CenterHeadTesting, HeadTraining, TransFusionTesting, TransFusionTraining
 from mmdet3d.structures import BEVGrid, Boxes3D
 
 SMALL = BEVGrid((-3.0, -3.0), (1.0, 1.0), (6, 6))
@@ -23,8 +24,8 @@ CODE_WEIGHTS = [1.0] * 8 + [0.2, 0.2]
 
 
 def center_head(tasks=(("car",), ("truck", "bus")), **train_cfg) -> CenterHead:
-    limits = {"post_center_limit_range": [-9.0, -9, -9, 9, 9, 9]}
-    return CenterHead(4, tasks, SETTINGS | {"code_weights": CODE_WEIGHTS} | train_cfg, limits, share_conv_channel=4)
+    training = HeadTraining(**SETTINGS | {"code_weights": CODE_WEIGHTS} | train_cfg)
+    return CenterHead(4, tasks, training, CenterHeadTesting([-9.0, -9, -9, 9, 9, 9]), share_conv_channel=4)
 
 
 def detector(head=None, grid: BEVGrid = SMALL) -> SimpleNamespace:
@@ -245,7 +246,7 @@ def test_prediction_loss_gradcheck():
 
 def test_heads_must_be_alike():
     transfusion = TransFusionHead(
-        4, SETTINGS, {"post_center_limit_range": [-9.0] * 3 + [9.0] * 3}, num_proposals=4, num_classes=2,
+        4, TransFusionTraining(**SETTINGS), TransFusionTesting([-9.0] * 3 + [9.0] * 3), num_proposals=4, num_classes=2,
         hidden_channel=8, num_heads=2, point_classes=[],
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"the teacher has a TransFusionHead; switch this loss off \(null\)"):

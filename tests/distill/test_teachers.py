@@ -307,7 +307,7 @@ def test_other_weights_or_taps_are_another_module(files, tmp_path):  # noqa: F81
         ({"arguments": {"width": 5}}, r"elsewhere\.pth does not fit Elsewhere: \d+ tensors are missing, left over"),
         ({"grid": {"lower": [0, 0]}}, r"grid of model\.teacher must be"),
         ({"min_score": 0.5}, r"only detectors of this project can be evaluated"),
-        ({"tap": 1}, r"unknown key model\.teacher\.tap, did you mean 'taps'"),
+        ({"tap": 1}, r"unknown config key model\.teacher\.tap, did you mean 'taps'"),
     ],
 )
 def test_wrong_blocks_of_modules(files, tmp_path, change, message):  # noqa: F811
@@ -473,8 +473,8 @@ def test_other_channels_take_a_projection(files, tmp_path):  # noqa: F811
     assert "projections.f.weight" in distiller.state_dict()
     own = taught_by(files, block, {"f": FEATURE | {"projection": [4, 6]}})
     assert not own.projections and own.loss(batch())["loss/kd/f"].requires_grad
-    for wrong in ([4], 4):
-        with pytest.raises(ValueError, match=r"losses\.f\.projection must be \[student's channels, teacher's"):
+    for wrong, message in (([4], r"\[student's channels, teacher's"), (4, "a list of whole numbers, got 4")):
+        with pytest.raises(ValueError, match=rf"losses\.f\.projection must be {message}"):
             taught_by(files, block, {"f": loss | {"projection": wrong}})
 
 

@@ -5,7 +5,7 @@ import torch
 from encoder_configs import randomise, state
 
 from mmdet3d.models.encoders import PointPillarsScatter, voxelize_batch
-from mmdet3d.models.encoders.voxelizer import build_voxelizer
+from mmdet3d.models.encoders.voxelizer import VoxelizeBlock, build_voxelizer
 from mmdet3d.ops.feature_decorator import feature_decorator
 from mmdet3d.registry import MODELS
 
@@ -33,7 +33,7 @@ def build(**voxel_encoder):
 def pillars(counts=(60, 40)):
     generator = torch.Generator().manual_seed(0)
     clouds = [(torch.rand(n, 5, generator=generator) - 0.5) * torch.tensor([8.0, 16, 4, 1, 1]) for n in counts]
-    return voxelize_batch(build_voxelizer(VOXELIZE), clouds, reduce=False)
+    return voxelize_batch(build_voxelizer(VoxelizeBlock(**VOXELIZE)), clouds, reduce=False)
 
 
 def test_scatter_puts_rows_into_cells():
@@ -129,7 +129,7 @@ def test_wrong_arguments():
         build(feat_channels=[7])
     with pytest.raises(ValueError, match="at least one layer"):
         build(feat_channels=[])
-    with pytest.raises(ValueError, match=r"must be \{type: BN1d, eps, momentum\}, got \{'type': 'LN'\}"):
+    with pytest.raises(ValueError, match=r"norm_cfg\.type must be one of BN1d, BN, got 'LN'"):
         build(norm_cfg={"type": "LN"})
     features, coordinates, counts, batch = pillars()
     with pytest.raises(

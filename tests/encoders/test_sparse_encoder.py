@@ -173,14 +173,14 @@ def test_wrong_voxels():
 @pytest.mark.shared
 def test_real_frame(shared):
     """The published LiDAR branch on one real sweep."""
-    from mmdet3d.models.encoders import build_voxelizer, voxelize_batch
+    from mmdet3d.models.encoders import VoxelizeBlock, build_voxelizer, voxelize_batch
 
     lidar = published(shared, "a_teacher_LC_swint_v0p075_gatedfuser", "encoders", "lidar")
     file = next((shared / "data" / "nuscenes").rglob("samples/LIDAR_TOP/*.bin"))
     points = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.float32).view(-1, 5)
     encoder = MODELS.build(lidar["backbone"]).eval()
     with torch.no_grad():
-        voxels = voxelize_batch(build_voxelizer(lidar["voxelize"]), [points], reduce=True)
+        voxels = voxelize_batch(build_voxelizer(VoxelizeBlock(**lidar["voxelize"])), [points], reduce=True)
         bev = encoder(*voxels)
     assert len(voxels[0]) > 5000
     assert bev.shape == (1, 256, 180, 180)

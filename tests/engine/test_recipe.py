@@ -49,7 +49,7 @@ def test_samples_are_known_before_the_world_is_made() -> None:
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("title: T\nruns: {}\ndata: {layout: waymo}\n")
-    with pytest.raises(ValueError, match=r"r\.yaml, data\.layout: 'waymo' is none of nuscenes, kitti"):
+    with pytest.raises(ValueError, match=r"r\.yaml: config key data\.layout must be one of nuscenes, kitti, got"):
         Recipe.load(path)
 
 
@@ -73,17 +73,17 @@ ROLES = "table: {teacher: a, control: a, distilled: a}"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("runs: {a: {config: c, override: {}}}", r"r\.yaml, runs\.a: unknown key 'override', did you mean 'overrides'"),
-        ("runs: {a: {overrides: {}}}", r"runs\.a needs the key 'config'"),
-        ("runs: {a: c.yaml}", r"runs\.a must be a mapping like \{config: FILE\}, got 'c\.yaml'"),
+        ("runs: {a: {config: c, override: {}}}", r"r\.yaml: unknown config key runs\.a\.override, did you mean 'over"),
+        ("runs: {a: {overrides: {}}}", r"config key runs\.a\.config is missing"),
+        ("runs: {a: c.yaml}", r"config key runs\.a must be a mapping, got 'c\.yaml'"),
         ("runs: {a: {config: c, overrides: {x: '{b}'}}, b: {config: c}}", r"runs\.a: x needs the checkpoint of 'b'"),
-        ("runs: {a: {config: c}}\ntable: {teacher: a, distilled: a}", r"r\.yaml, table needs the key 'control'"),
-        ("runs: {a: {config: c}}\ntable: {teacher: a, control: a}", r"r\.yaml, table needs the key 'distilled'"),
-        ("runs: {a: {config: c}}\nvariants: {more: a}", r"r\.yaml, table needs the key 'teacher'"),
+        ("runs: {a: {config: c}}\ntable: {teacher: a, distilled: a}", r"r\.yaml: config key table\.control is missing"),
+        ("runs: {a: {config: c}}\ntable: {teacher: a, control: a}", r"r\.yaml: config key table\.distilled is missing"),
+        ("runs: {a: {config: c}}\nvariants: {more: a}", r"r\.yaml: config key table\.teacher is missing"),
         ("runs: {a: {config: c}}\npictures: {columns: [b], samples: 1}", r"pictures\.columns: b is no run"),
         ("runs: {a: {config: c}}\npictures: {columns: [], samples: 1}", r"pictures\.columns: name at least one run"),
-        ("runs: {a: {config: c}}\npictures: {columns: [a]}", r"pictures needs the key 'samples'"),
-        ("runs: {a: {config: c}}\npicture: {}", r"r\.yaml: unknown key 'picture', did you mean 'pictures'"),
+        ("runs: {a: {config: c}}\npictures: {columns: [a]}", r"config key pictures\.samples is missing"),
+        ("runs: {a: {config: c}}\npicture: {}", r"r\.yaml: unknown config key picture, did you mean 'pictures'"),
         ("runs: [", r"r\.yaml is not valid YAML"),
     ],
 )
@@ -132,7 +132,7 @@ COSINE = {"type": "FeatureLoss", "student": "fuser", "teacher": "fuser"}
         ),
         ({"distilled.model.loses.cosine": COSINE}, r"--distilled\.model\.loses\.cosine does not fit: .*'losses'"),
         ({"distiled.model.losses.cosine": COSINE}, r"fits no run: .*runs, which may stand before .*: .*, distilled"),
-        ({"model.encoders.camera.vtransform.typ": 1}, r"typ fits no run: unknown key 'typ' for DepthLSSTransform"),
+        ({"model.encoders.camera.vtransform.typ": 1}, r"typ fits no run: unknown config key model"),
         ({"distilled.seed": 1}, r"--distilled\.seed has no effect in this recipe: give --seeds"),
         ({"control.model.student.checkpoint": "x"}, r"run control gets the checkpoint of run student there"),
     ],

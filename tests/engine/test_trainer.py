@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mmdet3d import load_checkpoint
 from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.interrupt import Interrupted
 from mmdet3d.engine.logging import Writer
+from mmdet3d.engine.settings import CheckpointSettings
 from mmdet3d.engine.trainer import Trainer
 
 
@@ -240,10 +242,10 @@ def test_load_from_starts_anew_with_given_weights(tmp_path: Path) -> None:
         ({"evaluation": {"save_bst": None}}, "evaluation.save_bst, did you mean 'save_best'"),
         ({"log_config": {"hooks": []}}, "log_config.hooks"),
         ({"ema": {"momentum": 1}}, "ema.momentum"),
-        ({"precision": "fp8"}, "precision: 'fp8' is none of auto, fp32"),
+        ({"precision": "fp8"}, "precision must be one of auto, fp32"),
         ({"max_epochs": 0}, "max_epochs must be an integer of at least 1"),
         ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
-        ({"optimizer": None}, "no 'optimizer'"),
+        ({"optimizer": None}, "optimizer is missing"),
         ({"optimizer": {"type": "SGD", "lr": 1, "paramwise_cfg": {"custom_keys": {"nek": {}}}}}, "'nek' matches no"),
     ],
 )
@@ -285,7 +287,7 @@ def test_a_checkpoint_interrupted_while_writing_is_not_resumed(tmp_path: Path, m
     from mmdet3d.engine import checkpoint
 
     trainer = make(tmp_path)
-    trainer.settings.checkpoint["interval"] = 1
+    trainer.settings = replace(trainer.settings, checkpoint_config=CheckpointSettings(interval=1))
     write = Path.write_bytes
 
     def full_disk(path: Path, content: bytes) -> int:

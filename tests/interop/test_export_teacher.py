@@ -74,7 +74,7 @@ def test_the_peers_answers_become_ours(exporter, tmp_path):
     model = ours.build(GOLDEN / "centerpoint.pth", small=True)
     head = model.heads["object"]
     theirs = {name: torch.from_numpy(v).float() for name, v in np.load(GOLDEN / "answers.npz").items()}
-    config = {"tasks": head.tasks} | {k: head.train_cfg[k] for k in ("point_cloud_range", "voxel_size")}
+    config = {"tasks": head.tasks} | {k: getattr(head.train_cfg, k) for k in ("point_cloud_range", "voxel_size")}
     exporter.export(Peer(config, theirs), [("frame", "data of the frame")], tmp_path / "told")
 
     teacher = RecordedTeacher(tmp_path / "told")

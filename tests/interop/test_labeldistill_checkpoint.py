@@ -20,6 +20,7 @@ from mmdet3d.interop.labeldistill import is_published, model_state
 from mmdet3d.models import build_model
 from mmdet3d.models.decoders import SECOND
 from mmdet3d.models.heads.centerhead import CenterHead
+from mmdet3d.models.heads.config import CenterHeadTesting, HeadTraining
 from mmdet3d.models.necks import SECONDFPN
 from mmdet3d.ops.sparse_conv import SparseTensor, SubMConv3d
 from mmdet3d.structures import BEVGrid, Boxes3D
@@ -189,8 +190,8 @@ def head() -> CenterHead:
         in_channels=6,
         share_conv_channel=4,
         tasks=[["car"], ["truck", "bus"]],
-        train_cfg={"point_cloud_range": area, "voxel_size": [0.125, 0.125, 8], "out_size_factor": 8},
-        test_cfg={"post_center_limit_range": area},
+        train_cfg=HeadTraining(area, [0.125, 0.125, 8], 8),
+        test_cfg=CenterHeadTesting(area),
     )
 
 

@@ -46,7 +46,7 @@ def test_backbone_and_neck_by_name():
 def test_errors_name_the_class_the_key_and_the_operator():
     with pytest.raises(ValueError, match=r"mmdet registers no model 'ResNett', did you mean 'ResNet'\?"):
         MODELS.get("mmdet.ResNett")
-    with pytest.raises(ValueError, match="unknown key 'dept' for ResNet, did you mean 'depth'"):
+    with pytest.raises(ValueError, match=r"unknown config key ResNet.dept, did you mean 'depth'"):
         MODELS.build({"type": "mmdet.ResNet", "dept": 18})
     if isinstance(sys.modules["mmcv._ext"], openmmlab._MissingOperators):
         with pytest.raises(NotImplementedError, match="operator nms is not compiled"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmdet3d.blocks import read_block
 from mmdet3d.datasets.kitti.augment import (
     Augmentation,
     View,
@@ -139,14 +140,14 @@ def test_draws_stay_within_their_limits() -> None:
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        ({"random_flips": 0.5}, r"unknown key augment.random_flips, did you mean 'random_flip'"),
+        ({"random_flips": 0.5}, r"unknown config key augment.random_flips, did you mean 'random_flip'"),
         ({"random_crop": 1.5}, r"augment.random_crop must lie in \[0, 1\], got 1.5"),
         ({"scale": 1.0}, r"augment.scale must lie in \[0, 0.99\], got 1"),
     ],
 )
 def test_mistakes(cfg: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Augmentation.from_config(cfg)
+        read_block(Augmentation, cfg, "augment")
 
 
 # -- colour ---------------------------------------------------------------------------------------------------------

@@ -386,7 +386,7 @@ def test_a_depth_map_of_another_image(copied: Callable[..., Path], real: Path) -
         ({"split": "vall"}, r"KITTI has no split 'vall', did you mean 'val'"),
         ({"ids": ["000099"]}, "frame '000099' in ids is not in the split trainval"),
         ({"ids": [8]}, r"ids must be a list of texts such as \['000010'\] \(in quotes\), got \[8\]"),
-        ({"augment": {"flip": 1}}, "unknown key augment.flip"),
+        ({"augment": {"flip": 1}}, "unknown config key augment.flip"),
     ],
 )
 def test_mistakes_in_the_config(world: Path, changes: dict, message: str) -> None:

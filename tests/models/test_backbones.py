@@ -59,12 +59,12 @@ def layout(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 
 def tiny_swin(**changes: object) -> SwinTransformer:
     torch.manual_seed(0)
-    return SwinTransformer(**(TINY_SWIN | changes))
+    return MODELS.build({"type": "SwinTransformer"} | TINY_SWIN | changes)
 
 
 def tiny_resnet(depth: int = 18, **changes: object) -> ResNet:
     torch.manual_seed(0)
-    return ResNet(depth, **({"base_channels": 4, "norm_eval": False} | changes))
+    return MODELS.build({"type": "ResNet", "depth": depth, "base_channels": 4, "norm_eval": False} | changes)
 
 
 def assert_all_have_gradients(module: nn.Module) -> None:
@@ -338,7 +338,7 @@ def test_swin_loads_an_original_checkpoint(tmp_path: Path, caplog: pytest.LogCap
     source = tiny_swin()
     torch.save({"model": as_original(source.state_dict())}, tmp_path / "swin.pth")
     init_cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "swin.pth")}
-    backbone = SwinTransformer(**TINY_SWIN, convert_weights=True, init_cfg=init_cfg)
+    backbone = tiny_swin(convert_weights=True, init_cfg=init_cfg)
     with caplog.at_level(logging.INFO):
         backbone.init_weights()
     total = len(backbone.state_dict())

@@ -316,10 +316,10 @@ def test_a_lidar_detector_starts_one_with_cameras(tmp_path: Path, caplog: pytest
         (("lidar",), {"encoders.lidar": None}, "names no sensor"),
         (("lidar",), {"encoders.lidra": {}}, "did you mean 'lidar'"),
         (("lidar",), {"encoders.lidar.voxelise": {}}, "did you mean 'voxelize'"),
-        (("camera",), {"encoders.camera.neck": None}, "model.encoders.camera needs neck"),
+        (("camera",), {"encoders.camera.neck": None}, r"encoders\.camera\.neck is missing"),
         (("lidar",), {"heads.map": {"type": "BEVSegmentationHead"}}, "heads.map must be null"),
-        (("lidar",), {"heads.object": None}, "model.heads needs object"),
-        (("lidar",), {"decoder.neck": None}, "model.decoder needs neck"),
+        (("lidar",), {"heads.object": None}, r"heads\.object is missing"),
+        (("lidar",), {"decoder.neck": None}, r"decoder\.neck is missing"),
         (
             ("camera", "lidar"),
             {"encoders.camera.vtransform.xbound": [-25.6, 25.6, 0.4]},

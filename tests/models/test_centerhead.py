@@ -196,7 +196,7 @@ def reference_loss(head: CenterHead, raw: list, boxes: list, labels: list) -> di
                 x, y = objects.cells[i].tolist()
                 code = torch.cat([raw[t][n][objects.samples[i], :, x, y] for n in REGRESSION])
                 code[:2] += objects.cells[i]
-                difference = (code - objects.codes[i]).abs() * torch.tensor(head.train_cfg["code_weights"])
+                difference = (code - objects.codes[i]).abs() * torch.tensor(head.train_cfg.code_weights)
                 error += difference.sum().item()
                 count += 1
         result[f"heatmap/task{t}"] = focal / max(peaks, 1)
@@ -306,7 +306,7 @@ def test_pedestrian_footprints_are_enlarged_for_suppression(head: CenterHead) ->
     raw = perfect(head, boxes, [torch.tensor([8, 8])])
     (found,) = head.decode(raw)
     assert len(found) == 1 and found.boxes.dims[0, 0].item() == pytest.approx(0.7, rel=1e-4)
-    head.test_cfg["nms_scale"][5] = [1.0, 1.0]
+    head.test_cfg.nms_scale[5] = [1.0, 1.0]
     assert len(head.decode(raw)[0]) == 2
 
 
@@ -350,7 +350,7 @@ def _table(shared: Path, name: str) -> list[str]:
         ({"train_cfg": {"code_weights": [1.0] * 8}}, "needs 10 numbers, got 8"),
         ({"train_cfg": {"out_size_factor": 7}}, "no whole number of cells"),
         ({"test_cfg": {"nms_type": ["circle"]}}, "one entry per task"),
-        ({"test_cfg": {"nms_type": "soft"}}, "circle or rotate"),
+        ({"test_cfg": {"nms_type": "soft"}}, "one of circle, rotate or a list of texts, got"),
         ({"test_cfg": {"min_radius": [1, 2]}}, "one number per task"),
         ({"test_cfg": {"nms_scale": [[1.0]] * 6}}, "one factor per class"),
         ({"common_heads": {"reg": [2, 2]}}, "common_heads must give"),

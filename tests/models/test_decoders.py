@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from mmdet3d.models.decoders import LSSFPN, SECOND, GeneralizedResNet
+from mmdet3d.models.layers import Norm2d
 
 
 def test_generalized_resnet_shapes_and_strides() -> None:
@@ -53,7 +54,7 @@ def test_lss_fpn_without_enlargement() -> None:
 
 
 def test_second() -> None:
-    backbone = SECOND(3, [4, 8], [1, 2], [1, 2], norm_cfg={"type": "BN", "eps": 1e-3, "momentum": 0.01})
+    backbone = SECOND(3, [4, 8], [1, 2], [1, 2], norm_cfg=Norm2d("BN", eps=1e-3, momentum=0.01))
     assert [tuple(o.shape) for o in backbone(torch.randn(2, 3, 8, 6))] == [(2, 4, 8, 6), (2, 8, 4, 3)]
     assert backbone.strides == [1, 2]
     assert backbone.blocks[0][1].eps == 1e-3 and backbone.blocks[0][1].momentum == 0.01

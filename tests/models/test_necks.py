@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmdet3d.models.necks import SECONDFPN, GeneralizedLSSFPN
+from mmdet3d.models.necks.generalized_lss import Resizing
 from mmdet3d.registry import MODELS
 
 LSS = {
@@ -55,7 +56,7 @@ def levels(channels: list[int], size: int = 8) -> list[torch.Tensor]:
 
 def test_generalized_lss_merges_top_down() -> None:
     inputs = levels([3, 4, 5])
-    neck = GeneralizedLSSFPN([3, 4, 5], 6, upsample_cfg={"mode": "bilinear", "align_corners": False}).eval()
+    neck = GeneralizedLSSFPN([3, 4, 5], 6, upsample_cfg=Resizing(align_corners=False)).eval()
 
     def up(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
@@ -97,13 +98,13 @@ def test_generalized_lss_initialisation() -> None:
     [
         ({"end_level": 3}, "start_level < end_level < 3"),
         ({"start_level": 2}, "start_level < end_level < 3"),
-        ({"act_cfg": {"type": "GELU"}}, "act_cfg"),
-        ({"norm_cfg": {"type": "GN"}}, "norm_cfg"),
+        ({"act_cfg": {"type": "GELU"}}, r"act_cfg\.type must be ReLU, got 'GELU'"),
+        ({"norm_cfg": {"type": "GN"}}, r"norm_cfg\.type must be one of BN, BN2d"),
     ],
 )
 def test_generalized_lss_rejects(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        GeneralizedLSSFPN([3, 4, 5], 6, **changes)
+        MODELS.build({"type": "GeneralizedLSSFPN", "in_channels": [3, 4, 5], "out_channels": 6, **changes})
 
 
 # -- SECONDFPN --------------------------------------------------------------------------------------
@@ -138,13 +139,13 @@ def test_second_weight_layout_at_stride_one() -> None:
     ("changes", "message"),
     [
         ({"in_channels": [192, 384, 768]}, "one entry per level"),  # the published Swin teacher config
-        ({"upsample_cfg": {"type": "nearest"}}, "upsample_cfg"),
+        ({"upsample_cfg": {"type": "nearest"}}, r"upsample_cfg\.type must be deconv"),
     ],
 )
 def test_second_rejects(changes: dict, message: str) -> None:
     arguments = {"in_channels": [2, 3, 4, 5], "out_channels": [6] * 4, "upsample_strides": [0.5, 1, 2, 4]}
     with pytest.raises(ValueError, match=message):
-        SECONDFPN(**(arguments | changes))
+        MODELS.build({"type": "SECONDFPN", **arguments, **changes})
 
 
 def test_second_names_levels_of_different_size() -> None:

@@ -129,11 +129,20 @@ def test_supervised_depth_of_both_branches():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"encoders": {"camera": CAMERA}}, "names 2 sensors, but model.encoders has 1: camera"),
-        ({"encoders": {"camera": CAMERA, "simulate": {}}}, r"unknown key 'simulate' in model\.encoders.*'simulated'"),
+        ({"encoders": {"camera": CAMERA}}, r"encoders\.simulated is missing"),
+        (
+            {"encoders": {"camera": CAMERA, "simulate": {}}},
+            r"SimulatedFusion\.encoders\.simulate.*'simulated'",
+        ),
         ({"fuser": None}, "2 sensors to fuse: simulated, camera"),
-        ({"simulated": {"compensate": {}}}, r"unknown key 'compensate' in model\.encoders\.simulated.*'compensation'"),
-        ({"simulated": {"compensation": {"point": 3}}}, "unknown key 'point' for GeometryCompensation.*'points'"),
+        (
+            {"simulated": {"compensate": {}}},
+            r"SimulatedFusion\.encoders\.simulated\.compensate.*'compensation'",
+        ),
+        (
+            {"simulated": {"compensation": {"point": 3}}},
+            r"SimulatedFusion\.encoders\.simulated\.compensation\.point.*'points'",
+        ),
         ({"simulated": {"compensation": {"heads": 4}}}, "multiple of 4 heads, got 6"),
         ({"simulated": {"share_view_transform": True, "vtransform": {"downsample": 1}}}, "changes downsample, but"),
         ({"simulated": {"vtransform": {"xbound": [-12.8, 12.8, 0.4]}, "compensation": None}}, "BEV"),

@@ -182,7 +182,7 @@ def test_loss_terms_and_depth_of_the_key_frame_alone() -> None:
         ({"history": 0}, "model.history must be at least 1, got 0"),
         ({"history": 3}, r"in_channels is 18, but 1 \+ history = 4 frames of 6 channels make 24"),
         ({"fuser": {"type": "ConvFuser"}}, "fuser of a TemporalCamera must be null"),
-        ({"encoders": {"lidar": {}}}, "unknown key 'lidar' in model.encoders"),
+        ({"encoders": {"lidar": {}}}, r"unknown config key model\.encoders\.lidar"),
     ],
 )
 def test_mistakes_in_the_config(changes: dict[str, Any], message: str) -> None:

@@ -241,7 +241,10 @@ def test_suppression_of_point_classes_only(kind: str) -> None:
     [
         ({"num_proposals": 3000}, "the grid offers 2560 class cells"),
         ({"point_classes": [4]}, "names label 4, but num_classes is 4"),
-        ({"test_cfg": {"post_center_limit_range": [0] * 6, "nms_type": "soft"}}, "null, circle or rotate"),
+        (
+            {"test_cfg": {"post_center_limit_range": [0] * 6, "nms_type": "soft"}},
+            "nms_type must be one of circle, rotate, got",
+        ),
         ({"test_cfg": {"post_center_limit_range": [0] * 6, "dataset": "nuScenes"}}, "test_cfg.dataset has no effect"),
         ({"common_heads": {"center": [2, 2]}}, "common_heads must give"),
     ],

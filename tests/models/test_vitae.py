@@ -306,7 +306,7 @@ def test_missing_and_foreign_weights_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"NC_head": [1, 2]}, r"unknown key 'NC_head' for ViTAEv2, did you mean 'NC_heads'\?"),
+        ({"NC_head": [1, 2]}, r"unknown config key ViTAEv2.NC_head, did you mean 'NC_heads'\?"),
         ({"NC_depth": [1, 2, 3]}, "one entry of NC_depth per stage: 2 stages, 3 entries"),
         ({"RC_tokens_type": ["window", "performer"]}, "RC_tokens_type must be of window, transformer, got 'performer'"),
         ({"downsample_ratios": [4, 3]}, "downsample_ratios must be 2, 4 or 8, got 3"),
@@ -314,7 +314,7 @@ def test_missing_and_foreign_weights_are_named(tmp_path: Path) -> None:
         ({"RC_group": [2, 4]}, "stage 0: RC_group 2 does not divide 3 channels"),
         ({"out_indices": [2]}, r"out_indices \[2\] must lie in 0\.\.1"),
         ({"frozen_stages": 3}, r"frozen_stages must lie in -1\.\.2, got 3"),
-        ({"init_cfg": {"type": "Kaiming"}}, "init_cfg of ViTAEv2 must be"),
+        ({"init_cfg": {"type": "Kaiming"}}, "ViTAEv2.init_cfg.type must be Pretrained, got 'Kaiming'"),
     ],
 )
 def test_config_mistakes(changes: dict[str, Any], message: str) -> None:

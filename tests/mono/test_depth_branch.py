@@ -74,8 +74,8 @@ def test_a_branch_needs_its_weights(tmp_path):
 @pytest.mark.parametrize(
     ("branch", "message"),
     [
-        ({"widht": 8}, "unknown key model.depth_branch.widht.*width"),
-        ({"bins": {"mod": "UD"}}, "unknown key model.depth_branch.bins.mod.*mode"),
+        ({"widht": 8}, "unknown config key model.depth_branch.widht.*width"),
+        ({"bins": {"mod": "UD"}}, "unknown config key model.depth_branch.bins.mod.*mode"),
         ({"bins": {"mode": "UDD"}}, "mode must be one of"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmdet3d.models.backbones import DLA
+from mmdet3d.models.backbones.pretrained import Pretrained
 from mmdet3d.models.necks import DLAUp
 from mmdet3d.registry import MODELS
 
@@ -67,15 +68,14 @@ def test_every_trainable_parameter_takes_part():
 def test_weights_come_from_a_local_file(tmp_path):
     weights = DLA(base_channels=2).state_dict()
     torch.save(weights, tmp_path / "dla.pth")
-    init_cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "dla.pth")}
-    model = DLA(base_channels=2, init_cfg=init_cfg)
+    model = DLA(base_channels=2, init_cfg=Pretrained(str(tmp_path / "dla.pth")))
     model.init_weights()
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
 
 
 def test_nothing_is_downloaded():
     url = "http://dl.yf.io/dla/models/imagenet/dla34-ba72cf86-missing.pth"
-    model = DLA(base_channels=2, init_cfg={"type": "Pretrained", "checkpoint": url})
+    model = DLA(base_channels=2, init_cfg=Pretrained(url))
     with pytest.raises(ValueError, match=r"not downloaded automatically.*--model.backbone.init_cfg null"):
         model.init_weights()
 

@@ -29,6 +29,7 @@ from mmdet3d.datasets.transforms import (
     ObjectPaste,
     empty_sample,
 )
+from mmdet3d.datasets.transforms.paste import ObjectSource
 from mmdet3d.structures import Batch, Sample, project
 
 FIRST, SECOND = "3e8750f331d7499e9b5123e9eb70f2e2", "3950bd41f74548429c0f7700ff3d8269"
@@ -216,7 +217,7 @@ def test_nothing_is_pasted_in_the_ego_frame(tmp_path: Path) -> None:
     record = frames.small_frame(tmp_path)
     record.lidar2ego[0, 3] = 1
     sample = Compose([LoadPointsFromFile()]).load(frames.context(in_ego_frame(record), tmp_path))
-    paste = ObjectPaste({"info_path": "none.pkl", "sample_groups": {"car": 1}})
+    paste = ObjectPaste(ObjectSource("none.pkl", {"car": 1}))
     with pytest.raises(ValueError, match=r"gt_paste_stop_epoch: -1, or frame: lidar"):
         paste(sample, frames.context(in_ego_frame(record), tmp_path))
 

@@ -10,11 +10,11 @@ from test_nuscenes_dataset import Draw, made_up
 
 from mmdet3d.datasets import CBGSDataset, FrameDataset
 from mmdet3d.datasets.transforms.images import GridMask
-from mmdet3d.datasets.transforms.paste import ObjectPaste
+from mmdet3d.datasets.transforms.paste import ObjectPaste, ObjectSource
 from mmdet3d.structures import Batch
 
 FRAMES = [["car"], ["bus"], ["car", "bus"], []]
-PASTE = {"info_path": "db.pkl", "sample_groups": {"car": 2}, "rate": 1.0, "prepare": {}}
+PASTE = ObjectSource("db.pkl", {"car": 2})
 
 
 def augmented(root: Path, **arguments: object) -> FrameDataset:

@@ -62,7 +62,8 @@ def test_student_at_full_size(name: str, shared: Path, info_file: Path) -> None:
     assert trained["encoders.camera.backbone.layer1.0.conv1.weight"].grad.abs().sum() > 0
     assert trained["decoder.backbone.conv1.weight"].grad.abs().sum() > 0
 
-    model.eval().heads["object"].test_cfg["score_threshold"] = 0.0
+    head = model.eval().heads["object"]
+    head.test_cfg = replace(head.test_cfg, score_threshold=0.0)
     with torch.no_grad():
         (with_lidar,) = model.predict(batches["val"])
         (without,) = model.predict(batches["val"].without("points", "boxes", "labels", "depths"))

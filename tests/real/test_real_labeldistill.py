@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def test_three_stages(stage, tmp_path: Path) -> None:
     assert len(batches["train"].points[0]) > 20_000 and batches["train"].images is None
     teacher = build_model(cfg.model)
     step(teacher, batches["train"])
-    teacher.eval().heads["object"].test_cfg["score_threshold"] = 0.0
+    head = teacher.eval().heads["object"]
+    head.test_cfg = replace(head.test_cfg, score_threshold=0.0)
     with torch.no_grad():
         (found,) = teacher.predict(batches["val"])
     assert len(found) > 100 and found.boxes.tensor.isfinite().all()
@@ -89,7 +91,8 @@ def test_three_stages(stage, tmp_path: Path) -> None:
     assert "loss/depth" in terms and all(v.isfinite() for v in terms.values())
     assert all(torch.equal(v, before[k]) for k, v in model.teacher.state_dict().items())
     assert not any(k.startswith(("detector.", "label_encoder.")) for k in model.state_dict())
-    model.eval().student.heads["object"].test_cfg["score_threshold"] = 0.0
+    head = model.eval().student.heads["object"]
+    head.test_cfg = replace(head.test_cfg, score_threshold=0.0)
     with torch.no_grad():
         (with_labels,) = model.predict(batches["val"])
         (without,) = model.predict(batches["val"].without("boxes", "labels"))

@@ -64,7 +64,7 @@ def test_a_student_trains_on_both(root: Path):
     [
         ({"data.train.part": [0, 0.01]}, r"part: \[0, 0.01\] of 4 scenes is none"),
         ({"data.train.part": [0.6, 0.5]}, "two rising numbers"),
-        ({"data.unlabelled": {"part": [0.5, 1]}}, "data.unlabelled needs `share`"),
+        ({"data.unlabelled": {"part": [0.5, 1]}}, "data.unlabelled.share is missing"),
         ({"data.unlabelled": {"share": 1.5}}, "share must lie between 0 and 1"),
     ],
 )
@@ -76,13 +76,13 @@ def test_parts_and_shares_that_make_no_sense(root: Path, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.train.part": 0.5}, "'part' of NuScenesDataset must be a list of numbers, got 0.5"),
-        ({"data.train.part": ["a", 1]}, r"'part' of NuScenesDataset must be a list of numbers, got \['a', 1\]"),
+        ({"data.train.part": 0.5}, "data.train.part must be a list of numbers, got 0.5"),
+        ({"data.train.part": ["a", 1]}, r"data.train.part must be a list of numbers, got \['a', 1\]"),
         ({"data.train.part": [0, 0.01]}, r"\[0, 0.01\] of 4 scenes is none"),
         ({"data.unlabelled": {"share": "half"}}, r"data\.unlabelled\.share must be a number, got 'half'"),
         ({"data.unlabelled": {"share": 0.5}}, "data.unlabelled has 4 of the 4 frames of data.train"),
         ({"data.unlabelled": {"share": 0.5, "part": [0.25, 1]}}, "data.unlabelled has 2 of the 4 frames of data.train"),
-        ({"data.unlabelled": 0.5}, "data.unlabelled must hold a mapping, got 0.5"),
+        ({"data.unlabelled": 0.5}, "data.unlabelled must be a mapping, got 0.5"),
     ],
 )
 def test_parts_and_shares_that_are_none(root: Path, changes: dict, message: str):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import mmdet3d.datasets.nuscenes as nuscenes
 from mmdet3d.datasets.transforms import Compose, LoadAnnotations3D, LoadPointsFromFile, ObjectPaste
-from mmdet3d.datasets.transforms.paste import footprints_collide
+from mmdet3d.datasets.transforms.paste import ObjectFilter, ObjectSource, footprints_collide
+from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Boxes3D, Sample
 
 
@@ -72,12 +73,12 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[
 SAMPLER = {
     "info_path": "db.pkl",
     "sample_groups": {"car": 9, "bus": 3, "trailer": 2},
-    "prepare": {"filter_by_min_points": {"car": 5, "bus": 5}, "filter_by_difficulty": [-1]},
+    "prepare": ObjectFilter({"car": 5, "bus": 5}, filter_by_difficulty=[-1]),
 }
 
 
 def pasted(root: Path, seed: int = 0, stop_epoch: int | None = None, epoch: int = 0) -> Sample:
-    pipeline = Compose([LoadPointsFromFile(), LoadAnnotations3D(), ObjectPaste(SAMPLER, stop_epoch)])
+    pipeline = Compose([LoadPointsFromFile(), LoadAnnotations3D(), ObjectPaste(ObjectSource(**SAMPLER), stop_epoch)])
     return pipeline.load(frames.context(frames.small_frame(root), root, seed, epoch=epoch))
 
 
@@ -115,18 +116,16 @@ def test_stops_with_the_epoch_and_reads_the_database_only_if_active(
 def test_hidden_scene_points_are_removed(tmp_path: Path, database: dict) -> None:
     record = frames.small_frame(tmp_path)
     np.array([[20, -15, 0.5, 1, 0], [20, -12, 0.5, 1, 0]], dtype="<f4").tofile(tmp_path / "key.bin")
-    pipeline = Compose([LoadPointsFromFile(), LoadAnnotations3D(), ObjectPaste(SAMPLER)])
+    pipeline = Compose([LoadPointsFromFile(), LoadAnnotations3D(), ObjectPaste(ObjectSource(**SAMPLER))])
     points = pipeline.load(frames.context(record, tmp_path)).points
     assert points[6:, 1].tolist() == [-12]
 
 
 def test_mistakes_in_the_sampler_are_explained(tmp_path: Path, database: dict) -> None:
-    with pytest.raises(ValueError, match=r"got info_path, sample_groups, prepare, rates$"):
-        ObjectPaste(SAMPLER | {"rates": 1.0})
-    pipeline = Compose(
-        [LoadPointsFromFile(), LoadAnnotations3D(), ObjectPaste(SAMPLER | {"sample_groups": {"cars": 2}})]
-    )
+    with pytest.raises(ValueError, match=r"unknown config key ObjectPaste\.db_sampler\.rates, did you mean 'rate'"):
+        TRANSFORMS.build({"type": "ObjectPaste", "db_sampler": SAMPLER | {"rates": 1.0}})
+    pipeline = Compose([LoadPointsFromFile(), LoadAnnotations3D(), ObjectPaste(ObjectSource("db.pkl", {"cars": 2}))])
     with pytest.raises(ValueError, match="names 'cars', did you mean 'car'"):
         pipeline.load(frames.context(frames.small_frame(tmp_path), tmp_path))
-    with pytest.raises(ValueError, match=r"db_sampler\.prepare knows .*got \['filter_by_age'\]"):
-        ObjectPaste(SAMPLER | {"prepare": {"filter_by_age": 3}})
+    with pytest.raises(ValueError, match=r"key ObjectPaste\.db_sampler\.prepare\.filter_by_age.*known: filter_by_min"):
+        TRANSFORMS.build({"type": "ObjectPaste", "db_sampler": SAMPLER | {"prepare": {"filter_by_age": 3}}})

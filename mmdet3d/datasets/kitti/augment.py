@@ -6,15 +6,13 @@ generator that is passed in, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
+from mmdet3d.blocks import ConfigKeyError
 from mmdet3d.datasets.kitti.files import KittiCalibration
-from mmdet3d.registry import nearest
 
 __all__ = ["Augmentation", "View", "flip_calibration", "jitter_colours", "warp_depth", "warp_image"]
 
@@ -68,7 +66,7 @@ class View:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to a training sample.
+    """What may happen to a training sample of KITTI.
 
     Args:
         random_flip, random_crop: probabilities.
@@ -99,16 +97,7 @@ class Augmentation:
         }
         for name, most in limits.items():
             if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"augment.{name} must lie in [0, {most:g}], got {getattr(self, name)}")
-
-    @classmethod
-    def from_config(cls, cfg: Mapping[str, Any]) -> Augmentation:
-        """Raises ValueError for unknown keys too."""
-        known = [f.name for f in fields(cls)]
-        for key in cfg:
-            if key not in known:
-                raise ValueError(f"unknown key augment.{key}{nearest(key, known)} (known: {', '.join(known)})")
-        return cls(**cfg)
+                raise ConfigKeyError(name, f" must lie in [0, {most:g}], got {getattr(self, name)}")
 
     def draw(self, size: tuple[int, int], rng: np.random.RandomState) -> View:
         """A view of an image of `size` (width, height). Always draws as many numbers."""

@@ -17,6 +17,7 @@ from mmdet3d.datasets.processes import in_processes
 from mmdet3d.evaluation.kitti import CLASSES
 from mmdet3d.evaluation.kitti_objects import read_labels
 from mmdet3d.progress import progress_bar
+from mmdet3d.shell import command
 
 __all__ = ["check_tree", "make_depth"]
 
@@ -205,7 +206,7 @@ def _existing(root: str | Path) -> Path:
     if not (root / "training").is_dir():
         raise FileNotFoundError(
             f"there is no folder {root / 'training'}; unpack the KITTI object data into {root}, or write a synthetic "
-            "world: python tools/create_data.py synthetic-kitti"
+            f"world: {command('create-data')} synthetic-kitti"
         )
     return root
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmdet3d.blocks import nearest, read_block
 from mmdet3d.datasets.cache import open_cache
 from mmdet3d.datasets.kitti.augment import Augmentation, View, flip_calibration, warp_depth, warp_image
 from mmdet3d.datasets.kitti.files import (
@@ -32,7 +33,8 @@ from mmdet3d.datasets.views import Views
 from mmdet3d.evaluation.kitti import CLASSES, evaluate_folder, write_metrics
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects, read_labels, write_results, zip_results
 from mmdet3d.evaluation.kitti_table import metric_names, metrics_by_name
-from mmdet3d.registry import DATASETS, nearest
+from mmdet3d.registry import DATASETS
+from mmdet3d.shell import command
 from mmdet3d.structures import Calibration, Detections3D, ImageObjects, Sample, limit_period
 from mmdet3d.structures.camera_boxes import boxes_from_kitti
 
@@ -116,7 +118,7 @@ class KittiDataset(torch.utils.data.Dataset):
         self.image_size = _checked_size(image_size)
         self.depth_dir = self.root / depth_dir if depth_dir and self.annotated else None
         self.score_decimals = score_decimals
-        self.augment = None if test_mode else Augmentation.from_config(augment or {})
+        self.augment = None if test_mode else read_block(Augmentation, augment or {}, "augment")
         self.epoch = 0
         self._read = open_cache(cache, self.root, cache_limit)
         self.tokens = part_of(self._find_ids(ids), part, "frames")
@@ -163,7 +165,7 @@ class KittiDataset(torch.utils.data.Dataset):
             sample = self._load(token, stream.rng)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(
-                f"{error}; `python tools/create_data.py kitti --root-path {self.root}` checks all files"
+                f"{error}; `{command('create-data')} kitti --root-path {self.root}` checks all files"
             ) from None
         sample.view = stream.name(token)
         return sample
@@ -343,7 +345,7 @@ class KittiDataset(torch.utils.data.Dataset):
         path = self.depth_dir / f"{token}.png"
         if not path.is_file():
             raise FileNotFoundError(
-                f"depth map {path} is missing; `python tools/create_data.py kitti --root-path {self.root} --depth` "
+                f"depth map {path} is missing; `{command('create-data')} kitti --root-path {self.root} --depth` "
                 "makes it from the LiDAR, and `depth_dir: null` does without"
             )
         (depth,) = self._read(read_depths, [path], size[::-1])
@@ -383,7 +385,7 @@ class KittiDataset(torch.utils.data.Dataset):
         if not (self.folder / "image_2").is_dir():
             raise FileNotFoundError(
                 f"{self.folder / 'image_2'} does not exist; set dataset_root to a KITTI folder (with training/image_2, "
-                "calib, label_2), or write a synthetic one: python tools/create_data.py synthetic-kitti --out-dir DIR"
+                f"calib, label_2), or write a synthetic one: {command('create-data')} synthetic-kitti --out-dir DIR"
             )
         listed = self.root / "ImageSets" / f"{self.split}.txt"
         tokens = read_ids(listed) if listed.is_file() else split_ids(self.split)

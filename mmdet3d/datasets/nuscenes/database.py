@@ -16,6 +16,7 @@ from mmdet3d.datasets.nuscenes.resumable import digest_files, resumable_map
 from mmdet3d.datasets.pickles import dump_pickle, load_pickle
 from mmdet3d.datasets.records import Context, FrameRecord
 from mmdet3d.evaluation.files import atomic_write
+from mmdet3d.shell import command
 from mmdet3d.structures import Boxes3D
 
 __all__ = ["DatabaseRecord", "create_database", "read_database"]
@@ -62,7 +63,8 @@ def read_database(path: str | Path) -> dict[str, list[DatabaseRecord]]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"ground-truth database {path} does not exist; create it with tools/create_data.py nuscenes, or take "
+            f"ground-truth database {path} does not exist; create it with {command('create-data')} nuscenes, or "
+            "take "
             "ObjectPaste out of the pipeline"
         )
     content = load_pickle(path)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmdet3d.blocks import check_keys, nearest
 from mmdet3d.datasets.base import FrameDataset, unannotated, with_annotations
 from mmdet3d.datasets.nuscenes.complete import incomplete_frames
 from mmdet3d.datasets.nuscenes.ego_frame import in_ego_frame
@@ -27,7 +28,8 @@ from mmdet3d.evaluation.nuscenes import (
 )
 from mmdet3d.evaluation.nuscenes_tables import CLASSES
 from mmdet3d.interop.checkpoints import file_digest
-from mmdet3d.registry import DATASETS, nearest
+from mmdet3d.registry import DATASETS
+from mmdet3d.shell import command
 from mmdet3d.structures import Detections3D, Sample
 
 __all__ = ["NuScenesDataset"]
@@ -96,9 +98,7 @@ class NuScenesDataset(FrameDataset):
         classes = tuple(object_classes or CLASSES)
         _check_classes(classes)
         self.modality = dict(modality or {})
-        for key in self.modality:
-            if key not in MODALITIES:
-                raise ValueError(f"unknown modality {key!r}{nearest(key, MODALITIES)} (known: {', '.join(MODALITIES)})")
+        check_keys(self.modality, MODALITIES, "modality")
         if load_interval < 1:
             raise ValueError(f"load_interval: {load_interval} must be at least 1")
         if frame not in ("lidar", "ego"):
@@ -199,7 +199,7 @@ def _find_info_file(root: Path, ann_file: str) -> Path:
     there = sorted(p.name for p in root.glob("*infos*.pkl") if "dbinfos" not in p.name)
     raise FileNotFoundError(
         f"info file {path} does not exist (info files there: {', '.join(there) or 'none'}); set ann_file / info_prefix "
-        f"to one of them, or create it: python tools/create_data.py nuscenes --root-path {root} --out-dir {root} "
+        f"to one of them, or create it: {command('create-data')} nuscenes --root-path {root} --out-dir {root} "
         f"--extra-tag {ann_file.split('_infos_')[0]} --version v1.0-trainval"
     )
 

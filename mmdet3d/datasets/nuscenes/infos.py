@@ -14,6 +14,7 @@ import numpy as np
 from mmdet3d.datasets.nuscenes.published import records_of_data_list, records_of_infos
 from mmdet3d.datasets.pickles import dump_pickle, load_pickle
 from mmdet3d.datasets.records import CameraRecord, FrameRecord, SensorRecord
+from mmdet3d.shell import command
 
 __all__ = ["FORMAT", "read_infos", "write_infos"]
 
@@ -45,7 +46,7 @@ def read_infos(path: str | Path) -> tuple[list[FrameRecord], dict[str, Any]]:
             raise ValueError(f"{path} is no info file: it has neither `infos` nor `data_list` (keys: {list(content)})")
     except KeyError as error:
         raise ValueError(
-            f"{path}: an info has no key {error}; create the file anew with tools/create_data.py"
+            f"{path}: an info has no key {error}; create the file anew with {command('create-data')}"
         ) from None
     for record in records:
         check_calibration(record, path)

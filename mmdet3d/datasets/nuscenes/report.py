@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from mmdet3d.blocks import nearest
 from mmdet3d.datasets.nuscenes.published import CAMERAS, RADARS
 from mmdet3d.datasets.records import FrameRecord
 from mmdet3d.datasets.tally import Tally
 from mmdet3d.evaluation.nuscenes_tables import CATEGORIES, CLASSES
-from mmdet3d.registry import nearest
 
 __all__ = ["report"]
 

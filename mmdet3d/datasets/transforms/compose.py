@@ -24,7 +24,9 @@ class Compose(Transform):
     """
 
     def __init__(self, transforms: Sequence[Mapping[str, Any] | Transform]) -> None:
-        self.transforms = [t if isinstance(t, Transform) else TRANSFORMS.build(t) for t in transforms]
+        self.transforms = [
+            t if isinstance(t, Transform) else TRANSFORMS.build(t, f"pipeline.{i}") for i, t in enumerate(transforms)
+        ]
 
     def __call__(self, sample: Sample, context: Context) -> Sample | None:
         current: Sample | None = sample

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmdet3d.datasets.records import Context, Transform
 from mmdet3d.datasets.transforms.loading import need
 from mmdet3d.registry import TRANSFORMS
+from mmdet3d.shell import command
 from mmdet3d.structures import Boxes3D, Sample, project
 
 __all__ = ["DEPTH_FOLDER", "GTDepth", "LoadDepthFromFiles", "draw_depth", "rasterise_depth", "read_depth"]
@@ -70,14 +71,15 @@ def read_depth(path: Path) -> Tensor:
         content = path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"depth file {path} does not exist; write such files with tools/create_data.py depth, or take GTDepth, "
+            f"depth file {path} does not exist; write such files with {command('create-data')} depth, or take "
+            "GTDepth, "
             "which needs none, in place of LoadDepthFromFiles"
         ) from None
     rows = np.frombuffer(content, dtype="<f4", count=len(content) // 12 * 3).reshape(-1, 3)
     if len(content) % 12 or not np.isfinite(rows).all():
         raise ValueError(
             f"depth file {path} ({len(content)} bytes) must hold rows of three finite float32 (u, v, depth); it is "
-            "truncated or damaged, delete it and run tools/create_data.py depth again"
+            f"truncated or damaged, delete it and run {command('create-data')} depth again"
         )
     return torch.from_numpy(rows.copy())
 

@@ -50,7 +50,11 @@ def _inside(points: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 @TRANSFORMS.register
 class ObjectRangeFilter(Transform):
-    """Keeps boxes whose centre is strictly inside the range on the ground plane; brings their yaw into [-pi, pi)."""
+    """Keeps boxes whose centre is strictly inside the range on the ground plane; brings their yaw into [-pi, pi).
+
+    Args:
+        point_cloud_range: x0, y0, z0, x1, y1, z1, metres; the heights are not looked at.
+    """
 
     def __init__(self, point_cloud_range: Sequence[float]) -> None:
         x0, y0, _, x1, y1, _ = point_cloud_range

@@ -12,6 +12,7 @@ import torch
 from mmdet3d.datasets.records import Context, SensorRecord, Transform
 from mmdet3d.datasets.transforms.loading import need, read_bytes
 from mmdet3d.registry import TRANSFORMS
+from mmdet3d.shell import command
 from mmdet3d.structures import Sample
 
 __all__ = ["LoadPointsFromFile", "LoadPointsFromMultiSweeps", "read_points"]
@@ -207,7 +208,7 @@ def _later_sweeps(context: Context, count: int) -> list[SensorRecord]:
     if context.find is None or record.next_token is None:
         raise ValueError(
             f"future_sweeps: {count} needs the frame after {record.token}, but the info file does not say which one "
-            "that is; create it anew with tools/create_data.py"
+            f"that is; create it anew with {command('create-data')}"
         )
     following = context.find(record.next_token) if record.next_token else None
     if following is None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mmdet3d.blocks import nearest
 from mmdet3d.datasets.records import Context, Transform
 from mmdet3d.datasets.transforms.lidar import read_points
 from mmdet3d.datasets.transforms.loading import need
-from mmdet3d.registry import TRANSFORMS, nearest
+from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Boxes3D, Sample
 
-__all__ = ["ObjectPaste", "ObjectSampler", "footprints_collide"]
+__all__ = ["ObjectPaste", "ObjectSampler", "ObjectSource", "footprints_collide"]
 
 
 def footprints_collide(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -42,37 +44,41 @@ def _separated(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return gap.any(axis=-1)
 
 
-class ObjectSampler:
-    """Draws objects from a ground-truth database so that each class reaches its number per frame.
+@dataclass(frozen=True)
+class ObjectFilter:
+    """Which objects of a database may be drawn.
+
+    Args:
+        filter_by_min_points: the fewest LiDAR points by class.
+        filter_by_difficulty: difficulties to leave out.
+    """
+
+    filter_by_min_points: Mapping[str, int] = field(default_factory=dict)
+    filter_by_difficulty: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class ObjectSource:
+    """What an `ObjectSampler` draws, and from where.
 
     Args:
         info_path: the database's info file, relative to the dataset root.
         sample_groups: wanted number of objects per class.
         rate: share of the missing objects to draw.
-        prepare: which objects count: `filter_by_min_points` gives the fewest LiDAR points by class,
-            `filter_by_difficulty` lists difficulties to leave out.
-
-    Raises:
-        ValueError: an unknown key in `prepare`.
+        prepare: which objects count.
     """
 
-    def __init__(
-        self,
-        info_path: str,
-        sample_groups: Mapping[str, int],
-        rate: float = 1.0,
-        prepare: Mapping[str, Any] | None = None,
-    ) -> None:
-        prepare = dict(prepare or {})
-        self.info_path = info_path
-        self.sample_groups = dict(sample_groups)
-        self.rate = rate
-        self.min_points = prepare.pop("filter_by_min_points", {})
-        self.left_out = prepare.pop("filter_by_difficulty", [])
-        if prepare:
-            raise ValueError(
-                f"db_sampler.prepare knows filter_by_min_points and filter_by_difficulty, got {list(prepare)}"
-            )
+    info_path: str
+    sample_groups: Mapping[str, int]
+    rate: float = 1.0
+    prepare: ObjectFilter = field(default_factory=ObjectFilter)
+
+
+class ObjectSampler:
+    """Draws objects from a ground-truth database so that each class reaches its number per frame."""
+
+    def __init__(self, source: ObjectSource) -> None:
+        self.source = source
         self._database: dict[str, list[Any]] | None = None
 
     def draw(self, scene: Boxes3D, names: Sequence[str], context: Context) -> list[Any]:
@@ -84,14 +90,14 @@ class ObjectSampler:
         """
         taken = scene.footprint().double().numpy()
         chosen = []
-        for name, wanted in self.sample_groups.items():
+        for name, wanted in self.source.sample_groups.items():
             if name not in context.classes:
                 raise ValueError(
                     f"db_sampler.sample_groups names {name!r}{nearest(name, context.classes)}, which is not in the "
                     f"data set's classes; remove it"
                 )
             candidates = self._records(context.root).get(name, [])
-            number = min(round(self.rate * (wanted - list(names).count(name))), len(candidates))
+            number = min(round(self.source.rate * (wanted - list(names).count(name))), len(candidates))
             for i in context.rng.permutation(len(candidates))[: max(number, 0)]:
                 footprint = _boxes([candidates[i]]).footprint().double().numpy()
                 if not footprints_collide(footprint, taken).any():
@@ -106,12 +112,14 @@ class ObjectSampler:
 
             self._database = {
                 name: [r for r in records if self._counts(r)]
-                for name, records in read_database(root / self.info_path).items()
+                for name, records in read_database(root / self.source.info_path).items()
             }
         return self._database
 
     def _counts(self, record: Any) -> bool:
-        return record.num_points >= self.min_points.get(record.name, 0) and record.difficulty not in self.left_out
+        wanted = self.source.prepare
+        fewest = wanted.filter_by_min_points.get(record.name, 0)
+        return record.num_points >= fewest and record.difficulty not in wanted.filter_by_difficulty
 
 
 @TRANSFORMS.register
@@ -121,21 +129,16 @@ class ObjectPaste(Transform):
     Images and radar do not see pasted objects; `GTDepth` leaves them out.
 
     Args:
-        db_sampler: arguments of `ObjectSampler`.
+        db_sampler: what is pasted.
         stop_epoch: the first epoch without pasting; None never stops, -1 and 0 never paste.
 
     Raises:
-        ValueError: `db_sampler` has an unknown or lacks a needed key; while pasting: `sample_groups` names a class that
-            the data set does not have, or the frame is not that of the database.
+        ValueError: while pasting: `sample_groups` names a class that the data set does not have, or the frame is not
+            that of the database.
     """
 
-    def __init__(self, db_sampler: Mapping[str, Any], stop_epoch: int | None = None) -> None:
-        try:
-            self.sampler = ObjectSampler(**db_sampler)
-        except TypeError:
-            raise ValueError(
-                f"ObjectPaste.db_sampler takes info_path, sample_groups, rate and prepare, got {', '.join(db_sampler)}"
-            ) from None
+    def __init__(self, db_sampler: ObjectSource, stop_epoch: int | None = None) -> None:
+        self.sampler = ObjectSampler(db_sampler)
         self.stop_epoch = stop_epoch
         if stop_epoch is not None and stop_epoch > 0:
             self.epoch_setting = "stop_epoch: -1 (never paste) or null (never stop)"

@@ -100,7 +100,7 @@ class CenterHeadLoss(DistillLoss):
         cfg = self._train_cfg
         return heatmap_target(
             self._objects(batch), len(batch), sum(map(len, self._tasks)), self._grid,
-            cfg["gaussian_overlap"], cfg["min_radius"],
+            cfg.gaussian_overlap, cfg.min_radius,
         )  # fmt: skip
 
     def _classes(self) -> list[slice]:

@@ -62,7 +62,7 @@ class CenterResponseLoss(CenterHeadLoss):
         objects = self._objects(batch)
         cfg = self._train_cfg
         heat = heatmap_target(
-            objects, len(batch), sum(map(len, self._tasks)), self._grid, cfg["gaussian_overlap"], cfg["min_radius"]
+            objects, len(batch), sum(map(len, self._tasks)), self._grid, cfg.gaussian_overlap, cfg.min_radius
         )
         terms = {}
         for t, (classes, student, teacher) in enumerate(
@@ -83,5 +83,5 @@ class CenterResponseLoss(CenterHeadLoss):
 
     def _box_loss(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], objects: Objects) -> Tensor:
         mine, theirs = (CenterHead.codes_at(side, objects) for side in (student, teacher))
-        distance = (mine - theirs).abs() @ torch.as_tensor(self._train_cfg["code_weights"]).to(mine)
+        distance = (mine - theirs).abs() @ torch.as_tensor(self._train_cfg.code_weights).to(mine)
         return self._box_weight * distance.sum() / (len(objects) + 1e-4)

@@ -45,7 +45,7 @@ class FeatureLoss(DistillLoss):
         self.grid = student.grid
         if self.object_mask:
             train_cfg = student.heads["object"].train_cfg
-            self._targets = {"overlap": train_cfg["gaussian_overlap"], "min_radius": train_cfg["min_radius"]}
+            self._targets = {"overlap": train_cfg.gaussian_overlap, "min_radius": train_cfg.min_radius}
 
     @full_precision
     def forward(self, student_value: Tensor, teacher_value: Tensor, batch: Batch) -> Tensor:

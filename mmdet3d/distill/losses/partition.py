@@ -86,7 +86,7 @@ class PartitionedFeatureLoss(DistillLoss):
             raise ValueError(f"PartitionedFeatureLoss: the student sees {frames} frames, but frames is {self.frames}")
         self.grid = student.grid
         train_cfg = student.heads["object"].train_cfg
-        self._targets = {"overlap": train_cfg["gaussian_overlap"], "min_radius": train_cfg["min_radius"]}
+        self._targets = {"overlap": train_cfg.gaussian_overlap, "min_radius": train_cfg.min_radius}
 
     @full_precision
     def forward(self, student_value: Sequence[Tensor], teacher_value: Sequence[Tensor], batch: Batch) -> Tensor:

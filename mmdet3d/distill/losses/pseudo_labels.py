@@ -8,12 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mmdet3d.blocks import nearest
 from mmdet3d.distill.losses.base import Shared, full_precision
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
 from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import CenterHead
-from mmdet3d.registry import MODELS, nearest
+from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, Boxes3D, Detections3D
 
 __all__ = ["PseudoLabelLoss", "away_from"]

@@ -94,9 +94,13 @@ def soft_box_loss(student: Tensor, teacher: Tensor, response: Tensor) -> Tensor:
         teacher: (B, P, X, Y).
         response: (B, X, Y) probability summed over the classes of the task.
     """
+    # An unsure teacher still teaches where it is surest. Upstream lowers the threshold in a loop until a cell exceeds
+    # it; each turn would wait for the GPU, so the number of steps is computed instead.
     short_of = (0.1 - response.max()).clamp(min=0)
     steps = torch.where(response.max() > 0.1, torch.zeros_like(short_of), (short_of / 0.01).floor() + 1)
     sample, x, y = (response > 0.1 - 0.01 * steps).nonzero(as_tuple=True)
     ours, theirs = student[sample, :, x, y], teacher[sample, :, x, y]
     distance = F.smooth_l1_loss(ours, theirs, reduction="none").sum(1)
+    # Upstream takes 4 times the mean over cells and the ten parameters of 10 times the weighted distance: the tens
+    # cancel, because `distance` is a sum over the parameters.
     return 4 * (distance * response[sample, x, y]).sum() / max(len(sample), 1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.models.backbones.pretrained import checkpoint_of, load_weights, read_weights
+from mmdet3d.models.backbones.pretrained import Pretrained, load_weights, read_weights
 from mmdet3d.models.layers import PointwiseConv2d
 from mmdet3d.registry import MODELS
 
@@ -95,17 +94,17 @@ class DLA(nn.Module):
     Args:
         depth: 34.
         base_channels: width of the stem; 16 is the published network, less makes a small twin.
-        init_cfg: `{type: Pretrained, checkpoint: FILE}` or None, see `init_weights`.
+        init_cfg: see `init_weights`.
 
     Raises:
         ValueError: an unknown depth.
     """
 
-    def __init__(self, depth: int = 34, base_channels: int = 16, init_cfg: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, depth: int = 34, base_channels: int = 16, init_cfg: Pretrained | None = None) -> None:
         super().__init__()
         if depth not in _TREES:
             raise ValueError(f"DLA depth must be one of {', '.join(map(str, _TREES))}, got {depth}")
-        self._checkpoint = checkpoint_of(init_cfg, f"DLA-{depth}")
+        self._checkpoint = init_cfg.checkpoint if init_cfg else None
         self.depth = depth
         self.channels = tuple(base_channels * 2**i for i in range(6))
         self.base_layer = _conv_level(3, base_channels, kernel=7)

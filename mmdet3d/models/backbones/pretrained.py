@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from torch import Tensor, nn
 
 from mmdet3d.models.weight_files import read_tensors
+from mmdet3d.shell import command
 
-__all__ = ["FOLDER", "checkpoint_of", "load_weights", "read_weights"]
+__all__ = ["FOLDER", "Pretrained", "load_weights", "read_weights"]
 
 FOLDER = Path("pretrained")
 _OPTION = "--model.encoders.camera.backbone.init_cfg"
@@ -31,19 +33,17 @@ _PLACES = (
 logger = logging.getLogger(__name__)
 
 
-def checkpoint_of(init_cfg: Mapping[str, Any] | None, owner: str) -> str | None:
-    """The checkpoint of `{type: Pretrained, checkpoint: FILE}`; None stays None.
+@dataclass(frozen=True)
+class Pretrained:
+    """The block `init_cfg` of a backbone: where its weights come from; null leaves them random.
 
-    Raises:
-        ValueError: another type, or no checkpoint.
+    Args:
+        checkpoint: a `.pth` or `.safetensors` file, or a URL, which stands for the file of that name in `pretrained/`.
+        type: there is no other.
     """
-    if init_cfg is None:
-        return None
-    if init_cfg.get("type") != "Pretrained" or not init_cfg.get("checkpoint"):
-        raise ValueError(
-            f"init_cfg of {owner} must be {{type: Pretrained, checkpoint: FILE}} or null, got {dict(init_cfg)}"
-        )
-    return str(init_cfg["checkpoint"])
+
+    checkpoint: str
+    type: Literal["Pretrained"] = "Pretrained"
 
 
 def read_weights(checkpoint: str, owner: str, option: str = _OPTION) -> dict[str, Tensor]:
@@ -67,7 +67,7 @@ def read_weights(checkpoint: str, owner: str, option: str = _OPTION) -> dict[str
         if len(prefixes) > 1:
             raise ValueError(
                 f"{path} holds several networks ({', '.join(prefixes)}...), so it is not clear which is the image "
-                f"backbone of {owner}; take one out: python tools/convert_checkpoint.py {path} OUT.safetensors "
+                f"backbone of {owner}; take one out: {command('convert')} {path} OUT.safetensors "
                 f"--prefix {prefixes[0].rstrip('.')}"
             )
         if prefixes:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
-from mmdet3d.models.backbones.pretrained import checkpoint_of, load_weights, read_weights
+from mmdet3d.models.backbones.pretrained import Pretrained, load_weights, read_weights
 from mmdet3d.models.deformable import ModulatedDeformConv
-from mmdet3d.models.layers import PointwiseConv2d, build_norm2d, freeze
+from mmdet3d.models.layers import Norm2d, PointwiseConv2d, build_norm2d, freeze
 from mmdet3d.registry import MODELS
 
 __all__ = ["ResNet"]
 
 
-_NormCfg = Mapping[str, Any] | None
+@dataclass(frozen=True)
+class DeformableConvolution:
+    """The block `dcn` of a `ResNet`.
+
+    Args:
+        type: modulated deformable convolutions.
+        deform_groups: groups of channels with offsets of their own.
+        fallback_on_stride: must be false.
+    """
+
+    type: Literal["DCNv2"] = "DCNv2"
+    deform_groups: int = 1
+    fallback_on_stride: bool = False
 
 
 def _conv3x3(channels: int, stride: int, deform_groups: int) -> nn.Module:
@@ -25,7 +38,7 @@ def _conv3x3(channels: int, stride: int, deform_groups: int) -> nn.Module:
     return ModulatedDeformConv(channels, channels, 3, stride, 1, deform_groups=deform_groups, bias=False)
 
 
-def _projection(in_channels: int, out_channels: int, stride: int, norm_cfg: _NormCfg) -> nn.Module | None:
+def _projection(in_channels: int, out_channels: int, stride: int, norm_cfg: Norm2d | None) -> nn.Module | None:
     if stride == 1 and in_channels == out_channels:
         return None
     conv = PointwiseConv2d(in_channels, out_channels, stride, bias=False)
@@ -36,7 +49,7 @@ class _BasicBlock(nn.Module):
     expansion = 1
 
     def __init__(
-        self, in_channels: int, width: int, stride: int, style: str, norm_cfg: _NormCfg, deform_groups: int
+        self, in_channels: int, width: int, stride: int, style: str, norm_cfg: Norm2d | None, deform_groups: int
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
@@ -56,7 +69,7 @@ class _Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, in_channels: int, width: int, stride: int, style: str, norm_cfg: _NormCfg, deform_groups: int
+        self, in_channels: int, width: int, stride: int, style: str, norm_cfg: Norm2d | None, deform_groups: int
     ) -> None:
         super().__init__()
         first, second = (1, stride) if style == "pytorch" else (stride, 1)
@@ -94,13 +107,12 @@ class ResNet(nn.Module):
         out_indices: which stages are returned; stage i has stride 4 * 2**i.
         frozen_stages: -1 trains all; 0 freezes the stem; k freezes the stem and stages 1..k.
         norm_eval: keep batch-norm statistics fixed in training.
-        norm_cfg: `{type: BN2d, eps, momentum, requires_grad}`.
+        norm_cfg: of all convolutions.
         style: `pytorch` puts a bottleneck's stride on the 3x3, `caffe` on the first 1x1.
         base_channels: width of the stem; 64 is the published network, less makes a small twin.
-        dcn: `{type: DCNv2, deform_groups, fallback_on_stride: false}` or None: what `stage_with_dcn` stages have for
-            their 3x3 convolutions; bottlenecks only.
+        dcn: what `stage_with_dcn` stages have for their 3x3 convolutions; bottlenecks only.
         stage_with_dcn: which of the four stages are deformable.
-        init_cfg: `{type: Pretrained, checkpoint: FILE}` or None, see `init_weights`.
+        init_cfg: see `init_weights`.
 
     Raises:
         ValueError: an unknown depth, style, stage count, index or `dcn`.
@@ -113,17 +125,17 @@ class ResNet(nn.Module):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = True,
-        norm_cfg: _NormCfg = None,
+        norm_cfg: Norm2d | None = None,
         style: str = "pytorch",
         base_channels: int = 64,
-        dcn: Mapping[str, Any] | None = None,
+        dcn: DeformableConvolution | None = None,
         stage_with_dcn: Sequence[bool] = (False, False, False, False),
-        init_cfg: Mapping[str, Any] | None = None,
+        init_cfg: Pretrained | None = None,
     ) -> None:
         super().__init__()
         _check(depth, num_stages, out_indices, frozen_stages, style)
         deform_groups = _deform_groups(depth, dcn, stage_with_dcn)
-        self._checkpoint = checkpoint_of(init_cfg, f"ResNet-{depth}")
+        self._checkpoint = init_cfg.checkpoint if init_cfg else None
         self.depth = depth
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
@@ -198,7 +210,7 @@ def _check(depth: int, num_stages: int, out_indices: Sequence[int], frozen_stage
         raise ValueError(f"ResNet frozen_stages must lie in -1..{num_stages}, got {frozen_stages}")
 
 
-def _deform_groups(depth: int, dcn: Mapping[str, Any] | None, stage_with_dcn: Sequence[bool]) -> list[int]:
+def _deform_groups(depth: int, dcn: DeformableConvolution | None, stage_with_dcn: Sequence[bool]) -> list[int]:
     """Per stage, 0 for plain convolutions."""
     if len(stage_with_dcn) != 4:
         raise ValueError(f"ResNet stage_with_dcn needs four entries, got {list(stage_with_dcn)}")
@@ -208,13 +220,8 @@ def _deform_groups(depth: int, dcn: Mapping[str, Any] | None, stage_with_dcn: Se
                 "ResNet stage_with_dcn names stages, but dcn is null; give {type: DCNv2, deform_groups: 1}"
             )
         return [0] * 4
-    settings = {"deform_groups": 1, "fallback_on_stride": False, **dcn}
-    if set(settings) != {"type", "deform_groups", "fallback_on_stride"} or settings["type"] != "DCNv2":
-        raise ValueError(
-            f"ResNet dcn must be {{type: DCNv2, deform_groups, fallback_on_stride}} or null, got {dict(dcn)}"
-        )
-    if settings["fallback_on_stride"] or depth < 50:
+    if dcn.fallback_on_stride or depth < 50:
         raise ValueError(
             f"ResNet-{depth} takes dcn with fallback_on_stride false and in bottlenecks (depth 50, 101) only"
         )
-    return [settings["deform_groups"] if deformable else 0 for deformable in stage_with_dcn]
+    return [dcn.deform_groups if deformable else 0 for deformable in stage_with_dcn]

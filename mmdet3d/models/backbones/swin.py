@@ -5,7 +5,7 @@ Shapes: B images, h x w tokens of C channels, windows of M x M tokens, K windows
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmdet3d.models.backbones.pretrained import checkpoint_of, load_weights, read_weights
+from mmdet3d.models.backbones.pretrained import Pretrained, load_weights, read_weights
 from mmdet3d.models.backbones.swin_weights import convert_original, fit_position_bias
 from mmdet3d.models.backbones.windows import from_windows, pad_to_multiple, to_windows
 from mmdet3d.models.layers import DropPath, freeze
@@ -185,7 +185,7 @@ class SwinTransformer(nn.Module):
         frozen_stages: -1 trains all; 0 freezes the patch embedding; k freezes it and the first k stages.
         with_cp: recompute blocks in the backward pass to save memory.
         convert_weights: translate the names of the original Swin checkpoints when loading one.
-        init_cfg: `{type: Pretrained, checkpoint: FILE}` or None, see `init_weights`.
+        init_cfg: see `init_weights`.
 
     Raises:
         ValueError: depths and heads of different lengths, heads that do not divide the channels, bad indices.
@@ -210,11 +210,11 @@ class SwinTransformer(nn.Module):
         frozen_stages: int = -1,
         with_cp: bool = False,
         convert_weights: bool = False,
-        init_cfg: Mapping[str, Any] | None = None,
+        init_cfg: Pretrained | None = None,
     ) -> None:
         super().__init__()
         _check(embed_dims, depths, num_heads, out_indices, frozen_stages)
-        self._checkpoint = checkpoint_of(init_cfg, "SwinTransformer")
+        self._checkpoint = init_cfg.checkpoint if init_cfg else None
         self.convert_weights = convert_weights
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmdet3d.models.backbones.pretrained import checkpoint_of, load_weights, read_weights
+from mmdet3d.models.backbones.pretrained import Pretrained, load_weights, read_weights
 from mmdet3d.models.backbones.vitae_cells import NORM_EPS, NormalCell, ReductionCell
 from mmdet3d.models.layers import freeze
 from mmdet3d.registry import MODELS
@@ -58,7 +58,7 @@ class ViTAEv2(nn.Module):
         out_indices: which stages are returned, each through its own layer norm.
         frozen_stages: k freezes the first k stages; -1 and 0 freeze none.
         use_checkpoint: recompute attention and MLP in the backward pass to save memory.
-        init_cfg: `{type: Pretrained, checkpoint: FILE}` or None, see `init_weights`.
+        init_cfg: see `init_weights`.
 
     Raises:
         ValueError: lists of another length than `stages`, an unknown token type, heads or groups that do not divide
@@ -91,7 +91,7 @@ class ViTAEv2(nn.Module):
         out_indices: Sequence[int] = (1, 2, 3),
         frozen_stages: int = -1,
         use_checkpoint: bool = False,
-        init_cfg: Mapping[str, Any] | None = None,
+        init_cfg: Pretrained | None = None,
     ) -> None:
         super().__init__()
         per_stage = {
@@ -101,7 +101,7 @@ class ViTAEv2(nn.Module):
             "NC_group": NC_group, "RC_group": RC_group,
         }  # fmt: skip
         _check(stages, per_stage, in_channels, out_indices, frozen_stages)
-        self._checkpoint = checkpoint_of(init_cfg, "ViTAEv2")
+        self._checkpoint = init_cfg.checkpoint if init_cfg else None
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         drop = {"qkv_bias": qkv_bias, "drop": drop_rate, "attn_drop": attn_drop_rate}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import accumulate
 from operator import mul
-from typing import Any
 
 from torch import Tensor, nn
 
-from mmdet3d.models.layers import build_norm2d
+from mmdet3d.models.layers import Norm2d, build_norm2d
 from mmdet3d.registry import MODELS
 
 __all__ = ["SECOND"]
@@ -24,13 +22,13 @@ class SECOND(nn.Module):
         out_channels: channels of each stage.
         layer_nums: convolutions of each stage after its strided one.
         layer_strides: stride of each stage.
-        norm_cfg: BatchNorm with its `eps` and `momentum`.
+        norm_cfg: of all convolutions.
 
     Attributes:
         strides: of each output with respect to the input.
 
     Raises:
-        ValueError: the three lists differ in length, or another norm than BatchNorm.
+        ValueError: the three lists differ in length.
     """
 
     def __init__(
@@ -39,7 +37,7 @@ class SECOND(nn.Module):
         out_channels: list[int],
         layer_nums: list[int],
         layer_strides: list[int],
-        norm_cfg: Mapping[str, Any] | None = None,
+        norm_cfg: Norm2d | None = None,
     ) -> None:
         super().__init__()
         if not len(out_channels) == len(layer_nums) == len(layer_strides):
@@ -47,7 +45,7 @@ class SECOND(nn.Module):
                 "SECOND: out_channels, layer_nums and layer_strides need one entry per stage, "
                 f"got {len(out_channels)}, {len(layer_nums)} and {len(layer_strides)}"
             )
-        norm = norm_cfg or {"type": "BN", "eps": 1e-3, "momentum": 0.01}
+        norm = norm_cfg or Norm2d("BN", eps=1e-3, momentum=0.01)
         self.blocks = nn.ModuleList()
         for channels, depth, stride in zip(out_channels, layer_nums, layer_strides, strict=True):
             layers: list[nn.Module] = []

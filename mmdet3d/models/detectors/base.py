@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.registry import nearest
+from mmdet3d.blocks import nearest
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
 __all__ = ["Detector", "Stage", "Trainable"]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from mmdet3d.models.detectors.base import Detector
+from mmdet3d.models.detectors.config import CameraBlock, DecoderBlock, Encoders, HeadsBlock, PointSensorBlock
 from mmdet3d.models.detectors.grids import check_grids, check_image_size
 from mmdet3d.models.encoders import build_voxelizer, voxelize_batch
 from mmdet3d.models.layers import channels_last
-from mmdet3d.registry import MODELS, nearest
+from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
-__all__ = ["BEVFusion", "build_camera", "check_keys"]
+__all__ = ["BEVFusion", "build_camera"]
 
 # The batch field that a point sensor reads.
 _FIELDS = {"lidar": "points", "radar": "radar"}
@@ -28,11 +29,10 @@ class BEVFusion(Detector):
     `forward` is not defined: use `loss`, `predict`, or `extract` with the taps listed in docs/architecture.md.
 
     Args:
-        encoders: `camera` {backbone, neck, vtransform}, `lidar` and `radar` {voxelize, voxelize_reduce, backbone}; a
-            sensor that is null or missing is not part of the model.
-        fuser: part config; null if there is one sensor.
-        decoder: `backbone` and `neck`, part configs.
-        heads: `object`, part config; `map` must be null.
+        encoders: by sensor; one that is null or missing is not part of the model.
+        fuser: part; null if there is one sensor.
+        decoder: between the fused BEV and the head.
+        heads: what is predicted.
 
     Attributes:
         grid: the BEV raster of the head.
@@ -49,21 +49,24 @@ class BEVFusion(Detector):
 
     def __init__(
         self,
-        encoders: Mapping[str, Any],
-        decoder: Mapping[str, Any],
-        heads: Mapping[str, Any],
+        encoders: Encoders,
+        decoder: DecoderBlock,
+        heads: HeadsBlock,
         fuser: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_keys(encoders, (), "encoders", optional=self.branches)
-        check_keys(decoder, ("backbone", "neck"), "decoder")
-        self.sensors = tuple(name for name in self.branches if encoders.get(name) is not None)
+        self.sensors = tuple(name for name in self.branches if getattr(encoders, name) is not None)
         self._check_fuser(fuser)
-        self._reduce = {name: encoders[name].get("voxelize_reduce", True) for name in self.sensors}
+        self._reduce: dict[str, bool] = {}
         self.encoders = self._build_encoders(encoders)
-        self.fuser = None if fuser is None else MODELS.build(fuser)
-        self.decoder = nn.ModuleDict({name: MODELS.build(decoder[name]) for name in ("backbone", "neck")})
-        self.heads = nn.ModuleDict({"object": _build_head(heads)})
+        self.fuser = None if fuser is None else MODELS.build(fuser, "fuser")
+        self.decoder = nn.ModuleDict(
+            {
+                "backbone": MODELS.build(decoder.backbone, "decoder.backbone"),
+                "neck": MODELS.build(decoder.neck, "decoder.neck"),
+            }
+        )
+        self.heads = nn.ModuleDict({"object": MODELS.build(heads.object, "heads.object")})
         self.grid: BEVGrid = self.heads["object"].grid
         check_grids({name: self._sensor_grid(name) for name in self.sensors}, self.decoder, self.grid)
         self._declare_stages()
@@ -86,11 +89,15 @@ class BEVFusion(Detector):
         """Encoders and fuser, so that a detector of one sensor starts one of several (BEVFusion's second stage)."""
         return (*(f"encoders.{name}" for name in self.encoders), *(() if self.fuser is None else ("fuser",)))
 
-    def _build_encoders(self, encoders: Mapping[str, Any]) -> nn.ModuleDict:
+    def _build_encoders(self, encoders: Encoders) -> nn.ModuleDict:
         modules = nn.ModuleDict()
         for name in self.sensors:
-            build = build_camera if name == "camera" else _build_point_sensor
-            modules[name] = build(encoders[name], f"encoders.{name}")
+            block, key = getattr(encoders, name), f"encoders.{name}"
+            if isinstance(block, CameraBlock):
+                modules[name] = build_camera(block, key)
+            else:
+                modules[name] = _build_point_sensor(block, key)
+                self._reduce[name] = block.voxelize_reduce
         return modules
 
     def _check_fuser(self, fuser: Mapping[str, Any] | None) -> None:
@@ -201,34 +208,23 @@ def _loss_name(name: str) -> str:
     return f"stats/object/{name.removeprefix('stats/')}" if name.startswith("stats/") else f"loss/object/{name}"
 
 
-def build_camera(cfg: Mapping[str, Any], where: str) -> nn.ModuleDict:
-    """Backbone, neck and view transform of the block `model.<where>`."""
-    parts = ("backbone", "neck", "vtransform")
-    check_keys(cfg, parts, where)
-    modules = nn.ModuleDict({name: MODELS.build(cfg[name]) for name in parts[:2]})
-    check_image_size(modules["neck"], cfg["vtransform"], where)
-    modules["vtransform"] = MODELS.build(cfg["vtransform"])
+def build_camera(block: CameraBlock, key: str) -> nn.ModuleDict:
+    """Backbone, neck and view transform of the block `key` of a model."""
+    modules = nn.ModuleDict(
+        {
+            "backbone": MODELS.build(block.backbone, f"{key}.backbone"),
+            "neck": MODELS.build(block.neck, f"{key}.neck"),
+        }
+    )
+    check_image_size(modules["neck"], block.vtransform, key)
+    modules["vtransform"] = MODELS.build(block.vtransform, f"{key}.vtransform")
     return modules
 
 
-def _build_point_sensor(cfg: Mapping[str, Any], where: str) -> nn.ModuleDict:
-    check_keys(cfg, ("voxelize", "backbone"), where, optional=("voxelize_reduce",))
-    return nn.ModuleDict({"voxelize": build_voxelizer(cfg["voxelize"]), "backbone": MODELS.build(cfg["backbone"])})
-
-
-def _build_head(heads: Mapping[str, Any]) -> nn.Module:
-    if heads.get("map") is not None:
-        raise ValueError("heads.map must be null: map segmentation is not part of this project, only detection is")
-    check_keys(heads, ("object",), "heads", optional=("map",))
-    return MODELS.build(heads["object"])
-
-
-def check_keys(cfg: Mapping[str, Any], names: Iterable[str], where: str, optional: Iterable[str] = ()) -> None:
-    """Raise ValueError unless `cfg`, the block `model.<where>`, has all of `names` and of others only `optional`."""
-    known = (*names, *optional)
-    for key in cfg:
-        if key not in known:
-            raise ValueError(f"unknown key {key!r} in model.{where}{nearest(key, known)} (known: {', '.join(known)})")
-    missing = [name for name in names if cfg.get(name) is None]
-    if missing:
-        raise ValueError(f"model.{where} needs {', '.join(missing)}")
+def _build_point_sensor(block: PointSensorBlock, key: str) -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {
+            "voxelize": build_voxelizer(block.voxelize),
+            "backbone": MODELS.build(block.backbone, f"{key}.backbone"),
+        }
+    )

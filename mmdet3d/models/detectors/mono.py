@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmdet3d.models.detectors.base import Detector
-from mmdet3d.models.heads.config import read_block
 from mmdet3d.models.heads.mono.decode import decode_regions
 from mmdet3d.models.heads.mono.depth_bins import bin_map
-from mmdet3d.models.heads.mono.depth_branch import DepthBranch
+from mmdet3d.models.heads.mono.depth_branch import DepthBranch, DepthBranchBlock
 from mmdet3d.models.heads.mono.geometry import ImageGeometry
 from mmdet3d.models.heads.mono.layers import DENSE, REGION, dense_layers, region_layers
 from mmdet3d.models.heads.mono.losses import detection_losses
@@ -24,7 +23,7 @@ from mmdet3d.models.heads.mono.regions import (
     region_features,
 )
 from mmdet3d.models.heads.mono.targets import MonoTargets, encode_objects, heat_maps, visible_depth
-from mmdet3d.models.heads.mono.task_schedule import TaskSchedule
+from mmdet3d.models.heads.mono.task_schedule import TaskSchedule, TaskScheduleBlock
 from mmdet3d.models.layers import channels_last
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, Detections3D
@@ -32,7 +31,6 @@ from mmdet3d.structures import Batch, Detections3D
 __all__ = ["MonoDetector"]
 
 _STRIDE = 4
-_HTL = {"epochs": 140, "window": 5}
 _FULL_DEPTH = 80.0  # metres
 _DEPTH_UNITS = {"metres_over_80": _FULL_DEPTH, "legacy": 256 * _FULL_DEPTH}
 
@@ -59,11 +57,11 @@ class MonoDetector(Detector):
         candidates: peaks per image that are looked at in testing.
         score_threshold: least height of a peak.
         exact_affine: see `ImageGeometry.from_batch`; false for published weights.
-        htl: arguments of the `TaskSchedule` that weighs the losses, `{epochs, window}`; None: all count in full.
-        depth_branch: arguments of a `DepthBranch` beside the heads, `{width, bins}`, for distillation (MonoMMKD).
+        htl: how the losses are weighed; None: all count in full.
+        depth_branch: beside the heads, for distillation (MonoMMKD).
 
     Raises:
-        ValueError: an unknown `input` or `depth_norm`, or a class without a mean size.
+        ValueError: a class without a mean size.
     """
 
     loss_taps = ("heads.dense", "heads.roi", "targets")
@@ -76,25 +74,23 @@ class MonoDetector(Detector):
         neck: Mapping[str, Any],
         classes: Sequence[str],
         mean_sizes: Mapping[str, Sequence[float]],
-        input: str = "rgb",
-        depth_norm: str = "metres_over_80",
+        input: Literal["rgb", "depth"] = "rgb",
+        depth_norm: Literal["metres_over_80", "legacy"] = "metres_over_80",
         head_channels: int = 256,
         candidates: int = 50,
         score_threshold: float = 0.2,
         exact_affine: bool = True,
-        htl: Mapping[str, int] | None = None,
-        depth_branch: Mapping[str, Any] | None = None,
+        htl: TaskScheduleBlock | None = None,
+        depth_branch: DepthBranchBlock | None = None,
     ) -> None:
         super().__init__()
-        _check_choice("input", input, ("rgb", "depth"))
-        _check_choice("depth_norm", depth_norm, _DEPTH_UNITS)
         self.input, self.depth_norm = input, depth_norm
         self.inputs = ("lidar",) if input == "depth" else ("camera",)
         self.candidates, self.score_threshold, self.exact_affine = candidates, score_threshold, exact_affine
-        self._schedule = None if htl is None else TaskSchedule(**read_block(htl, "model.htl", _HTL))
+        self._schedule = None if htl is None else TaskSchedule(htl.epochs, htl.window)
         self.mean_size = nn.Parameter(_size_table(classes, mean_sizes), requires_grad=False)
-        self.backbone = MODELS.build(backbone)
-        self.feat_up = MODELS.build(neck)
+        self.backbone = MODELS.build(backbone, "backbone")
+        self.feat_up = MODELS.build(neck, "neck")
         channels = self.feat_up.out_channels[-1]
         layers = dense_layers(channels, head_channels, len(classes))
         layers |= region_layers(channels + EXTRA_CHANNELS + len(classes), head_channels)
@@ -107,7 +103,7 @@ class MonoDetector(Detector):
         self.add_stage("heads.roi", self._object_regions, ("neck", "heads.dense", "targets"))
         self.add_stage("heads.candidates", self._candidate_regions, ("neck", "heads.dense"))
         if depth_branch is not None:
-            self.depth_branch = DepthBranch.from_config(self.feat_up.out_channels[-3:], depth_branch)
+            self.depth_branch = DepthBranch(self.feat_up.out_channels[-3:], depth_branch.width, depth_branch.bins)
             self.add_stage("depth.logits", self._depth_logits, ("neck",))
             self.add_stage("depth.bins", self._depth_bins, ("neck",))
 
@@ -216,11 +212,6 @@ class MonoDetector(Detector):
         regions = features["heads.candidates"]
         geometry = self._geometry(batch, features["neck"][-1])
         return decode_regions(regions, geometry, self.mean_size, self.score_threshold, len(batch))
-
-
-def _check_choice(key: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
-    if value not in known:
-        raise ValueError(f"model.{key} must be one of {', '.join(known)}, got {value!r}")
 
 
 def _crop_scale(batch: Batch, like: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmdet3d.models.detectors.bevfusion import BEVFusion, build_camera, check_keys
+from mmdet3d.models.detectors.bevfusion import BEVFusion, build_camera
+from mmdet3d.models.detectors.config import DecoderBlock, HeadsBlock, SimulatedEncoders
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, BEVGrid
 
@@ -25,10 +26,7 @@ class SimulatedFusion(BEVFusion):
     read. The fuser gets [simulated, camera].
 
     Args:
-        encoders: `camera` {backbone, neck, vtransform}, and `simulated`. The latter's `vtransform` lists what its view
-            transform changes in the camera's (for instance `compensation`, of the image features); its `compensation`
-            holds the arguments of the BEV's `GeometryCompensation`, null for none. With `share_view_transform` it has
-            no view transform of its own: the camera's lifts once, for both.
+        encoders: of both branches.
         decoder, heads, fuser: see `BEVFusion`.
 
     Raises:
@@ -37,24 +35,35 @@ class SimulatedFusion(BEVFusion):
 
     branches = ("simulated", "camera")
 
-    def _build_encoders(self, encoders: Mapping[str, Any]) -> nn.ModuleDict:
-        check_keys(encoders, self.branches, "encoders")
-        cfg = encoders["simulated"]
-        check_keys(cfg, (), _SIMULATED, optional=("vtransform", "compensation", "share_view_transform"))
-        changes = cfg.get("vtransform") or {}
-        camera = build_camera(encoders["camera"], "encoders.camera")
+    def __init__(
+        self,
+        encoders: SimulatedEncoders,
+        decoder: DecoderBlock,
+        heads: HeadsBlock,
+        fuser: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(encoders, decoder, heads, fuser)
+
+    def _build_encoders(self, encoders: SimulatedEncoders) -> nn.ModuleDict:
+        block = encoders.simulated
+        changes = block.vtransform or {}
+        camera = build_camera(encoders.camera, "encoders.camera")
         simulated = nn.ModuleDict()
-        if not cfg.get("share_view_transform", False):
-            simulated["vtransform"] = MODELS.build({**encoders["camera"]["vtransform"], **changes})
+        if not block.share_view_transform:
+            simulated["vtransform"] = MODELS.build(
+                {**encoders.camera.vtransform, **changes}, f"{_SIMULATED}.vtransform"
+            )
         elif changes:
             raise ValueError(
                 f"model.{_SIMULATED}.vtransform changes {', '.join(changes)}, but with share_view_transform there is "
                 "only the view transform of the camera branch: make the changes there"
             )
-        if cfg.get("compensation") is not None:
+        if block.compensation is not None:
             lift = simulated["vtransform"] if "vtransform" in simulated else camera["vtransform"]
-            arguments = {"type": "GeometryCompensation", **cfg["compensation"]}
-            simulated["compensation"] = MODELS.build(arguments, channels=lift.bev_channels, size=lift.grid.shape)
+            arguments = {"type": "GeometryCompensation", **block.compensation}
+            simulated["compensation"] = MODELS.build(
+                arguments, f"{_SIMULATED}.compensation", channels=lift.bev_channels, size=lift.grid.shape
+            )
         return nn.ModuleDict({"camera": camera, "simulated": simulated})
 
     @property

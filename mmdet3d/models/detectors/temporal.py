@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mmdet3d.models.detectors.bevfusion import BEVFusion
+from mmdet3d.models.detectors.config import CameraEncoder, DecoderBlock, HeadsBlock
 from mmdet3d.models.layers import channels_last
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
@@ -39,9 +37,9 @@ class TemporalCamera(BEVFusion):
 
     def __init__(
         self,
-        encoders: Mapping[str, Any],
-        decoder: Mapping[str, Any],
-        heads: Mapping[str, Any],
+        encoders: CameraEncoder,
+        decoder: DecoderBlock,
+        heads: HeadsBlock,
         history: int,
         fuser: None = None,
     ) -> None:

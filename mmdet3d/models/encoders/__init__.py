@@ -3,7 +3,13 @@
 from mmdet3d.models.encoders.pillars import PillarFeatureNet, PointPillarsEncoder, PointPillarsScatter
 from mmdet3d.models.encoders.radar import RadarEncoder, RadarEncoderCalib, RadarFeatureNet
 from mmdet3d.models.encoders.sparse import SparseEncoder
-from mmdet3d.models.encoders.voxelizer import DynamicVoxelizer, Voxelizer, build_voxelizer, voxelize_batch
+from mmdet3d.models.encoders.voxelizer import (
+    DynamicVoxelizer,
+    VoxelizeBlock,
+    Voxelizer,
+    build_voxelizer,
+    voxelize_batch,
+)
 
 __all__ = [
     "DynamicVoxelizer",
@@ -14,6 +20,7 @@ __all__ = [
     "RadarEncoderCalib",
     "RadarFeatureNet",
     "SparseEncoder",
+    "VoxelizeBlock",
     "Voxelizer",
     "build_voxelizer",
     "voxelize_batch",

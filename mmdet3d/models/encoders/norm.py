@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["VoxelBatchNorm", "build_norm1d"]
+__all__ = ["Norm1d", "VoxelBatchNorm", "build_norm1d"]
+
+
+@dataclass(frozen=True)
+class Norm1d:
+    """Batch normalisation of voxels.
+
+    Args:
+        type: both mean the same.
+        eps: added to the variance.
+        momentum: share of a batch in the running statistics.
+    """
+
+    type: Literal["BN1d", "BN"] = "BN1d"
+    eps: float = 1e-3
+    momentum: float = 0.01
 
 
 class VoxelBatchNorm(nn.BatchNorm1d):
@@ -23,13 +38,7 @@ class VoxelBatchNorm(nn.BatchNorm1d):
         return super().forward(x)
 
 
-def build_norm1d(cfg: Mapping[str, Any] | None, channels: int) -> VoxelBatchNorm:
-    """From a `norm_cfg` with `type` (BN1d or BN), `eps`, `momentum`; None: eps 1e-3, momentum 0.01.
-
-    Raises:
-        ValueError: another type or key.
-    """
-    arguments = dict(cfg or {"type": "BN1d", "eps": 1e-3, "momentum": 0.01})
-    if arguments.pop("type", None) not in ("BN1d", "BN") or set(arguments) - {"eps", "momentum"}:
-        raise ValueError(f"norm_cfg of a point encoder must be {{type: BN1d, eps, momentum}}, got {dict(cfg or {})}")
-    return VoxelBatchNorm(channels, **arguments)
+def build_norm1d(cfg: Norm1d | None, channels: int) -> VoxelBatchNorm:
+    """From a `norm_cfg`."""
+    cfg = cfg or Norm1d()
+    return VoxelBatchNorm(channels, cfg.eps, cfg.momentum)

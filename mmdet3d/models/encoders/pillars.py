@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.models.encoders.norm import build_norm1d
+from mmdet3d.models.encoders.norm import Norm1d, build_norm1d
 from mmdet3d.models.encoders.voxelizer import check_coordinates
 from mmdet3d.ops.feature_decorator import feature_decorator
 from mmdet3d.registry import MODELS
@@ -23,7 +23,7 @@ class PointLayer(nn.Module):
     Padded slots take part in the batch statistics, as they did when the published checkpoints were trained.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, norm_cfg: Mapping[str, Any] | None) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm_cfg: Norm1d | None) -> None:
         super().__init__()
         self.linear = nn.Linear(in_channels, out_channels, bias=False)
         self.norm = build_norm1d(norm_cfg, out_channels)
@@ -41,7 +41,7 @@ class PillarNet(nn.Module):
         with_distance: append the distance to the origin to a point.
         voxel_size: of the voxeliser, x, y, z in metres.
         point_cloud_range: of the voxeliser, metres.
-        norm_cfg: of BatchNorm1d; None: eps 1e-3, momentum 0.01.
+        norm_cfg: of all layers.
 
     Attributes:
         grid: raster of the pillars.
@@ -55,7 +55,7 @@ class PillarNet(nn.Module):
         with_distance: bool = False,
         voxel_size: Sequence[float] = (0.2, 0.2, 4),
         point_cloud_range: Sequence[float] = (0, -40, -3, 70.4, 40, 1),
-        norm_cfg: Mapping[str, Any] | None = None,
+        norm_cfg: Norm1d | None = None,
     ) -> None:
         super().__init__()
         if not feat_channels:
@@ -100,7 +100,7 @@ class PillarFeatureNet(PillarNet):
         with_distance: bool = False,
         voxel_size: Sequence[float] = (0.2, 0.2, 4),
         point_cloud_range: Sequence[float] = (0, -40, -3, 70.4, 40, 1),
-        norm_cfg: Mapping[str, Any] | None = None,
+        norm_cfg: Norm1d | None = None,
     ) -> None:
         super().__init__(in_channels, feat_channels, with_distance, voxel_size, point_cloud_range, norm_cfg)
         width = in_channels + 5 + with_distance
@@ -168,8 +168,8 @@ class PointPillarsEncoder(nn.Module):
 
     def __init__(self, pts_voxel_encoder: Mapping[str, Any], pts_middle_encoder: Mapping[str, Any]) -> None:
         super().__init__()
-        self.pts_voxel_encoder = MODELS.build(pts_voxel_encoder)
-        self.pts_middle_encoder = MODELS.build(pts_middle_encoder)
+        self.pts_voxel_encoder = MODELS.build(pts_voxel_encoder, "pts_voxel_encoder")
+        self.pts_middle_encoder = MODELS.build(pts_middle_encoder, "pts_middle_encoder")
         self.grid: BEVGrid = self.pts_voxel_encoder.grid
         self.output_shape: tuple[int, int] = self.pts_middle_encoder.output_shape
         self.out_channels: int = self.pts_middle_encoder.in_channels

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from mmdet3d.models.encoders.norm import Norm1d
 from mmdet3d.models.encoders.pillars import PillarNet, PointLayer, PointPillarsEncoder
-from mmdet3d.registry import MODELS, nearest
+from mmdet3d.registry import MODELS
 
 __all__ = ["RadarEncoder", "RadarEncoderCalib", "RadarFeatureNet"]
 
@@ -28,7 +30,7 @@ class RadarFeatureNet(PillarNet):
         with_distance: bool = False,
         voxel_size: Sequence[float] = (0.2, 0.2, 4),
         point_cloud_range: Sequence[float] = (0, -40, -3, 70.4, 40, 1),
-        norm_cfg: Mapping[str, Any] | None = None,
+        norm_cfg: Norm1d | None = None,
     ) -> None:
         super().__init__(in_channels, feat_channels, with_distance, voxel_size, point_cloud_range, norm_cfg)
         widths = [in_channels + 2 + with_distance, *feat_channels]
@@ -59,11 +61,26 @@ class RadarEncoder(PointPillarsEncoder):
         pts_bev_encoder: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(pts_voxel_encoder, pts_middle_encoder)
-        self.pts_bev_encoder = nn.Identity() if pts_bev_encoder is None else MODELS.build(pts_bev_encoder)
+        self.pts_bev_encoder = (
+            nn.Identity() if pts_bev_encoder is None else MODELS.build(pts_bev_encoder, "pts_bev_encoder")
+        )
 
     def forward(self, features: Tensor, coordinates: Tensor, counts: Tensor, batch_size: int) -> Tensor:
         """See `PointPillarsEncoder.forward`."""
         return self.pts_bev_encoder(super().forward(features, coordinates, counts, batch_size))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The block `distill_caliber` of a `RadarEncoderCalib`.
+
+    Args:
+        dilation: of the three convolutions.
+        dilated: not read; published configs set it to false although their checkpoints were trained with dilation 2.
+    """
+
+    dilation: int = 2
+    dilated: bool | None = None
 
 
 @MODELS.register
@@ -72,15 +89,10 @@ class RadarEncoderCalib(RadarEncoder):
 
     Args:
         pts_voxel_encoder, pts_middle_encoder, pts_bev_encoder: see `RadarEncoder`.
-        distill_caliber: anything true enables the calibration. As a mapping it may hold `dilation` (default 2, of the
-            three convolutions); `dilated`, which published configs set to false although their checkpoints were trained
-            with dilation 2, is accepted and not read.
+        distill_caliber: true, or a block, enables the calibration.
 
     Attributes:
         has_activation: whether `forward` returns the activation too.
-
-    Raises:
-        ValueError: an unknown key in `distill_caliber`.
     """
 
     def __init__(
@@ -88,13 +100,14 @@ class RadarEncoderCalib(RadarEncoder):
         pts_voxel_encoder: Mapping[str, Any],
         pts_middle_encoder: Mapping[str, Any],
         pts_bev_encoder: Mapping[str, Any] | None = None,
-        distill_caliber: bool | Mapping[str, Any] = False,
+        distill_caliber: bool | Calibration = False,
     ) -> None:
         super().__init__(pts_voxel_encoder, pts_middle_encoder, pts_bev_encoder)
-        self.has_activation = bool(distill_caliber)
-        if self.has_activation:
+        calibration = Calibration() if distill_caliber is True else distill_caliber
+        self.has_activation = bool(calibration)
+        if calibration:
             channels = self.out_channels
-            self.caliber = _caliber(channels, _dilation(distill_caliber))
+            self.caliber = _caliber(channels, calibration.dilation)
             self.distill_activation_head = nn.Sequential(nn.Conv2d(channels, 1, 1, bias=False), nn.ReLU())
             # Responses are near 0 almost everywhere; larger weights would let the first steps undo the pre-training.
             nn.init.normal_(self.distill_activation_head[0].weight, std=0.01)
@@ -108,14 +121,6 @@ class RadarEncoderCalib(RadarEncoder):
             return bev
         calibrated = self.caliber(bev)
         return calibrated, self.distill_activation_head(calibrated)
-
-
-def _dilation(setting: bool | Mapping[str, Any]) -> int:
-    options = setting if isinstance(setting, Mapping) else {}
-    for key in options:
-        if key not in ("dilation", "dilated"):
-            raise ValueError(f"unknown key {key!r} in distill_caliber{nearest(key, ['dilation'])} (known: dilation)")
-    return options.get("dilation", 2)
 
 
 def _caliber(channels: int, dilation: int) -> nn.Sequential:

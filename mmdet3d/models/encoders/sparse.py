@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from mmdet3d.models.encoders.norm import build_norm1d
+from mmdet3d.models.encoders.norm import Norm1d, build_norm1d
 from mmdet3d.models.encoders.voxelizer import check_coordinates
 from mmdet3d.ops.sparse_conv import SparseConv3d, SparseSequential, SparseTensor, SubMConv3d
 from mmdet3d.registry import MODELS
@@ -20,7 +20,7 @@ class SparseBasicBlock(nn.Module):
 
     is_sparse = True
 
-    def __init__(self, channels: int, norm_cfg: Mapping[str, Any] | None) -> None:
+    def __init__(self, channels: int, norm_cfg: Norm1d | None) -> None:
         super().__init__()
         self.conv1 = SubMConv3d(channels, channels, 3)
         self.bn1 = build_norm1d(norm_cfg, channels)
@@ -45,7 +45,7 @@ class SparseEncoder(nn.Module):
         in_channels: F of the voxel features.
         sparse_shape: X, Y, Z of the voxel grid (Z one more than the voxeliser's, so that it halves evenly).
         order: of the layers of a convolution; `norm` and `act` before `conv` give pre-activation.
-        norm_cfg: of BatchNorm1d; None: eps 1e-3, momentum 0.01.
+        norm_cfg: of all layers.
         base_channels: of the first convolution.
         output_channels: of the last convolution, before height is folded in.
         encoder_channels: per stage the channels of its layers.
@@ -68,7 +68,7 @@ class SparseEncoder(nn.Module):
         in_channels: int,
         sparse_shape: Sequence[int],
         order: Sequence[str] = ("conv", "norm", "act"),
-        norm_cfg: Mapping[str, Any] | None = None,
+        norm_cfg: Norm1d | None = None,
         base_channels: int = 16,
         output_channels: int = 128,
         encoder_channels: Sequence[Sequence[int]] = ((16,), (32, 32, 32), (64, 64, 64), (64, 64, 64)),

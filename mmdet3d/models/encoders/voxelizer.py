@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.blocks import ConfigKeyError
 from mmdet3d.ops.voxelize import dynamic_voxelize, grid_shape, scatter_mean, voxelize
-from mmdet3d.registry import check_kinds, nearest
 from mmdet3d.structures import BEVGrid
 
-__all__ = ["DynamicVoxelizer", "Voxelizer", "build_voxelizer", "check_coordinates", "voxelize_batch"]
+__all__ = ["DynamicVoxelizer", "VoxelizeBlock", "Voxelizer", "build_voxelizer", "check_coordinates", "voxelize_batch"]
 
-_KEYS = ("max_num_points", "point_cloud_range", "voxel_size", "max_voxels")
+
+@dataclass(frozen=True)
+class VoxelizeBlock:
+    """Points to voxels.
+
+    Args:
+        max_num_points: slots per voxel; 0 or less voxelises without bounds.
+        point_cloud_range: x0, y0, z0, x1, y1, z1, metres.
+        voxel_size: x, y, z, metres.
+        max_voxels: most voxels of a sample, or a pair (training, evaluation); needed unless there are no bounds.
+    """
+
+    max_num_points: int
+    point_cloud_range: Sequence[float]
+    voxel_size: Sequence[float]
+    max_voxels: int | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_num_points > 0 and self.max_voxels is None:
+            raise ConfigKeyError("max_voxels", " is missing")
 
 
 class _Grid(nn.Module):
@@ -91,23 +110,11 @@ class DynamicVoxelizer(_Grid):
         return scatter_mean(points.float(), index, len(coordinates)), coordinates, counts.int()
 
 
-def build_voxelizer(cfg: Mapping[str, Any]) -> Voxelizer | DynamicVoxelizer:
-    """From a `voxelize` block; `max_num_points` <= 0 asks for dynamic voxelisation.
-
-    Raises:
-        ValueError: an unknown key or a missing one, or a value of another kind.
-    """
-    for key in cfg:
-        if key not in _KEYS:
-            raise ValueError(f"unknown key {key!r} in voxelize{nearest(key, _KEYS)} (known: {', '.join(_KEYS)})")
-    check_kinds(Voxelizer, cfg, "voxelize.")
-    needed = _KEYS[:3] if cfg.get("max_num_points", 1) <= 0 else _KEYS
-    missing = [key for key in needed if key not in cfg]
-    if missing:
-        raise ValueError(f"voxelize needs {', '.join(map(repr, missing))}, which the config does not give")
-    if cfg["max_num_points"] <= 0:
-        return DynamicVoxelizer(cfg["point_cloud_range"], cfg["voxel_size"])
-    return Voxelizer(**cfg)
+def build_voxelizer(block: VoxelizeBlock) -> Voxelizer | DynamicVoxelizer:
+    """Raises ValueError for an empty range, or bounds that are not positive."""
+    if block.max_voxels is None or block.max_num_points <= 0:
+        return DynamicVoxelizer(block.point_cloud_range, block.voxel_size)
+    return Voxelizer(block.max_num_points, block.point_cloud_range, block.voxel_size, block.max_voxels)
 
 
 @torch.no_grad()

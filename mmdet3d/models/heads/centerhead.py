@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.models.heads.box_coder import CODE_SIZE, decode_boxes
+from mmdet3d.models.heads.box_coder import decode_boxes
 from mmdet3d.models.heads.branches import SeparateHead, run_together
-from mmdet3d.models.heads.config import grid_from, read_block
+from mmdet3d.models.heads.config import CenterHeadTesting, HeadTraining, SeparateHeadSettings
 from mmdet3d.models.heads.targets import Objects, gather_objects, heatmap_target
 from mmdet3d.models.layers import ConvModule
 from mmdet3d.models.losses import clamped_sigmoid
@@ -22,27 +22,6 @@ __all__ = ["REGRESSION", "CenterHead"]
 
 REGRESSION = {"reg": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
 
-_TRAIN = {
-    "point_cloud_range": ...,
-    "voxel_size": ...,
-    "out_size_factor": ...,
-    "gaussian_overlap": 0.1,
-    "min_radius": 2,
-    "code_weights": [1.0] * CODE_SIZE,
-}
-_TEST = {
-    "post_center_limit_range": ...,
-    "max_per_img": 500,
-    "score_threshold": 0.1,
-    "nms_type": "rotate",
-    "nms_thr": 0.2,
-    "nms_scale": 1.0,
-    "min_radius": None,
-    "pre_max_size": 1000,
-    "post_max_size": 83,
-}
-_SEPARATE = {"init_bias": -2.19, "final_kernel": 3}
-
 
 @MODELS.register
 class CenterHead(nn.Module):
@@ -51,16 +30,12 @@ class CenterHead(nn.Module):
     Args:
         in_channels: channels of the BEV.
         tasks: groups of class names; a class's label is its place in the concatenated groups.
-        train_cfg: `point_cloud_range`, `voxel_size`, `out_size_factor` (the grid), `gaussian_overlap`, `min_radius`
-            (cells), `code_weights` (10 factors of the regression error).
-        test_cfg: `post_center_limit_range` (metres), `max_per_img` (candidates of a task before suppression),
-            `score_threshold`, `nms_type` (`circle` or `rotate`, or a list per task), `nms_thr` (IoU), `nms_scale`
-            (enlargement of footprints for the IoU, or a list of per-class factors per task), `min_radius` (squared
-            metres, per task), `pre_max_size`, `post_max_size`.
+        train_cfg: the raster, and what is learnt on it.
+        test_cfg: how maps become boxes.
         common_heads: per regressed quantity (channels, number of convolutions).
         share_conv_channel: channels of the shared convolution.
         num_heatmap_convs: convolutions of the heatmap branch.
-        separate_head: `init_bias`, `final_kernel`.
+        separate_head: the branches.
         loss_cls, loss_bbox: loss configs.
         norm_bbox: sizes are regressed as logarithms.
 
@@ -76,12 +51,12 @@ class CenterHead(nn.Module):
         self,
         in_channels: int,
         tasks: Sequence[Sequence[str]],
-        train_cfg: Mapping[str, Any],
-        test_cfg: Mapping[str, Any],
+        train_cfg: HeadTraining,
+        test_cfg: CenterHeadTesting,
         common_heads: Mapping[str, tuple[int, int]] | None = None,
         share_conv_channel: int = 64,
         num_heatmap_convs: int = 2,
-        separate_head: Mapping[str, Any] | None = None,
+        separate_head: SeparateHeadSettings | None = None,
         loss_cls: Mapping[str, Any] | None = None,
         loss_bbox: Mapping[str, Any] | None = None,
         norm_bbox: bool = True,
@@ -90,20 +65,22 @@ class CenterHead(nn.Module):
         self.tasks = [tuple(task) for task in tasks]
         self.classes = tuple(name for task in tasks for name in task)
         self.norm_bbox = norm_bbox
-        self.train_cfg = read_block(train_cfg, "train_cfg", _TRAIN)
-        self.test_cfg = _per_task(read_block(test_cfg, "test_cfg", _TEST), self.tasks)
-        self.grid = grid_from(*(self.train_cfg[k] for k in ("point_cloud_range", "voxel_size", "out_size_factor")))
-        _check_code_weights(self.train_cfg["code_weights"])
-        self.loss_cls = MODELS.build(loss_cls or {"type": "GaussianFocalLoss"})
-        self.loss_bbox = MODELS.build(loss_bbox or {"type": "L1Loss", "loss_weight": 0.25})
+        self.train_cfg = train_cfg
+        self.test_cfg = test_cfg.per_task(self.tasks)
+        self.grid = train_cfg.grid
+        self.loss_cls = MODELS.build(loss_cls or {"type": "GaussianFocalLoss"}, "loss_cls")
+        self.loss_bbox = MODELS.build(loss_bbox or {"type": "L1Loss", "loss_weight": 0.25}, "loss_bbox")
 
         branches = _branches(common_heads or {name: (size, 2) for name, size in REGRESSION.items()})
-        separate = read_block(
-            {k: v for k, v in (separate_head or {}).items() if k != "type"}, "separate_head", _SEPARATE
-        )
+        separate = separate_head or SeparateHeadSettings()
         self.shared_conv = ConvModule(in_channels, share_conv_channel, 3)
         self.task_heads = nn.ModuleList(
-            SeparateHead(share_conv_channel, branches | {"heatmap": (len(task), num_heatmap_convs)}, **separate)
+            SeparateHead(
+                share_conv_channel,
+                branches | {"heatmap": (len(task), num_heatmap_convs)},
+                separate.final_kernel,
+                separate.init_bias,
+            )
             for task in self.tasks
         )
 
@@ -132,7 +109,7 @@ class CenterHead(nn.Module):
         objects = gather_objects(boxes, labels, len(self.classes), self.grid, self.norm_bbox)
         heat = heatmap_target(
             objects, len(boxes), len(self.classes), self.grid,
-            self.train_cfg["gaussian_overlap"], self.train_cfg["min_radius"],
+            self.train_cfg.gaussian_overlap, self.train_cfg.min_radius,
         )  # fmt: skip
         losses = {}
         first = 0
@@ -152,7 +129,7 @@ class CenterHead(nn.Module):
         code = self.codes_at(predicted, objects).float()
         target = objects.codes.clone()
         target[:, :2] -= objects.cells
-        weight = target.new_tensor(self.train_cfg["code_weights"]).expand_as(target)
+        weight = target.new_tensor(self.train_cfg.code_weights).expand_as(target)
         return self.loss_bbox(code, target, weight, avg_factor=len(objects) + 1e-4)
 
     @staticmethod
@@ -183,30 +160,30 @@ class CenterHead(nn.Module):
         """The best cells of one task as boxes; labels count inside the task."""
         scores = predicted["heatmap"].sigmoid().flatten(1)
         size_x, size_y = self.grid.shape
-        scores, index = scores.topk(min(self.test_cfg["max_per_img"], scores.shape[1]))
+        scores, index = scores.topk(min(self.test_cfg.max_per_img, scores.shape[1]))
         labels, cell = index // (size_x * size_y), index % (size_x * size_y)
         x, y = cell // size_y, cell % size_y
         sample = torch.arange(len(x), device=x.device)[:, None]
         codes = torch.cat([predicted[name][sample, :, x, y] for name in REGRESSION], dim=2)
         codes[..., :2] += torch.stack([x, y], dim=-1)
-        limits = codes.new_tensor(self.test_cfg["post_center_limit_range"])
+        limits = codes.new_tensor(self.test_cfg.post_center_limit_range)
         found = []
         for code, score, label in zip(codes, scores, labels, strict=True):
             boxes = decode_boxes(code, self.grid, self.norm_bbox)
             inside = (boxes.centers >= limits[:3]).all(1) & (boxes.centers <= limits[3:]).all(1)
-            keep = inside & (score > self.test_cfg["score_threshold"])
+            keep = inside & (score > self.test_cfg.score_threshold)
             found.append(Detections3D(boxes, score, label)[keep])
         return found
 
     def _suppress(self, task: int, found: Detections3D, first_label: int) -> Detections3D:
         cfg = self.test_cfg
-        limits = {"pre_max_size": cfg["pre_max_size"], "post_max_size": cfg["post_max_size"]}
-        if cfg["nms_type"][task] == "circle":
-            keep = circle_nms(found.boxes.centers[:, :2], found.scores, cfg["min_radius"][task], **limits)
+        limits = {"pre_max_size": cfg.pre_max_size, "post_max_size": cfg.post_max_size}
+        if cfg.nms_type[task] == "circle":
+            keep = circle_nms(found.boxes.centers[:, :2], found.scores, cfg.min_radius[task], **limits)
         else:
             footprint = found.boxes.tensor[:, [0, 1, 3, 4, 6]].clone()
-            footprint[:, 2:4] *= footprint.new_tensor(cfg["nms_scale"][task])[found.labels, None]
-            keep = rotated_nms(footprint, found.scores, cfg["nms_thr"], **limits)
+            footprint[:, 2:4] *= footprint.new_tensor(cfg.nms_scale[task])[found.labels, None]
+            keep = rotated_nms(footprint, found.scores, cfg.nms_thr, **limits)
         kept = found[keep]
         return Detections3D(kept.boxes, kept.scores, kept.labels + first_label)
 
@@ -223,27 +200,3 @@ def _branches(common_heads: Mapping[str, tuple[int, int]]) -> dict[str, tuple[in
     if {name: size for name, (size, _) in common_heads.items()} != REGRESSION:
         raise ValueError(f"common_heads must give {REGRESSION} channels, got {dict(common_heads)}")
     return {name: tuple(common_heads[name]) for name in REGRESSION}
-
-
-def _check_code_weights(weights: Sequence[float]) -> None:
-    if len(weights) != CODE_SIZE:
-        raise ValueError(f"train_cfg.code_weights needs {CODE_SIZE} numbers, got {len(weights)}")
-
-
-def _per_task(cfg: dict[str, Any], tasks: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """`cfg` with `nms_type` as one entry and `nms_scale` as one factor per class for every task."""
-    if isinstance(cfg["nms_type"], str):
-        cfg["nms_type"] = [cfg["nms_type"]] * len(tasks)
-    if isinstance(cfg["nms_scale"], (int, float)):
-        cfg["nms_scale"] = [[cfg["nms_scale"]] * len(task) for task in tasks]
-    for key in ("nms_type", "nms_scale"):
-        if len(cfg[key]) != len(tasks):
-            raise ValueError(f"test_cfg.{key} needs one entry per task ({len(tasks)}), got {len(cfg[key])}")
-    for kind in cfg["nms_type"]:
-        if kind not in ("circle", "rotate"):
-            raise ValueError(f"test_cfg.nms_type must be circle or rotate, got {kind!r}")
-    if [len(scale) for scale in cfg["nms_scale"]] != [len(task) for task in tasks]:
-        raise ValueError(f"test_cfg.nms_scale needs one factor per class of each task, got {cfg['nms_scale']}")
-    if "circle" in cfg["nms_type"] and len(cfg["min_radius"] or ()) != len(tasks):
-        raise ValueError(f"test_cfg.min_radius needs one number per task ({len(tasks)}) for circle suppression")
-    return cfg

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from mmdet3d.models.heads.config import read_block
+from mmdet3d.models.heads.config import AssignerSettings
 from mmdet3d.ops.rotated_iou import rotated_iou_3d
 from mmdet3d.structures import Boxes3D
 
 __all__ = ["HungarianAssigner3D"]
-
-_CLASS_COST = {"weight": 0.15, "alpha": 0.25, "gamma": 2.0}
 
 
 class HungarianAssigner3D:
@@ -25,24 +22,14 @@ class HungarianAssigner3D:
 
     Args:
         point_cloud_range: metres, for the fraction.
-        cls_cost: `weight`, `alpha`, `gamma`.
-        reg_cost, iou_cost: `weight`.
-
-    Raises:
-        ValueError: an unknown key.
+        settings: weights of the costs; None for the published ones.
     """
 
-    def __init__(
-        self,
-        point_cloud_range: list[float],
-        cls_cost: Mapping[str, Any] | None = None,
-        reg_cost: Mapping[str, Any] | None = None,
-        iou_cost: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, point_cloud_range: Sequence[float], settings: AssignerSettings | None = None) -> None:
         self.extent = [high - low for low, high in zip(point_cloud_range[:2], point_cloud_range[3:5], strict=True)]
-        self.cls_cost = read_block(cls_cost or {}, "assigner.cls_cost", _CLASS_COST)
-        self.reg_weight = read_block(reg_cost or {}, "assigner.reg_cost", {"weight": 0.25})["weight"]
-        self.iou_weight = read_block(iou_cost or {}, "assigner.iou_cost", {"weight": 0.25})["weight"]
+        settings = settings or AssignerSettings()
+        self.cls_cost = settings.cls_cost
+        self.reg_weight, self.iou_weight = settings.reg_cost.weight, settings.iou_cost.weight
 
     @torch.no_grad()
     def __call__(
@@ -71,7 +58,7 @@ class HungarianAssigner3D:
     def _class_cost(self, logits: Tensor) -> Tensor:
         """(P, classes): the focal loss of calling a prediction that class, minus that of calling it background."""
         p = logits.sigmoid()
-        eps, alpha, gamma = 1e-12, self.cls_cost["alpha"], self.cls_cost["gamma"]
+        eps, alpha, gamma = 1e-12, self.cls_cost.alpha, self.cls_cost.gamma
         positive = -(p + eps).log() * alpha * (1 - p) ** gamma
         negative = -(1 - p + eps).log() * (1 - alpha) * p**gamma
-        return self.cls_cost["weight"] * (positive - negative)
+        return self.cls_cost.weight * (positive - negative)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdet3d.models.heads.box_coder import CODE_SIZE, decode_boxes
-from mmdet3d.models.heads.config import grid_from, read_block
+from mmdet3d.models.heads.box_coder import decode_boxes
+from mmdet3d.models.heads.config import TransFusionTesting, TransFusionTraining
 from mmdet3d.models.heads.matching import HungarianAssigner3D
 from mmdet3d.models.heads.targets import Objects, gather_objects, heatmap_target
 from mmdet3d.models.heads.transfusion_layers import (
@@ -30,23 +30,6 @@ __all__ = ["TransFusionHead"]
 _REGRESSION = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
 _PRIOR_LOGIT = -2.19
 
-_TRAIN = {
-    "point_cloud_range": ...,
-    "voxel_size": ...,
-    "out_size_factor": ...,
-    "gaussian_overlap": 0.1,
-    "min_radius": 2,
-    "code_weights": [1.0] * 8 + [0.2, 0.2],
-    "assigner": {},
-}
-_TEST = {
-    "post_center_limit_range": ...,
-    "score_threshold": 0.0,
-    "nms_type": None,
-    "nms_thr": 0.1,
-    "min_radius": 0.175,
-}
-
 
 @MODELS.register
 class TransFusionHead(nn.Module):
@@ -54,10 +37,8 @@ class TransFusionHead(nn.Module):
 
     Args:
         in_channels: channels of the BEV.
-        train_cfg: `point_cloud_range`, `voxel_size`, `out_size_factor` (the grid), `gaussian_overlap`, `min_radius`
-            (cells), `code_weights` (10 factors), `assigner` (see `HungarianAssigner3D`).
-        test_cfg: `post_center_limit_range` (metres), `score_threshold`, `nms_type` (null, `circle` or `rotate`, applied
-            to each of `point_classes`), `min_radius` (squared metres), `nms_thr` (IoU).
+        train_cfg: the raster, and what is learnt on it.
+        test_cfg: how proposals become boxes.
         num_proposals: queries.
         num_classes: classes.
         auxiliary: every decoder layer is supervised, not only the last.
@@ -80,8 +61,8 @@ class TransFusionHead(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        train_cfg: Mapping[str, Any],
-        test_cfg: Mapping[str, Any],
+        train_cfg: TransFusionTraining,
+        test_cfg: TransFusionTesting,
         num_proposals: int = 200,
         num_classes: int = 10,
         auxiliary: bool = True,
@@ -102,14 +83,13 @@ class TransFusionHead(nn.Module):
         super().__init__()
         self.num_proposals, self.num_classes, self.auxiliary = num_proposals, num_classes, auxiliary
         self.nms_kernel_size, self.point_classes = nms_kernel_size, tuple(point_classes)
-        self.train_cfg = read_block(train_cfg, "train_cfg", _TRAIN)
-        self.test_cfg = read_block(test_cfg, "test_cfg", _TEST)
-        self.grid = grid_from(*(self.train_cfg[k] for k in ("point_cloud_range", "voxel_size", "out_size_factor")))
+        self.train_cfg, self.test_cfg = train_cfg, test_cfg
+        self.grid = train_cfg.grid
         self._check()
-        self.assigner = _build_assigner(self.train_cfg)
-        self.loss_cls = MODELS.build(loss_cls or {"type": "FocalLoss"})
-        self.loss_heatmap = MODELS.build(loss_heatmap or {"type": "GaussianFocalLoss"})
-        self.loss_bbox = MODELS.build(loss_bbox or {"type": "L1Loss", "loss_weight": 0.25})
+        self.assigner = HungarianAssigner3D(train_cfg.point_cloud_range, train_cfg.assigner)
+        self.loss_cls = MODELS.build(loss_cls or {"type": "FocalLoss"}, "loss_cls")
+        self.loss_heatmap = MODELS.build(loss_heatmap or {"type": "GaussianFocalLoss"}, "loss_heatmap")
+        self.loss_bbox = MODELS.build(loss_bbox or {"type": "L1Loss", "loss_weight": 0.25}, "loss_bbox")
 
         heads = common_heads or {name: (size, 2) for name, size in _REGRESSION.items()}
         branches = _branches(heads) | {"heatmap": (num_classes, num_heatmap_convs)}
@@ -184,9 +164,7 @@ class TransFusionHead(nn.Module):
         """
         objects = gather_objects(boxes, labels, self.num_classes, self.grid)
         cfg = self.train_cfg
-        heat = heatmap_target(
-            objects, len(boxes), self.num_classes, self.grid, cfg["gaussian_overlap"], cfg["min_radius"]
-        )
+        heat = heatmap_target(objects, len(boxes), self.num_classes, self.grid, cfg.gaussian_overlap, cfg.min_radius)
         with torch.autocast(heat.device.type, enabled=False):
             probability = clamped_sigmoid(raw["dense_heatmap"].float())
             losses = {"loss_heatmap": self.loss_heatmap(probability, heat, avg_factor=(heat == 1).sum().clamp(min=1))}
@@ -213,7 +191,7 @@ class TransFusionHead(nn.Module):
             wanted.append(mine.codes[columns])
             ious.append(iou)
         matched = max(sum(len(i) for i in ious), 1)
-        weight = code.new_tensor(self.train_cfg["code_weights"])
+        weight = code.new_tensor(self.train_cfg.code_weights)
         truth = torch.cat(wanted)
         cls = self.loss_cls(logits.flatten(0, 1), target.flatten(), avg_factor=matched)
         bbox = self.loss_bbox(torch.cat(predicted), truth, weight.expand_as(truth), avg_factor=matched)
@@ -228,39 +206,33 @@ class TransFusionHead(nn.Module):
         own_class = F.one_hot(raw["query_labels"], self.num_classes).transpose(1, 2)
         probability = raw["heatmap"][..., -self.num_proposals :].float().sigmoid()
         scores, labels = (probability * raw["query_heatmap_score"] * own_class).max(dim=1)
-        limits = code.new_tensor(self.test_cfg["post_center_limit_range"])
+        limits = code.new_tensor(self.test_cfg.post_center_limit_range)
         results = []
         for one, score, label in zip(code.transpose(1, 2), scores, labels, strict=True):
             boxes = decode_boxes(one, self.grid)
             inside = (boxes.centers >= limits[:3]).all(1) & (boxes.centers <= limits[3:]).all(1)
-            found = Detections3D(boxes, score, label)[inside & (score > self.test_cfg["score_threshold"])]
+            found = Detections3D(boxes, score, label)[inside & (score > self.test_cfg.score_threshold)]
             results.append(self._suppress(found))
         return results
 
     def _suppress(self, found: Detections3D) -> Detections3D:
         """Suppression within each of `point_classes`: their queries may be neighbouring cells of one object."""
         cfg = self.test_cfg
-        if cfg["nms_type"] is None:
+        if cfg.nms_type is None:
             return found
         keep = torch.ones_like(found.labels, dtype=torch.bool)
         for label in self.point_classes:
             (index,) = (found.labels == label).nonzero(as_tuple=True)
             boxes, scores = found.boxes[index], found.scores[index]
-            if cfg["nms_type"] == "circle":
-                kept = circle_nms(boxes.centers[:, :2], scores, cfg["min_radius"])
+            if cfg.nms_type == "circle":
+                kept = circle_nms(boxes.centers[:, :2], scores, cfg.min_radius)
             else:
-                kept = rotated_nms(boxes.tensor[:, [0, 1, 3, 4, 6]], scores, cfg["nms_thr"])
+                kept = rotated_nms(boxes.tensor[:, [0, 1, 3, 4, 6]], scores, cfg.nms_thr)
             keep[index] = False
             keep[index[kept]] = True
         return found[keep]
 
     def _check(self) -> None:
-        if len(self.train_cfg["code_weights"]) != CODE_SIZE:
-            raise ValueError(
-                f"train_cfg.code_weights needs {CODE_SIZE} numbers, got {len(self.train_cfg['code_weights'])}"
-            )
-        if self.test_cfg["nms_type"] not in (None, "circle", "rotate"):
-            raise ValueError(f"test_cfg.nms_type must be null, circle or rotate, got {self.test_cfg['nms_type']!r}")
         wrong = [label for label in self.point_classes if not 0 <= label < self.num_classes]
         if wrong:
             raise ValueError(f"point_classes names label {wrong[0]}, but num_classes is {self.num_classes}")
@@ -284,8 +256,3 @@ def _branches(common_heads: Mapping[str, tuple[int, int]]) -> dict[str, tuple[in
     if {name: size for name, (size, _) in common_heads.items()} != _REGRESSION:
         raise ValueError(f"common_heads must give {_REGRESSION} channels, got {dict(common_heads)}")
     return {name: tuple(common_heads[name]) for name in _REGRESSION}
-
-
-def _build_assigner(train_cfg: Mapping[str, Any]) -> HungarianAssigner3D:
-    costs = read_block(train_cfg["assigner"], "train_cfg.assigner", {"cls_cost": {}, "reg_cost": {}, "iou_cost": {}})
-    return HungarianAssigner3D(train_cfg["point_cloud_range"], **costs)

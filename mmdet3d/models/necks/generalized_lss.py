@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdet3d.models.layers import ConvModule
+from mmdet3d.models.layers import ConvModule, Norm2d
 from mmdet3d.registry import MODELS
 
 __all__ = ["GeneralizedLSSFPN"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Of all convolutions.
+
+    Args:
+        type: rectified linear units.
+        inplace: not read; published configs name it.
+    """
+
+    type: Literal["ReLU"] = "ReLU"
+    inplace: bool | None = None
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """Of the coarser level; see `torch.nn.functional.interpolate`.
+
+    Args:
+        mode: of the interpolation.
+        align_corners: the corners' pixel centres stay where they are.
+    """
+
+    mode: str = "bilinear"
+    align_corners: bool | None = True
 
 
 @MODELS.register
@@ -27,11 +54,11 @@ class GeneralizedLSSFPN(nn.Module):
         end_level: the coarsest level used, -1 for the last.
         no_norm_on_lateral: lateral convolutions with bias instead of batch norm.
         norm_cfg: of all convolutions.
-        act_cfg: `{type: ReLU}`.
-        upsample_cfg: `mode` and `align_corners` of the resizing.
+        act_cfg: of all convolutions.
+        upsample_cfg: of the coarser level.
 
     Raises:
-        ValueError: a level outside `in_channels`, or another activation.
+        ValueError: a level outside `in_channels`.
     """
 
     def __init__(
@@ -42,9 +69,9 @@ class GeneralizedLSSFPN(nn.Module):
         start_level: int = 0,
         end_level: int = -1,
         no_norm_on_lateral: bool = False,
-        norm_cfg: Mapping[str, Any] | None = None,
-        act_cfg: Mapping[str, Any] | None = None,
-        upsample_cfg: Mapping[str, Any] | None = None,
+        norm_cfg: Norm2d | None = None,
+        act_cfg: Activation | None = None,
+        upsample_cfg: Resizing | None = None,
     ) -> None:
         super().__init__()
         top = len(in_channels) - 1 if end_level == -1 else end_level
@@ -53,11 +80,9 @@ class GeneralizedLSSFPN(nn.Module):
                 f"GeneralizedLSSFPN needs 0 <= start_level < end_level < {len(in_channels)} (number of in_channels), "
                 f"got start_level {start_level} and end_level {end_level}"
             )
-        if act_cfg is not None and act_cfg.get("type") != "ReLU":
-            raise ValueError(f"GeneralizedLSSFPN act_cfg must be {{type: ReLU}}, got {dict(act_cfg)}")
         self.in_channels = tuple(in_channels)
         self.levels = range(start_level, top)
-        self.resize = {"mode": "bilinear", "align_corners": True} | dict(upsample_cfg or {})
+        self.resize = asdict(upsample_cfg or Resizing())
         self.lateral_convs = nn.ModuleList()
         self.fpn_convs = nn.ModuleList()
         for level in self.levels:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.models.layers import build_norm2d
+from mmdet3d.models.layers import Norm2d, build_norm2d
 from mmdet3d.registry import MODELS
 
 __all__ = ["SECONDFPN"]
 
-_NORM = {"type": "BN", "eps": 1e-3, "momentum": 0.01}
+_NORM = Norm2d("BN", eps=1e-3, momentum=0.01)
+
+
+@dataclass(frozen=True)
+class Deconvolution:
+    """How a level is enlarged.
+
+    Args:
+        type: a transposed convolution.
+        bias: it has one.
+    """
+
+    type: Literal["deconv"] = "deconv"
+    bias: bool = False
 
 
 @MODELS.register
@@ -25,14 +39,14 @@ class SECONDFPN(nn.Module):
         upsample_strides: of each level; s >= 1 is a transposed convolution that enlarges s times, s < 1 a convolution
             that reduces 1 / s times.
         norm_cfg: of all branches.
-        upsample_cfg: `{type: deconv, bias}` of the transposed convolutions.
+        upsample_cfg: the transposed convolutions.
         use_conv_for_no_stride: an ordinary 1x1 convolution where s is 1 (the weight's layout differs in checkpoints).
 
     Attributes:
         upsample_strides: as given.
 
     Raises:
-        ValueError: lists of different lengths, or another kind of upsampling.
+        ValueError: lists of different lengths.
     """
 
     def __init__(
@@ -40,8 +54,8 @@ class SECONDFPN(nn.Module):
         in_channels: Sequence[int] = (128, 128, 256),
         out_channels: Sequence[int] = (256, 256, 256),
         upsample_strides: Sequence[float] = (1, 2, 4),
-        norm_cfg: Mapping[str, Any] = _NORM,
-        upsample_cfg: Mapping[str, Any] | None = None,
+        norm_cfg: Norm2d = _NORM,
+        upsample_cfg: Deconvolution | None = None,
         use_conv_for_no_stride: bool = False,
     ) -> None:
         super().__init__()
@@ -49,15 +63,13 @@ class SECONDFPN(nn.Module):
         if len({len(v) for v in lists.values()}) != 1:
             found = ", ".join(f"{k} {list(v)}" for k, v in lists.items())
             raise ValueError(f"SECONDFPN needs one entry per level in each list, got {found}")
-        upsample = dict(upsample_cfg or {"type": "deconv"})
-        if upsample.get("type", "deconv") != "deconv" or set(upsample) - {"type", "bias"}:
-            raise ValueError(f"SECONDFPN upsample_cfg must be {{type: deconv, bias: BOOL}}, got {upsample}")
+        bias = (upsample_cfg or Deconvolution()).bias
         self.upsample_strides = tuple(upsample_strides)
         self.deblocks = nn.ModuleList()
         for channels, out, stride in zip(in_channels, out_channels, upsample_strides, strict=True):
             if stride > 1 or (stride == 1 and not use_conv_for_no_stride):
                 side = round(stride)
-                resample: nn.Module = nn.ConvTranspose2d(channels, out, side, side, bias=upsample.get("bias", False))
+                resample: nn.Module = nn.ConvTranspose2d(channels, out, side, side, bias=bias)
             else:
                 side = round(1 / stride)
                 resample = nn.Conv2d(channels, out, side, side, bias=False)

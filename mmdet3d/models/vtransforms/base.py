@@ -85,7 +85,7 @@ class BaseTransform(nn.Module, ABC):
         self.compensation = None
         if compensation is not None:
             arguments = {"type": "GeometryCompensation", **compensation}
-            self.compensation = MODELS.build(arguments, channels=in_channels, size=self.feature_size)
+            self.compensation = MODELS.build(arguments, "compensation", channels=in_channels, size=self.feature_size)
         self._build_lift()
         self.downsample = self._build_downsample()
 

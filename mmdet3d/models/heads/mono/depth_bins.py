@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class DepthBins:
         ValueError: an unknown mode, an empty range, no bins, or an `offset` that the mode does not read or cannot use.
     """
 
-    mode: str = "RPD"
+    mode: Literal["RPD", "UD", "SID", "LID"] = "RPD"
     near: float = 5.0
     far: float = 80.0
     count: int = 96

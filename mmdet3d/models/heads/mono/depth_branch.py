@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdet3d.models.heads.config import read_block
 from mmdet3d.models.heads.mono.depth_bins import DepthBins
 from mmdet3d.models.layers import ConvModule
 
-__all__ = ["DepthBranch"]
+__all__ = ["DepthBranch", "DepthBranchBlock"]
 
-_KEYS = {"width": 128, "bins": {}}
-_BINS = {f.name: f.default for f in fields(DepthBins)}
+
+@dataclass(frozen=True)
+class DepthBranchBlock:
+    """See `DepthBranch`.
+
+    Args:
+        width: channels inside.
+        bins: what the classes are.
+    """
+
+    width: int = 128
+    bins: DepthBins = field(default_factory=DepthBins)
 
 
 class DepthBranch(nn.Module):
@@ -40,17 +48,6 @@ class DepthBranch(nn.Module):
         for conv in (*self.laterals, self.classify):
             nn.init.kaiming_normal_(conv.weight)
             nn.init.zeros_(conv.bias)
-
-    @classmethod
-    def from_config(cls, in_channels: Sequence[int], cfg: Mapping[str, Any]) -> DepthBranch:
-        """From `{width, bins: {mode, near, far, count, offset, apparent}}`.
-
-        Raises:
-            ValueError: an unknown key, or bins that `DepthBins` refuses.
-        """
-        values = read_block(cfg, "model.depth_branch", _KEYS)
-        bins = DepthBins(**read_block(values["bins"], "model.depth_branch.bins", _BINS))
-        return cls(in_channels, values["width"], bins)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, h_i, w_i), coarsest first, to logits (B, classes, h, w) of the size of the last."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mmdet3d.models.heads.mono.losses import TASKS
 
-__all__ = ["TaskSchedule"]
+__all__ = ["TaskSchedule", "TaskScheduleBlock"]
 
 # Per task the ones it builds on; other tasks always count in full.
 _BUILDS_ON = {
@@ -21,6 +22,19 @@ _BUILDS_ON = {
     "size_3d": ("offset_2d", "size_2d"),
     "heading": ("offset_2d", "size_2d"),
 }
+
+
+@dataclass(frozen=True)
+class TaskScheduleBlock:
+    """See `TaskSchedule`.
+
+    Args:
+        epochs: when all tasks count in full, whatever their losses.
+        window: how many epochs the fall of a loss is measured over, at least 3.
+    """
+
+    epochs: int = 140
+    window: int = 5
 
 
 class TaskSchedule:
@@ -40,7 +54,7 @@ class TaskSchedule:
         ValueError: a window that is too short, or no shorter than `epochs`.
     """
 
-    def __init__(self, epochs: int = 140, window: int = 5) -> None:
+    def __init__(self, epochs: int = TaskScheduleBlock.epochs, window: int = TaskScheduleBlock.window) -> None:
         if not 3 <= window < epochs:
             raise ValueError(f"model.htl needs 3 <= window < epochs, got window {window} and epochs {epochs}")
         self.epochs, self.window = epochs, window

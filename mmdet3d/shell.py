@@ -1,0 +1,22 @@
+"""Our commands as this user can type them, for messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distill3d import COMMANDS
+
+__all__ = ["command", "script"]
+
+_TOOLS = Path(__file__).resolve().parents[1] / "tools"
+
+
+def command(name: str) -> str:
+    """`python tools/train.py` where this is a checkout, `distill3d train` where it was installed without one."""
+    return f"python {script(name)}" if (_TOOLS / f"{COMMANDS[name][0]}.py").is_file() else f"distill3d {name}"
+
+
+def script(name: str) -> str:
+    """What `python` or `torchrun` is given: `tools/train.py`, or `-m distill3d train`."""
+    file = f"{COMMANDS[name][0]}.py"
+    return f"tools/{file}" if (_TOOLS / file).is_file() else f"-m distill3d {name}"
