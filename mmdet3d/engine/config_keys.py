@@ -114,6 +114,8 @@ def _entry(title: str, cls: Any, blocks: dict[type, None]) -> str:
 def _kind(hint: Any) -> str:
     if hint is Any or hint is inspect.Parameter.empty:
         return ""
+    if hint is type(None):
+        return "null"
     null = " or null" if type(None) in typing.get_args(hint) else ""
     block = block_type(hint)
     if block is None:
