@@ -18,11 +18,12 @@ AUDITED = {
     "yaml.load": {"mmdet3d/config.py"},
     # With weights_only=True, see below.
     "torch.load": {"mmdet3d/engine/checkpoint.py", "mmdet3d/models/weight_files.py"},
-    # Of a module that a config, an option or an installed plugin names, of OpenMMLab's, or of this project.
+    # Of a module that a config, an option or an installed plugin names, of OpenMMLab's or timm's, or of this project.
     "importlib.import_module": {
         "mmdet3d/plugins.py",
         "mmdet3d/registry.py",
         "mmdet3d/interop/openmmlab.py",
+        "mmdet3d/interop/timm_models.py",
         "mmdet3d/commands/doctor.py",
         "distill3d.py",
     },

@@ -12,7 +12,7 @@ from mmdet3d.structures import Calibration
 from mmdet3d.visualization.bev import draw_bev
 from mmdet3d.visualization.cameras import box_segments, draw_camera, draw_cameras
 from mmdet3d.visualization.heat import Heat
-from mmdet3d.visualization.layers import BACKGROUND, INK, Color, Layer
+from mmdet3d.visualization.layers import BACKGROUND, INK, Color, Layer, fitting
 from mmdet3d.visualization.legend import draw_legend
 from mmdet3d.visualization.strokes import Pad
 
@@ -141,8 +141,8 @@ def _camera(panel: Panel, name: str | None) -> int:
 
 def _head(panel: Panel, width: int) -> Image.Image:
     pad = Pad.blank((width, _HEAD))
-    pad.text((4, 4), panel.title, INK, size=30)
-    pad.text((4, 42), panel.subtitle, INK, size=22)
+    pad.text((4, 4), panel.title, INK, size=fitting(panel.title, width - 8, 30))
+    pad.text((4, 42), panel.subtitle, INK, size=fitting(panel.subtitle, width - 8, 22))
     return pad.finish()
 
 

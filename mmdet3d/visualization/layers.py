@@ -12,7 +12,20 @@ from torch import Tensor
 
 from mmdet3d.structures import Boxes3D, Detections3D
 
-__all__ = ["BACKGROUND", "INK", "PALETTE", "POINT", "RADAR", "TRUTH", "Color", "Layer", "Style", "class_color", "font"]
+__all__ = [
+    "BACKGROUND",
+    "INK",
+    "PALETTE",
+    "POINT",
+    "RADAR",
+    "TRUTH",
+    "Color",
+    "Layer",
+    "Style",
+    "class_color",
+    "fitting",
+    "font",
+]
 
 Color = tuple[int, int, int]
 Style = Literal["solid", "dashed", "dotted", "filled"]
@@ -92,3 +105,8 @@ def class_color(label: int, classes: Sequence[str]) -> Color:
 
 def font(size: int = 22) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
+
+
+def fitting(text: str, width: float, size: int, least: int = 10) -> int:
+    """The largest font size up to `size`, and down to `least`, in which the text is no wider than `width` pixels."""
+    return next((s for s in range(size, least, -1) if font(s).getlength(text) <= width), least)

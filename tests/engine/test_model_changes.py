@@ -51,7 +51,8 @@ def test_resuming_with_another_model_is_refused_and_testing_with_one_is_said(stu
         caplog.clear()
         logging.getLogger("mmdet3d").propagate = True
         cfg = Config(model=block(), data=Config())
-        predict_split(cfg, EngineToyDataset(2, test_mode=True), weights, torch.device("cpu"), lambda: None)
+        data = {"test": {"type": "EngineToyDataset", "size": 2}}
+        predict_split(cfg, data, "test", weights, torch.device("cpu"), lambda: None)
         return " ".join(r.getMessage() for r in caplog.records if r.levelname == "WARNING")
 
     resumed = {"max_epochs": 2, "resume_from": str(weights)}

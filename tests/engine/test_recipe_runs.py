@@ -210,15 +210,15 @@ def test_what_was_trained_from_other_files_is_not_reused(
     final.write_text(json.dumps(record))
     assert not plan(recipe).tasks
     monkeypatch.setitem(MODELS._classes, "Outer", _Outer)
-    # The model now names a config file whose content is another one than when the run was trained.
+    # The model names a config file whose content is another one than when the run was trained.
     Path("part.yaml").write_text("model: {type: EngineToyModel}\n")
+    before = {"config": "part.yaml", "model": {"type": "EngineToyModel", "width": 7}, "config_digest": "of then"}
     for file in (*Path("run").glob("*-seed0/configs.yaml"), Path("toy.yaml")):
         settings = yaml.safe_load(file.read_text())
-        settings["model"] = {"type": "Outer", "part": {"config": "part.yaml"}}
-        file.write_text(yaml.safe_dump(settings))
-    final.write_text(json.dumps(record | {"config_files": {"part.yaml": "of other content"}}))
+        part = {"config": "part.yaml"} if file.name == "toy.yaml" else before
+        file.write_text(yaml.safe_dump(settings | {"model": {"type": "Outer", "part": part}}))
     with pytest.raises(
-        ValueError, match=r"part\.yaml, which this model is built from, is not .*remove the folder run/t"
+        ValueError, match=r"run/teacher-seed0 holds a run of another config \(model\.part\.model\.width: 7, now None\)"
     ):
         plan(recipe)
 

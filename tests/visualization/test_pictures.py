@@ -28,6 +28,7 @@ from mmdet3d.visualization import (
     judge,
     verdict_layers,
 )
+from mmdet3d.visualization.layers import fitting, font
 
 WHITE = (255, 255, 255)
 EDGES = [(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)]
@@ -301,3 +302,10 @@ def test_real_frame(shared: Path) -> None:
                 assert ((pixels >= low) & (pixels <= high)).all()
                 checked += 1
     assert checked > 5
+
+
+def test_text_above_a_column_is_as_large_as_fits() -> None:
+    text = "cameras + radar: 14 hit, 16 false (5 not drawn), 27 missed"
+    size = fitting(text, 400, 22)
+    assert 10 < size < 22 and font(size).getlength(text) <= 400 < font(size + 1).getlength(text)
+    assert fitting("hit", 400, 22) == 22 and fitting(40 * text, 400, 22) == 10
