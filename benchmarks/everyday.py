@@ -212,15 +212,18 @@ def _recipe(tree: Path, folder: Path) -> Row:
 
 
 def _load(report: Mapping[str, Any]) -> str:
-    loads = (report["machine"]["load"], report["load_after"])
-    state = "the machine did no other work" if loads[0] < 0.5 else "the machine was busy with other work"
-    return f"{state} (load average {loads[0]} before, {loads[1]} after)"
+    before = report["machine"]["load"]
+    state = "the machine did no other work" if before < 0.5 else "the machine was busy with other work"
+    after = f", {report['load_after']} after" if "load_after" in report else ""
+    return f"{state} (load average {before} before{after})"
 
 
 def table(report: Mapping[str, Any]) -> str:
     """Markdown: a row per model and revision, then seconds of a step, then the recipe."""
     load = _load(report)
-    rounds = min(len(row["step_ms"]) for by_tree in report["parts"].values() for row in by_tree.values())
+    rows = [row for by_tree in report["parts"].values() for row in by_tree.values()]
+    # Reports of before have medians of the parts alone, and no times of single steps.
+    rounds = min(len(row["step_ms"]) if "step_ms" in row else report["rounds"] for row in rows)
     lines = [
         f"Before: {report['before']}. Medians of {rounds} rounds of {report['steps']} steps; {load}.",
         "",
@@ -228,10 +231,10 @@ def table(report: Mapping[str, Any]) -> str:
         "|---" * (len(PARTS) + 5) + "|",
     ]
     for case, by_tree in report["parts"].items():
-        steps = {name: row["step_ms"] for name, row in by_tree.items()}
+        steps = {name: row["step_ms"] for name, row in by_tree.items() if "step_ms" in row}
         for name, row in by_tree.items():
             cells = [f"{row['cpu_ms'][part]:.0f}" for part in (*PARTS, "total")]
-            ratio = _ratio(steps["now"], steps["before"]) if name == "now" and "before" in steps else ""
+            ratio = _ratio(steps["now"], steps["before"]) if name == "now" and len(steps) > 1 else ""
             lines.append(f"| {case} | {name} | {' | '.join(cells)} | {row['peak_bytes'] / 1e6:.0f} | {ratio} |")
     control = report["parts"].get(CONTROL)
     if control:

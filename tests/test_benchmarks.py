@@ -234,6 +234,17 @@ def test_the_document_is_written_from_results(monkeypatch, tmp_path):
     assert document.read_text() == first
 
 
+def test_documents_show_what_the_stored_results_say(monkeypatch, tmp_path):
+    """As `python -m benchmarks.report` leaves them."""
+    names = ("DOCUMENT", "CONTROL_TABLES", "README")
+    texts = {name: getattr(report, name).read_text() for name in names}
+    for name, text in texts.items():
+        monkeypatch.setattr(report, name, tmp_path / f"{name}.md")
+        getattr(report, name).write_text(text)
+    report.main()
+    assert {name: getattr(report, name).read_text() for name in names} == texts
+
+
 def test_a_row_that_an_earlier_table_has_is_not_shown_again():
     head = "| | mAP |\n|---|---:|\n"
     first = f"A: 3 seeds\n\n{head}| teacher | 0.5 |\n| control | 0.3 |\n| distilled | 0.4 |\n\nVerdict."

@@ -186,7 +186,8 @@ def data() -> list[Finding]:
         found.append(Finding(name, state, "" if infos else f"see {step}" if step.endswith(".md") else step))
     found.append(_kitti())
     weights = sorted(p.name for p in (PLACE / "pretrained").glob("*") if p.suffix in (".pth", ".safetensors"))
-    found.append(Finding("pretrained", ", ".join(weights) or "empty", "" if weights else "see pretrained/README.md"))
+    missing = "nothing but the demo's weights"
+    found.append(Finding("pretrained", ", ".join(weights) or missing, "" if weights else "see pretrained/README.md"))
     return found
 
 

@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     nuscenes.add_argument("--dataroot", type=Path, default=Path("data/nuscenes"), help="where VERSION lies")
     nuscenes.add_argument("--version", default="v1.0-trainval", help="folder of the tables")
     nuscenes.add_argument("--split", help="default: the version's validation split")
-    nuscenes.add_argument("--out", type=Path, help="folder for metrics_summary.json (default: beside the results)")
+    nuscenes.add_argument("--out", type=Path, help="folder for metrics_summary.json (default: that of --report, else beside the results)")
     nuscenes.add_argument("--tokens", type=Path, help="JSON list of sample tokens: score these only")
     nuscenes.add_argument(
         "--report", type=Path, metavar="DIR", help="also write DIR/report.html: where and what it misses"
@@ -60,7 +60,8 @@ def _nuscenes(args: argparse.Namespace) -> None:
     from mmdet3d.evaluation.nuscenes import format_metrics, score_submission
 
     titles = _titles(args)
-    out = _free_place(args, args.results.parent, "metrics_summary.json").parent
+    # A report is a place of its own, so that what testing left beside the results stays.
+    out = args.out or args.report or _free_place(args, args.results.parent, "metrics_summary.json").parent
     tokens = _read_tokens(args.tokens) if args.tokens else None
     scored = score_submission(args.results, args.dataroot, args.version, args.split, out, tokens)
     print(format_metrics(scored.metrics))

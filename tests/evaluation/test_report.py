@@ -106,7 +106,7 @@ def test_the_page(place: tuple[Path, Path], tmp_path: Path, capsys: pytest.Captu
     firsts = "Scores Average Average Average Average Errors Confusion: Confusion: Objects Samples"
     assert [heading.split(" ")[0] for heading in page.headings] == firsts.split()
     rows = {row[0]: row for row in page.cells if len(row) == 8 and row[0] in ("with", "without")}
-    metrics = json.loads((tmp_path / "with" / "metrics_summary.json").read_text())
+    metrics = json.loads((report / "metrics_summary.json").read_text())
     assert rows["with"][1] == f"{metrics['mean_ap']:.3f}" and float(rows["without"][1]) < metrics["mean_ap"]
     car = next(row for row in page.cells if row[0] == "car" and len(row) == 12)
     assert sum(int(cell) for cell in car[1:] if cell != "·") > 10
