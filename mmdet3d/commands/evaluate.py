@@ -29,7 +29,9 @@ def _parser() -> argparse.ArgumentParser:
     nuscenes.add_argument("--dataroot", type=Path, default=Path("data/nuscenes"), help="where VERSION lies")
     nuscenes.add_argument("--version", default="v1.0-trainval", help="folder of the tables")
     nuscenes.add_argument("--split", help="default: the version's validation split")
-    nuscenes.add_argument("--out", type=Path, help="folder for metrics_summary.json (default: that of --report, else beside the results)")
+    nuscenes.add_argument(
+        "--out", type=Path, help="folder for metrics_summary.json (default: that of --report, else beside the results)"
+    )
     nuscenes.add_argument("--tokens", type=Path, help="JSON list of sample tokens: score these only")
     nuscenes.add_argument(
         "--report", type=Path, metavar="DIR", help="also write DIR/report.html: where and what it misses"

@@ -27,7 +27,7 @@ def scene(*boxes: torch.Tensor, labels: list[int]) -> object:
 
 
 def bound(loss, grid: BEVGrid):
-    heads = {"object": SimpleNamespace(train_cfg=TARGETS)}
+    heads = {"object": SimpleNamespace(train_cfg=SimpleNamespace(**TARGETS))}
     detector = SimpleNamespace(grid=grid, heads=heads, history=loss.frames - 1)
     loss.bind(detector, detector)
     return loss
@@ -182,7 +182,9 @@ def test_bad_options_of_a_partition_are_named(arguments, message):
 
 
 def test_a_student_of_other_frames_is_named():
-    student = SimpleNamespace(grid=SMALL, heads={"object": SimpleNamespace(train_cfg=TARGETS)}, history=4)
+    student = SimpleNamespace(
+        grid=SMALL, heads={"object": SimpleNamespace(train_cfg=SimpleNamespace(**TARGETS))}, history=4
+    )
     with pytest.raises(ValueError, match="the student sees 5 frames, but frames is 3"):
         PartitionedFeatureLoss("label", frames=3).bind(student, student)
 

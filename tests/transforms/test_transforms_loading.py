@@ -216,5 +216,5 @@ def test_order_of_transforms_is_explained(tmp_path: Path) -> None:
         Compose([LoadMultiViewImageFromFiles(), GridMask()]).load(context)
     with pytest.raises(ValueError, match="unknown transform type 'LoadPointsFromFiles', did you mean"):
         Compose([{"type": "LoadPointsFromFiles"}])
-    with pytest.raises(ValueError, match="unknown config key LoadPointsFromMultiSweeps\.sweep_num"):
+    with pytest.raises(ValueError, match=r"unknown config key pipeline\.0\.sweep_num, did you mean .sweeps_num"):
         Compose([{"type": "LoadPointsFromMultiSweeps", "sweep_num": 3}])
