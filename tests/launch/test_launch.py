@@ -56,7 +56,8 @@ def config(tmp_path: Path) -> Path:
 def environment(**extra: str) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMI", "PRTE", "MASTER_"))}
     path = f"{VENV}{os.pathsep}{env['PATH']}"
-    return env | {"PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | extra
+    # Two cores, of which one loads, however many test processes share the machine.
+    return env | {"PATH": path, "OMP_NUM_THREADS": "1", "DISTILL3D_CPUS": "2", "CUDA_VISIBLE_DEVICES": ""} | extra
 
 
 def call(launcher: list[str], *words: object, code: int = 0, cwd: Path | None = None) -> str:
