@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
     Draw = Callable[[int], tuple[Image.Image, Sample]]
 
+SLIDE = 1920  # pixels; six cameras drawn as they are would be wider than any screen
+
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
@@ -79,7 +81,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--scene", type=int, default=0, help="number of the scene of --video in the split (default: 0)")
     parser.add_argument("--fps", type=float, default=4.0, help="pictures per second of --video (default: 4)")
-    parser.add_argument("--width", type=int, help="of each picture, pixels (default: as large as drawn)")
+    parser.add_argument("--width", type=int, help=f"of each picture, pixels (default: at most {SLIDE})")
     add_override_options(parser)
     args, rest = parser.parse_known_args(words)
     args.mode = args.mode or ("pred" if args.image else "both" if args.also else "gt")
@@ -140,8 +142,9 @@ def draw_all(args: argparse.Namespace, rest: list[str], folder: Path) -> None:
     def pictures() -> Iterator[tuple[Image.Image, Sample]]:
         for index in progress_bar(indices, desc="draw", unit="sample"):
             picture, sample = draw(index)
-            if args.width:
-                picture = picture.resize((args.width, round(picture.height * args.width / picture.width)))
+            width = args.width or min(picture.width, SLIDE)
+            if width != picture.width:
+                picture = picture.resize((width, round(picture.height * width / picture.width)))
             yield picture, sample
 
     if args.video:

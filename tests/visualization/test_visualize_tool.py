@@ -82,6 +82,7 @@ def test_command_line_draws_ground_truth(config: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [p.name for p in out.iterdir()] == ["1000000-small.png"] and "1 pictures" in done.stdout
+    assert Image.open(out / "1000000-small.png").width <= 1920
     assert "ground truth: 2 of 3 annotated objects in 1 frames; left out: 1 animal of no class here" in done.stdout
 
 
