@@ -502,7 +502,7 @@ def test_real_size_shapes() -> None:
     images = torch.randn(6, 3, 256, 704)
     with torch.no_grad():
         swin = SwinTransformer(**SWIN_T).eval()(images)
-        resnet = ResNet(**RESNET_50).eval()(images)
+        resnet = MODELS.build({"type": "ResNet", **RESNET_50}).eval()(images)
     assert [tuple(o.shape) for o in swin] == [(6, 192, 32, 88), (6, 384, 16, 44), (6, 768, 8, 22)]
     assert [tuple(o.shape) for o in resnet] == [
         (6, 256, 64, 176),
