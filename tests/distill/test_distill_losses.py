@@ -219,6 +219,21 @@ def test_response_golden(crkd_values):
         assert value.item() == pytest.approx(golden[f"{name}/kd"], rel=2e-5), name
 
 
+def test_only_the_named_box_parameters_are_taught():
+    student, teacher, batch = head_output(4), head_output(5), batch_of([BOX])
+    full = ResponseLoss(task_weights=[1, 1])(student, teacher, batch)
+    still = ResponseLoss(task_weights=[1, 1], parameters=["reg", "height", "dim", "rot"])
+    before = still(student, teacher, batch)
+    assert before["heatmap/task0"] == full["heatmap/task0"] and 0 < before["bbox/task0"] < full["bbox/task0"]
+    for task in student:
+        task["vel"] = task["vel"] + 7
+    assert all(torch.equal(value, before[name]) for name, value in still(student, teacher, batch).items())
+    heat = ResponseLoss(task_weights=[1, 1], parameters=[])(student, teacher, batch)
+    assert list(heat) == ["heatmap/task0", "heatmap/task1"]
+    with pytest.raises(ValueError, match=r"parameters \[.velocity.\] are not among reg, height, dim, rot, vel"):
+        ResponseLoss(parameters=["reg", "velocity"])
+
+
 def test_response_of_the_teacher_to_itself():
     """Boxes agree exactly; heat maps have no focal distance."""
     tasks = head_output(3)

@@ -12,7 +12,7 @@ from mmdet3d.distill.losses.base import full_precision
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
 from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
-from mmdet3d.models.heads.centerhead import CenterHead
+from mmdet3d.models.heads.centerhead import REGRESSION
 from mmdet3d.models.losses import clamped_sigmoid
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
@@ -27,15 +27,26 @@ class ResponseLoss(CenterHeadLoss):
     Args:
         task_weights: one factor per task of the head; tasks of movable classes weigh more.
         beta: focusing power of the quality focal loss.
+        parameters: which box parameters are taught, by the names of the head's branches; none: heat maps alone. What a
+            teacher knows no better than its student, velocities from a single sweep say, it need not teach.
     """
 
     needs_labels = False
     by_class = True
 
-    def __init__(self, task_weights: Sequence[float] = (2, 2, 2, 1, 2, 1), beta: float = 2.0) -> None:
+    def __init__(
+        self,
+        task_weights: Sequence[float] = (2, 2, 2, 1, 2, 1),
+        beta: float = 2.0,
+        parameters: Sequence[str] = REGRESSION,
+    ) -> None:
         super().__init__()
+        unknown = [name for name in parameters if name not in REGRESSION]
+        if unknown:
+            raise ValueError(f"ResponseLoss: parameters {unknown} are not among {', '.join(REGRESSION)}")
         self.task_weights = tuple(task_weights)
         self.beta = beta
+        self.parameters = tuple(parameters)
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         super().bind(teacher, student)
@@ -56,14 +67,16 @@ class ResponseLoss(CenterHeadLoss):
         classes = [task["heatmap"].shape[1] for task in teacher_value]
         p, q = (clamped_sigmoid(torch.cat([t["heatmap"] for t in side], 1)) for side in (student_value, teacher_value))
         p, q = self._gate(p), self._gate(q)
-        boxes = CenterHead.regression_map
         focal = quality_focal(p, q, self.beta).split(classes, 1)
         terms = {}
         for i, (student, teacher, loss, seen, weight) in enumerate(
             zip(student_value, teacher_value, focal, q.split(classes, 1), self.task_weights, strict=True)
         ):
             terms[f"heatmap/task{i}"] = weight * loss.sum() / _count(seen)
-            terms[f"bbox/task{i}"] = weight * soft_box_loss(boxes(student), boxes(teacher), seen.sum(1))
+            if not self.parameters:
+                continue
+            ours, theirs = (torch.cat([side[name] for name in self.parameters], 1) for side in (student, teacher))
+            terms[f"bbox/task{i}"] = weight * soft_box_loss(ours, theirs, seen.sum(1))
         return terms
 
 

@@ -138,11 +138,6 @@ class CenterHead(nn.Module):
         x, y = objects.cells.unbind(1)
         return torch.cat([predicted[name][objects.samples, :, x, y] for name in REGRESSION], dim=1)
 
-    @staticmethod
-    def regression_map(predicted: Mapping[str, Tensor]) -> Tensor:
-        """The ten regressed numbers of one task as one map (B, 10, X, Y), in the order of `REGRESSION`."""
-        return torch.cat([predicted[name] for name in REGRESSION], dim=1)
-
     # -- inference --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
