@@ -38,7 +38,7 @@ class ResponseLoss(CenterHeadLoss):
         self,
         task_weights: Sequence[float] = (2, 2, 2, 1, 2, 1),
         beta: float = 2.0,
-        parameters: Sequence[str] = REGRESSION,
+        parameters: Sequence[str] = tuple(REGRESSION),
     ) -> None:
         super().__init__()
         unknown = [name for name in parameters if name not in REGRESSION]
