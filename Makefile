@@ -45,7 +45,7 @@ test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
 
 test-slow: setup-test
-	$(BIN)/python -m pytest -q -m slow --durations=25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m slow --durations=25
 
 # No setup: it runs with whatever torch is there.
 gpu-check:

@@ -10,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import distill3d
 
@@ -105,35 +107,54 @@ def commands(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
+LOSS = """
+import torch.nn.functional as F
+
+from mmdet3d.distill.losses.base import DistillLoss, full_precision
+from mmdet3d.registry import MODELS
+
+
+@MODELS.register
+class MyLoss(DistillLoss):
+    @full_precision
+    def forward(self, student_value, teacher_value, batch):
+        return (1 - F.cosine_similarity(student_value, teacher_value, dim=1)).mean()
+"""
+
+
 @pytest.mark.slow
-def test_from_an_empty_folder_to_metrics(commands: Path, tmp_path: Path) -> None:
-    """With a part of one's own in that folder."""
+def test_the_way_of_a_stranger(commands: Path, tmp_path: Path) -> None:
+    """A folder with nothing but a loss of one's own: data, a distillation, its metrics, the same again elsewhere."""
 
     def distill3d(*words: object) -> str:
         done = run(commands / "distill3d", *words, cwd=tmp_path)
         assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         return done.stdout
 
-    where = run(commands / "python", "-c", "import mmdet3d; print(mmdet3d.__file__)", cwd=tmp_path).stdout
+    where = run(commands / "python", "-c", "import mmdet3d; print(mmdet3d.__file__)", cwd=tmp_path).stdout.strip()
     assert where.startswith(str(commands.parent))
     config = "nuscenes/det/centerhead/lssfpn/camera+radar/swint/default.yaml"
     code = f"import mmdet3d; print(mmdet3d.load_config({config!r}).model.type)"
     assert run(commands / "python", "-c", code, cwd=tmp_path).stdout == "BEVFusion\n"
-    assert "recipe" in distill3d("--help")
 
     world = ["--out-dir", "data/synthetic"]
     tiny = ["--scenes", 3, "--keyframes", 2, "--lidar-sweeps", 1, "--radar-sweeps", 1, "--val-fraction", 0.34]
     distill3d("create-data", "synthetic", *world, *tiny, "--workers", 1)
     tables = ["--root-path", "data/synthetic", "--version", "v1.0-synthetic", "--extra-tag", "synthetic"]
     distill3d("create-data", "nuscenes", *world, *tables, "--workers", 1)
-    (tmp_path / "my_fuser.py").write_text(
-        "from mmdet3d.models.fusers.gated import GatedFuser\nfrom mmdet3d.registry import MODELS\n\n\n"
-        "@MODELS.register\nclass MyFuser(GatedFuser):\n    pass\n"
-    )
-    student = "configs/synthetic/camera+radar/demo.yaml"  # the published spelling of the path, with no such folder here
-    mine = ["--imports", "my_fuser", "--model.fuser.type", "MyFuser"]
-    distill3d("train", student, "--run-dir", "runs/a", *mine, "--max_epochs", 1, "--data.workers_per_gpu", 0)
-    # The run's own config knows the part.
-    words = ["runs/a/configs.yaml", "runs/a/epoch_1.safetensors", "--eval", "bbox", "--run-dir", "runs/b"]
-    assert "mAP" in distill3d("test", *words)
+    (tmp_path / "my_loss.py").write_text(LOSS)
+    student = "configs/synthetic/crkd/demo.yaml"  # the published spelling of the path, with no such folder here
+    teacher = ["--model.teacher.checkpoint", Path(where).parent / "pretrained" / "demo" / "teacher.safetensors"]
+    mine = ["--imports", "my_loss", "--model.losses.mine", "{type: MyLoss, student: fuser, teacher: fuser}"]
+    distill3d("train", student, "--run-dir", "runs/a", *teacher, *mine, "--max_epochs", 1, "--data.workers_per_gpu", 0)
+    # The run's own config knows the loss.
+    distilled = ["runs/a/configs.yaml", "runs/a/epoch_1.safetensors"]
+    assert "mAP" in distill3d("test", *distilled, "--eval", "bbox", "--run-dir", "runs/b")
     assert (tmp_path / "runs" / "b" / "metrics.json").is_file()
+
+    (tmp_path / "runs" / "a").rename(tmp_path / "moved")
+    distill3d("reproduce", "moved", "--run-dir", "runs/again", *teacher)
+    first, again = (
+        load_file(folder / "epoch_1.safetensors") for folder in (tmp_path / "moved", tmp_path / "runs/again")
+    )
+    assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)

@@ -86,7 +86,7 @@ def test_a_network_that_learned_four_frames_finds_their_objects(shared: Path, tm
         "augment.color_jitter": 0.0,
         "augment.lighting": 0.0,
     }
-    schedule = {"max_epochs": 24, "data.samples_per_gpu": 4, "data.workers_per_gpu": 0, "optimizer.lr": 4.0e-3}
+    schedule = {"max_epochs": 36, "data.samples_per_gpu": 4, "data.workers_per_gpu": 0, "optimizer.lr": 4.0e-3}
     cfg = on_real_frames(shared, "synthetic/rgb_baseline", TRAIN_FRAMES, **still, **schedule)
     seed_everything(0)
     train, val = Kept(build_dataset(cfg.data.train), 25), build_dataset(cfg.data.val, test_mode=True)
