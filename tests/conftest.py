@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import hypothesis
+import published
 import pytest
 
 from mmdet3d.machine import cpus, share
@@ -40,6 +40,5 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def crkd_values(shared: Path) -> dict:
-    """Conformance values of CRKD's targets, losses, masks, geometry."""
-    return json.loads((shared / "fixtures" / "crkd.json").read_text())
+def crkd_values() -> dict:
+    return published.crkd_values()

@@ -75,7 +75,6 @@ def meta_model(name: str) -> torch.nn.Module:
         return build_model(load(name).model)
 
 
-@pytest.mark.shared
 def test_every_published_path_exists(shared):
     with (shared / "specs" / "crkd_resolved" / "per_file_keys.tsv").open() as file:
         names = {row["file"].removeprefix("configs/") for row in csv.DictReader(file, delimiter="\t")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from published import tensors
 from torch import nn
 
 from mmdet3d.config import load_config
 from mmdet3d.interop.checkpoints import EXCEPTIONS, load_state
 from mmdet3d.models import build_model
-
-pytestmark = pytest.mark.shared
 
 LSSFPN = "nuscenes/det/centerhead/lssfpn"
 CRKD = (
@@ -75,11 +73,6 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def spec(shared: Path, name: str) -> dict:
     return yaml.safe_load((shared / "specs" / "crkd_resolved" / f"{name}.yaml").read_text())
-
-
-def table(shared: Path, name: str) -> dict[str, tuple[int, ...]]:
-    with (shared / "fixtures" / "state_dicts" / f"{name}.tsv").open() as file:
-        return {row["key"]: eval(row["shape"]) for row in csv.DictReader(file, delimiter="\t")}
 
 
 def on_meta(config: str) -> nn.Module:
@@ -150,16 +143,16 @@ def test_distillation_terms_equal_the_published_ones(shared, name):
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_state_dicts_have_the_published_keys_and_shapes(shared, name):
+def test_state_dicts_have_the_published_keys_and_shapes(name):
     model = on_meta(DETECTORS[name])
-    assert without_exceptions(shapes(model)) == without_exceptions(table(shared, name))
+    assert without_exceptions(shapes(model)) == without_exceptions(tensors(name))
     # What we hold of the exceptions is laid out as published, too.
-    published = table(shared, name)
+    published = tensors(name)
     assert all(published[k] == s for k, s in shapes(model).items() if k in published)
 
 
 @pytest.mark.parametrize("name", DISTILLERS)
-def test_distillers_have_the_published_keys_and_shapes(shared, name):
+def test_distillers_have_the_published_keys_and_shapes(name):
     model = on_meta(DISTILLERS[name])
     teacher = on_meta(load_config(DISTILLERS[name]).model.teacher.config)
 
@@ -169,7 +162,7 @@ def test_distillers_have_the_published_keys_and_shapes(shared, name):
         return key.removeprefix("student.").replace(".", "_student.", 1)
 
     ours = {published_name(k): s for k, s in shapes(model).items()} | shapes(teacher)
-    assert without_exceptions(ours) == without_exceptions(table(shared, name))
+    assert without_exceptions(ours) == without_exceptions(tensors(name))
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
@@ -178,18 +171,18 @@ def test_parameter_counts(name):
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == TRAINABLE[name]
 
 
-def published_state(shared: Path, name: str) -> dict[str, torch.Tensor]:
-    return {k: torch.empty(s, device="meta") for k, s in table(shared, name).items()}
+def published_state(name: str) -> dict[str, torch.Tensor]:
+    return {k: torch.empty(s, device="meta") for k, s in tensors(name).items()}
 
 
 @pytest.mark.parametrize("name", [*DETECTORS, *DISTILLERS])
-def test_published_checkpoints_are_accepted(shared, name):
+def test_published_checkpoints_are_accepted(name):
     """Keys and shapes only; the values stay on the meta device."""
-    load_state(on_meta({**DETECTORS, **DISTILLERS}[name]), published_state(shared, name))
+    load_state(on_meta({**DETECTORS, **DISTILLERS}[name]), published_state(name))
 
 
-def test_published_distilled_student_needs_the_calibrated_encoder(shared):
-    state = published_state(shared, "e_distill_swint")
+def test_published_distilled_student_needs_the_calibrated_encoder():
+    state = published_state("e_distill_swint")
     overrides = load_config(DISTILLERS["e_distill_swint"]).model.student.overrides
     with torch.device("meta"):
         calibrated = build_model(load_config(DETECTORS["c_student_CR_swint_default"], overrides).model)
@@ -198,14 +191,14 @@ def test_published_distilled_student_needs_the_calibrated_encoder(shared):
         load_state(on_meta(DETECTORS["c_student_CR_swint_default"]), state)
 
 
-def test_spconv_2_checkpoint_of_a_teacher_is_accepted(shared):
-    state = published_state(shared, "b_teacher_LC_resnet50_gatedfuser")
+def test_spconv_2_checkpoint_of_a_teacher_is_accepted():
+    state = published_state("b_teacher_LC_resnet50_gatedfuser")
     moved = {k: v.permute(4, 0, 1, 2, 3) if v.ndim == 5 else v for k, v in state.items()}
     assert any(moved[k].shape != state[k].shape for k in state)
     load_state(on_meta(DETECTORS["b_teacher_LC_resnet50_gatedfuser"]), moved)
 
 
-def test_a_published_teacher_is_no_student(shared):
-    state = published_state(shared, "a_teacher_LC_swint_v0p075_gatedfuser")
+def test_a_published_teacher_is_no_student():
+    state = published_state("a_teacher_LC_swint_v0p075_gatedfuser")
     with pytest.raises(ValueError, match=r"the file has a LiDAR branch.*this config has a radar branch"):
         load_state(on_meta(DETECTORS["c_student_CR_swint_default"]), state)

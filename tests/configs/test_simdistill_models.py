@@ -69,7 +69,6 @@ def on_meta(cfg: Config) -> nn.Module:
 # -- published values -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("name", CONFIGS)
 def test_training_equals_the_published_one(shared, name):
     theirs, ours = resolved(shared, name), load_config(CONFIGS[name])
@@ -83,7 +82,6 @@ def test_training_equals_the_published_one(shared, name):
     assert ours.checkpoint_config.max_keep_ckpts == theirs["checkpoint_config"]["max_keep_ckpts"]
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("name", CONFIGS)
 def test_students_are_the_published_ones_but_for_the_depth_of_lidar(shared, name):
     published = resolved(shared, name)["model"]
@@ -100,7 +98,6 @@ def test_students_are_the_published_ones_but_for_the_depth_of_lidar(shared, name
     ]
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("name", PLAIN)
 def test_published_teacher_and_camera_baseline(shared, name):
     theirs, ours = resolved(shared, name), load_config(PLAIN[name]).to_dict()

@@ -77,7 +77,6 @@ def test_no_box_vanishes_and_boxes_outside_leave_no_trace():
     assert mask.flatten(1).sum(1).tolist() == [0, 0, 1]
 
 
-@pytest.mark.shared
 def test_published_rectangle_is_the_same_where_its_formula_is_exact(crkd_values):
     """Upstream's rectangle is the box for headings along LiDAR y; its borders are truncated to cells."""
     high_x, low_y, low_x, high_y = crkd_values["get_gt_masks int rows [x4,y0,x0,y2]"][0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,6 @@ def published(shared: Path, name: str, *keys: str) -> dict[str, Any]:
     for key in keys:
         block = block[key]
     return block
-
-
-def published_state(shared: Path, name: str, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes below `prefix` in the published checkpoint."""
-    lines = (shared / "fixtures" / "state_dicts" / f"{name}.tsv").read_text().splitlines()
-    rows = [line.split("\t") for line in lines if line.startswith(prefix)]
-    return {row[0].removeprefix(prefix): ast.literal_eval(row[1]) for row in rows}
 
 
 def state(module: nn.Module) -> dict[str, tuple[int, ...]]:

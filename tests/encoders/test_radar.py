@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from encoder_configs import published, published_state, randomise, state
+from encoder_configs import published, randomise, state
+from published import tensors
 from torch import nn
 
 from mmdet3d.models.encoders import VoxelizeBlock, build_voxelizer, voxelize_batch
@@ -74,14 +75,13 @@ def test_nan_measurements_count_as_zero():
     torch.testing.assert_close(encoder(*pillars(points)), expected)
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "encoders", "entries"),
     [("c_student_CR_swint_default", "encoders", 24), ("e_distill_swint", "encoders_student", 46)],
 )
-def test_published_state(shared, name, encoders, entries):
+def test_tensors(shared, name, encoders, entries):
     encoder = MODELS.build(published(shared, name, encoders, "radar", "backbone"))
-    expected = published_state(shared, name, f"{encoders}.radar.backbone.")
+    expected = tensors(name, f"{encoders}.radar.backbone.")
     assert len(expected) == entries
     assert state(encoder) == expected
     assert str(encoder.grid) == "180x180 cells of 0.6x0.6 m from (-54, -54)"

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from encoder_configs import published, published_state, randomise, state
+from encoder_configs import published, randomise, state
+from published import tensors
 
 from mmdet3d.models.encoders.sparse import SparseBasicBlock
 from mmdet3d.ops.sparse_conv import SparseConv3d, SubMConv3d
@@ -92,10 +93,9 @@ def test_equals_dense_network(cfg):
             torch.testing.assert_close(bev[:, channel * z + height], dense.value[:, channel, :, :, height])
 
 
-@pytest.mark.shared
 def test_published_state_and_shape(shared):
     encoder = MODELS.build(published(shared, "a_teacher_LC_swint_v0p075_gatedfuser", "encoders", "lidar", "backbone"))
-    expected = published_state(shared, "a_teacher_LC_swint_v0p075_gatedfuser", "encoders.lidar.backbone.")
+    expected = tensors("a_teacher_LC_swint_v0p075_gatedfuser", "encoders.lidar.backbone.")
     assert len(expected) == 126
     assert state(encoder) == expected
     assert (encoder.output_shape, encoder.out_channels) == ((180, 180), 256)
@@ -170,7 +170,6 @@ def test_wrong_voxels():
 
 
 @pytest.mark.slow
-@pytest.mark.shared
 def test_real_frame(shared):
     """The published LiDAR branch on one real sweep."""
     from mmdet3d.models.encoders import VoxelizeBlock, build_voxelizer, voxelize_batch

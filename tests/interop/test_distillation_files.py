@@ -85,7 +85,6 @@ def test_a_student_alone_is_no_teacher():
         load_state(detector(), student, part="teacher", source="alone.pth")
 
 
-@pytest.mark.shared
 def test_the_teacher_comes_out_of_a_published_crkd_distillation(shared):
     """By the published names and shapes: the teacher's config takes the teacher, the student's the student."""
     rows = (shared / "fixtures/state_dicts/e_distill_swint.tsv").read_text().splitlines()[1:]

@@ -115,7 +115,6 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.shared
 def test_every_name_is_one_of_the_published_program(shared):
     """Encoders are built of the modules whose names the table of another program of this code base lists."""
     table = (shared / "fixtures/state_dicts/a_teacher_LC_swint_v0p075_gatedfuser.tsv").read_text().splitlines()[1:]

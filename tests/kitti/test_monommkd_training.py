@@ -61,7 +61,6 @@ def test_eight_frames_by_heart(world, tmp_path):
     assert last["stats/kd/dual_kl/uncertainty"] < 0.5 * first["stats/kd/dual_kl/uncertainty"]
 
 
-@pytest.mark.shared
 def test_a_real_frame_at_full_size(real, tmp_path):
     dataset = KittiDataset(str(real), "train", writelist=["Car"], augment={}, ids=["000007"])
     batch = Batch.collate([dataset[0]])

@@ -44,7 +44,6 @@ def test_rows_of_the_default_bins():
     assert last == pytest.approx(14.9, abs=0.05)
 
 
-@pytest.mark.shared
 def test_height_and_pitch_of_the_real_camera(shared):
     """Bottom centres of all labelled objects nearer than 40 m lie on a plane 1.59 m below the camera."""
     bottom = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import logging
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from published import tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -45,14 +45,6 @@ RESNET_50 = {
 TINY_SWIN = {"embed_dims": 8, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4, "out_indices": [0, 1]}
 
 
-def published(shared: Path, model: str, prefix: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes below `prefix`, in order."""
-    rows = [
-        line.split("\t") for line in (shared / "fixtures" / "state_dicts" / f"{model}.tsv").read_text().splitlines()
-    ]
-    return [(r[0].removeprefix(prefix), ast.literal_eval(r[1])) for r in rows if r[0].startswith(prefix)]
-
-
 def layout(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     return [(k, tuple(v.shape)) for k, v in module.state_dict().items()]
 
@@ -78,17 +70,17 @@ def assert_all_have_gradients(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("model", ["a_teacher_LC_swint_v0p075_gatedfuser", "c_student_CR_swint_default"])
-def test_swin_has_the_published_layout(shared: Path, model: str) -> None:
+def test_swin_has_the_published_layout(model: str) -> None:
     with torch.device("meta"):
         backbone = MODELS.build({"type": "SwinTransformer", **SWIN_T})
-    assert layout(backbone) == published(shared, model, "encoders.camera.backbone.")
+    assert layout(backbone) == list(tensors(model, "encoders.camera.backbone.").items())
 
 
 @pytest.mark.parametrize("model", ["b_teacher_LC_resnet50_gatedfuser", "d_student_CR_resnet50_default"])
-def test_resnet_has_the_published_layout(shared: Path, model: str) -> None:
+def test_resnet_has_the_published_layout(model: str) -> None:
     with torch.device("meta"):
         backbone = MODELS.build({"type": "ResNet", **RESNET_50})
-    assert layout(backbone) == published(shared, model, "encoders.camera.backbone.")
+    assert layout(backbone) == list(tensors(model, "encoders.camera.backbone.").items())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from bev_models import TRANSFUSION_HEAD, make_batch, model_config
+from published import tensors
 from torch import nn
 
 from mmdet3d.config import load_config
@@ -392,10 +393,9 @@ def test_published_models_have_the_published_names_and_shapes(shared: Path, name
             "num_outs": 3,
         }
     model = MODELS.build(cfg)
-    rows = (shared / "fixtures" / "state_dicts" / f"{name}.tsv").read_text().splitlines()
     constants = {f"encoders.camera.vtransform.{k}" for k in ("dx", "bx", "nx", "frustum")}
-    want = {k: s for k, s, *_ in (row.split("\t") for row in rows) if k not in constants and "." in k}
-    assert {k: str(tuple(v.shape)) for k, v in model.state_dict().items()} == want
+    want = {k: shape for k, shape in tensors(name).items() if k not in constants}
+    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == want
     assert model.grid.shape == (180, 180)
 
 

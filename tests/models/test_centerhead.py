@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from published import tensors
 from torch import Tensor
 
 from mmdet3d.models.heads.box_coder import decode_boxes, encode_boxes
@@ -330,15 +330,9 @@ def test_heatmap_starts_at_one_tenth(head: CenterHead) -> None:
     assert all((task.heatmap[-1].bias == -2.19).all() for task in head.task_heads)
 
 
-def test_state_dict_is_the_published_one(shared: Path) -> None:
-    rows = [line.split("\t") for line in _table(shared, "c_student_CR_swint_default")]
-    want = {r[0]: r[1] for r in rows if r[0].startswith("heads.object.")}
+def test_state_dict_is_the_published_one() -> None:
     have = MODELS.build(FULL).state_dict()
-    assert {f"heads.object.{k}": str(tuple(v.shape)) for k, v in have.items()} == want
-
-
-def _table(shared: Path, name: str) -> list[str]:
-    return (shared / "fixtures" / "state_dicts" / f"{name}.tsv").read_text().splitlines()
+    assert {k: tuple(v.shape) for k, v in have.items()} == tensors("c_student_CR_swint_default", "heads.object.")
 
 
 @pytest.mark.parametrize(

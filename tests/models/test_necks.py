@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
+from published import tensors
 from torch import nn
 
 from mmdet3d.models.necks import SECONDFPN, GeneralizedLSSFPN
@@ -35,14 +33,10 @@ SECOND = {"type": "SECONDFPN", "in_channels": [256, 512, 1024, 2048], "upsample_
         ("d_student_CR_resnet50_default", SECOND | {"out_channels": [128] * 4}),
     ],
 )
-def test_published_layout(shared: Path, model: str, cfg: dict) -> None:
+def test_published_layout(model: str, cfg: dict) -> None:
     with torch.device("meta"):
         neck = MODELS.build(cfg)
-    prefix = "encoders.camera.neck."
-    rows = [
-        line.split("\t") for line in (shared / "fixtures" / "state_dicts" / f"{model}.tsv").read_text().splitlines()
-    ]
-    expected = [(r[0].removeprefix(prefix), ast.literal_eval(r[1])) for r in rows if r[0].startswith(prefix)]
+    expected = list(tensors(model, "encoders.camera.neck.").items())
     assert [(k, tuple(v.shape)) for k, v in neck.state_dict().items()] == expected
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from published import tensors
 from vtransform_inputs import (
     KINDS,
     STUDENT,
@@ -31,14 +30,10 @@ from mmdet3d.structures import Batch, BEVGrid
 @pytest.mark.parametrize(
     ("model", "cfg"), [("a_teacher_LC_swint_v0p075_gatedfuser", TEACHER), ("c_student_CR_swint_default", STUDENT)]
 )
-def test_published_layout(shared: Path, model: str, cfg: dict) -> None:
+def test_published_layout(model: str, cfg: dict) -> None:
     """All but the geometry, which follows from the config and is no weight here."""
     derived = ("dx", "bx", "nx", "frustum")
-    prefix = "encoders.camera.vtransform."
-    rows = [
-        line.split("\t") for line in (shared / "fixtures" / "state_dicts" / f"{model}.tsv").read_text().splitlines()
-    ]
-    table = {r[0].removeprefix(prefix): ast.literal_eval(r[1]) for r in rows if r[0].startswith(prefix)}
+    table = tensors(model, "encoders.camera.vtransform.")
     transform = MODELS.build(cfg)
     assert {k: tuple(getattr(transform, k).shape) for k in derived} == {k: table.pop(k) for k in derived}
     assert [(k, tuple(v.shape)) for k, v in transform.state_dict().items()] == list(table.items())

@@ -193,7 +193,6 @@ def test_visual_depth_is_scaled_and_attribute_depth_is_not():
     assert found["depth_uncertainty"][0, 0, 0].item() == pytest.approx(math.log(math.exp(1) + math.exp(2)))
 
 
-@pytest.mark.shared
 def test_real_labels_decode_to_themselves(shared):
     data = KittiDataset(str(shared / "data/kitti"), "train", depth_dir=None, ids=["000003", "000007"], augment={})
     for epoch in range(3):

@@ -459,7 +459,6 @@ def test_compiles_as_one_graph():
     torch.testing.assert_close(compiled(depth, context, geometry), 2 * bev_pool(depth, context, geometry, **GRID))
 
 
-@pytest.mark.shared
 def test_cells_of_the_published_student(crkd_values):
     """Frustum of 59 x 32 x 88 points through the stored matrices."""
     matrices = {k: torch.tensor(v) for k, v in crkd_values["geometry inputs"].items()}

@@ -21,7 +21,6 @@ def pillars(dtype=torch.float32):
     return features, torch.tensor([4, 1, 2]), coordinates
 
 
-@pytest.mark.shared
 def test_published_radar_decoration(crkd_values):
     features = torch.tensor(crkd_values["radar decoration in"])
     expected = torch.tensor(crkd_values["radar decoration out (Nx3x8)"])
