@@ -69,12 +69,11 @@ def ship(
     import torch
 
     from mmdet3d import __version__
-    from mmdet3d.engine.checkpoint import save_weights
     from mmdet3d.engine.evaluate import predict
     from mmdet3d.engine.pictures import open_model
     from mmdet3d.engine.shipped import SHIPPED, first_scores, load_shipped, make_first_scene
     from mmdet3d.evaluation.control import COLUMNS
-    from mmdet3d.interop.checkpoints import read_weights
+    from mmdet3d.io.weights import read_weights, save_weights
 
     config, target = result["config"], SHIPPED / f"{name}.safetensors"
     state = {key: halved(v) for key, v in read_weights(run_dir / result["checkpoint"])[0].items()}

@@ -21,7 +21,7 @@ from mmdet3d.engine.command import add_override_options, read_overrides
 from mmdet3d.shell import command
 
 if TYPE_CHECKING:
-    from mmdet3d.engine.checkpoint import LoadReport
+    from mmdet3d.interop.checkpoints import LoadReport
     from mmdet3d.structures import Detections3D
 
 

@@ -304,7 +304,7 @@ def own_frames(cfg: Config, images: Sequence[str], calibration: str | None, fold
 
 def load_model(cfg: Config, checkpoint: str) -> Trainable:
     from mmdet3d.engine.agreement import check_agreement
-    from mmdet3d.engine.checkpoint import load_checkpoint
+    from mmdet3d.interop.checkpoints import load_checkpoint
     from mmdet3d.models import build_model
 
     for doubt in check_agreement(cfg, checkpoint):

@@ -15,9 +15,9 @@ from mmdet3d.config import Config
 from mmdet3d.datasets import FrameDataset, KittiDataset, build_split
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.distill.distiller import Distiller
-from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.heat_maps import TapMap, difference, loss_map, tap_map
 from mmdet3d.engine.settings import autocast_dtype
+from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar

@@ -22,7 +22,7 @@ from mmdet3d.datasets.nuscenes.infos import write_infos
 from mmdet3d.datasets.synthetic import VERSION, Settings, generate
 from mmdet3d.engine.pictures import compare, detect, open_model, picture_extent, scenes, side_by_side
 from mmdet3d.evaluation.nuscenes_tables import load_tables
-from mmdet3d.interop.checkpoints import metadata_path
+from mmdet3d.io.weights import metadata_path
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar
 from mmdet3d.visualization import write_film

@@ -18,14 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmdet3d import __version__
 from mmdet3d.engine import distributed
-from mmdet3d.engine.checkpoint import (
-    RunCheckpoints,
-    load_checkpoint,
-    load_start,
-    random_state,
-    read_training_state,
-    set_random_state,
-)
+from mmdet3d.engine.checkpoint import RunCheckpoints, load_start, random_state, read_training_state, set_random_state
 from mmdet3d.engine.compilation import compile_dense_stages
 from mmdet3d.engine.data import DetectionDataset, batches, build_loader, train_sampler
 from mmdet3d.engine.divergence import Divergence
@@ -37,7 +30,7 @@ from mmdet3d.engine.optimizer import build_optimizer
 from mmdet3d.engine.resuming import model_changes
 from mmdet3d.engine.schedule import LearningRate, Momentum
 from mmdet3d.engine.settings import GradClip, Settings, autocast_dtype
-from mmdet3d.interop.checkpoints import load_state
+from mmdet3d.interop.checkpoints import load_checkpoint, load_state
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar
 from mmdet3d.shell import command

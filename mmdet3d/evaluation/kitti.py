@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mmdet3d.evaluation.files import atomic_write
 from mmdet3d.evaluation.kitti_matching import SAMPLES, Candidates, Counts, best_by_score, count, thresholds
 from mmdet3d.evaluation.kitti_objects import NO_ORIENTATION, Objects, frame_files, read_labels, read_results
 from mmdet3d.evaluation.kitti_overlap import Pairs, pair_up
+from mmdet3d.io.files import atomic_write
 
 __all__ = [
     "CLASSES",

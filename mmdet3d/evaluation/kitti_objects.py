@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mmdet3d.blocks import nearest
-from mmdet3d.evaluation.files import atomic_write, read_text
+from mmdet3d.io.files import atomic_write, read_text
 
 __all__ = [
     "DONT_CARE",

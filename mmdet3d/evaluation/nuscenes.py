@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from mmdet3d.evaluation.conventions import conventions_at_fault, match_entries
-from mmdet3d.evaluation.files import atomic_write
 from mmdet3d.evaluation.nuscenes_tables import CLASSES, evaluation_split, load_tables, split_tokens
+from mmdet3d.io.files import atomic_write
 from mmdet3d.structures import Detections3D
 
 __all__ = [

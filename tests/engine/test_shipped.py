@@ -19,7 +19,7 @@ from mmdet3d.engine.shipped import (
     make_first_scene,
     read_card,
 )
-from mmdet3d.interop.checkpoints import file_digest
+from mmdet3d.io.files import file_digest
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from mmdet3d.datasets import NuScenesDataset
-from mmdet3d.evaluation.files import atomic_write
 from mmdet3d.evaluation.nuscenes import (
     MODALITIES,
     attribute,
@@ -24,6 +23,7 @@ from mmdet3d.evaluation.nuscenes import (
     write_submission,
 )
 from mmdet3d.evaluation.nuscenes_tables import CLASSES, evaluation_split, load_tables, split_tokens
+from mmdet3d.io.files import atomic_write
 from mmdet3d.structures import Boxes3D, Detections3D
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -27,7 +27,7 @@ from mmdet3d.evaluation.nuscenes import (
     write_submission,
 )
 from mmdet3d.evaluation.nuscenes_tables import CLASSES
-from mmdet3d.interop.checkpoints import file_digest
+from mmdet3d.io.files import file_digest
 from mmdet3d.registry import DATASETS
 from mmdet3d.shell import command
 from mmdet3d.structures import Detections3D, Sample

@@ -19,8 +19,8 @@ from mmdet3d.datasets.synthetic.generate import claim
 from mmdet3d.datasets.synthetic.geometry import invert
 from mmdet3d.datasets.synthetic.settings import Settings
 from mmdet3d.datasets.synthetic.world import Actor, Population, World, build_world
-from mmdet3d.evaluation.files import atomic_write
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, NO_ORIENTATION, Objects, write_labels
+from mmdet3d.io.files import atomic_write
 from mmdet3d.progress import progress_bar
 from mmdet3d.structures import Boxes3D
 from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL, boxes_to_kitti
