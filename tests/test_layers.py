@@ -14,26 +14,27 @@ PACKAGE = Path(__file__).resolve().parents[1] / "mmdet3d"
 # What each folder may import of the project, besides itself, `registry` and `config`.
 ALLOWED = {
     "structures": set(),
-    "ops": {"structures"},
-    "models": {"structures", "ops"},
-    "interop": {"structures", "ops", "models"},
-    "distill": {"structures", "ops", "models", "interop"},
-    "datasets": {"structures", "evaluation", "ops", "interop"},
-    "evaluation": {"structures", "ops"},
-    "visualization": {"structures"},
-    "engine": {"structures", "models", "distill", "datasets", "evaluation", "interop", "visualization", "ops"},
-    "commands": {
+    "io": set(),
+    "ops": {"structures", "io"},
+    "models": {"structures", "io", "ops"},
+    "interop": {"structures", "io", "ops", "models"},
+    "distill": {"structures", "io", "ops", "models", "interop"},
+    "evaluation": {"structures", "io", "ops"},
+    "datasets": {"structures", "io", "evaluation"},
+    "visualization": {"structures", "io"},
+    "engine": {
         "structures",
-        "models",
-        "distill",
-        "datasets",
-        "evaluation",
-        "interop",
-        "visualization",
+        "io",
         "ops",
-        "engine",
+        "models",
+        "interop",
+        "distill",
+        "evaluation",
+        "datasets",
+        "visualization",
     },
 }
+ALLOWED["commands"] = ALLOWED["engine"] | {"engine"}
 LEAVES = {"registry", "blocks", "composition", "config", "shell", "machine", "plugins", "progress", "__version__"}
 
 

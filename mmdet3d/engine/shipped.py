@@ -19,9 +19,9 @@ from mmdet3d.config import CONFIG_ROOT, Config, load_config
 from mmdet3d.datasets import FrameDataset, KittiDataset
 from mmdet3d.datasets.nuscenes.frames import FrameReader
 from mmdet3d.datasets.nuscenes.infos import write_infos
+from mmdet3d.datasets.nuscenes.tables import load_tables
 from mmdet3d.datasets.synthetic import VERSION, Settings, generate
 from mmdet3d.engine.pictures import compare, detect, open_model, picture_extent, scenes, side_by_side
-from mmdet3d.evaluation.nuscenes_tables import load_tables
 from mmdet3d.io.weights import metadata_path
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar

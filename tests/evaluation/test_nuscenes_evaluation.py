@@ -14,15 +14,15 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from mmdet3d.datasets import NuScenesDataset
-from mmdet3d.evaluation.nuscenes import (
+from mmdet3d.datasets.nuscenes.submission import (
     MODALITIES,
     attribute,
     evaluate_submission,
     format_detections,
-    format_metrics,
     write_submission,
 )
-from mmdet3d.evaluation.nuscenes_tables import CLASSES, evaluation_split, load_tables, split_tokens
+from mmdet3d.datasets.nuscenes.tables import evaluation_split, load_tables, split_tokens
+from mmdet3d.evaluation.nuscenes import CLASSES, format_metrics
 from mmdet3d.io.files import atomic_write
 from mmdet3d.structures import Boxes3D, Detections3D
 

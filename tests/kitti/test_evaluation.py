@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from kitti_rules import curve, dont_care, frame, random_frame, row
 
 from mmdet3d.datasets.kitti.files import split_ids
+from mmdet3d.datasets.kitti.labels import write_labels, write_results
 from mmdet3d.engine.evaluate import metrics_table
 from mmdet3d.evaluation.kitti import (
     CLASSES,
@@ -28,7 +29,7 @@ from mmdet3d.evaluation.kitti import (
     faults_of_truth,
     precision_curves,
 )
-from mmdet3d.evaluation.kitti_objects import Objects, write_labels, write_results
+from mmdet3d.evaluation.kitti_objects import Objects
 from mmdet3d.evaluation.kitti_table import metrics_by_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -22,16 +22,17 @@ from mmdet3d.datasets.kitti.files import (
     read_ids,
     split_ids,
 )
+from mmdet3d.datasets.kitti.labels import read_labels, write_results, zip_results
 from mmdet3d.datasets.kitti.learnt import check_frames, count_objects, why_left_out
-from mmdet3d.datasets.kitti.results import to_objects
+from mmdet3d.datasets.kitti.results import evaluate_folder, to_objects, write_metrics
 from mmdet3d.datasets.kitti.scene import kitti_scene
 from mmdet3d.datasets.sampling import part_of
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.tally import Tally
 from mmdet3d.datasets.transforms.images import read_image, read_images
 from mmdet3d.datasets.views import Views
-from mmdet3d.evaluation.kitti import CLASSES, evaluate_folder, write_metrics
-from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects, read_labels, write_results, zip_results
+from mmdet3d.evaluation.kitti import CLASSES
+from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects
 from mmdet3d.evaluation.kitti_table import metric_names, metrics_by_name
 from mmdet3d.registry import DATASETS
 from mmdet3d.shell import command
