@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,15 @@ def test_import_is_light() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_engine_names_no_benchmark() -> None:
+    """What is reported, drawn and made of a benchmark is the data set's to say."""
+    names = re.compile(r"kitti|nuscenes|\bnds\b|object/", re.IGNORECASE)
+    lines = [
+        f"{file.name}:{number} {line.strip()}"
+        for file in sorted((PACKAGE / "engine").glob("*.py"))
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        if names.search(line)
+    ]
+    assert not lines, "\n".join(lines)

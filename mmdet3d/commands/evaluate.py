@@ -71,7 +71,7 @@ def _nuscenes(args: argparse.Namespace) -> None:
     print(f"\nmetrics written to {out / 'metrics_summary.json'}")
     if args.report is None:
         return
-    from mmdet3d.engine.report import write_report
+    from mmdet3d.commands.nuscenes_report import write_report
 
     results = {titles[0]: scored}
     if args.against is not None:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdet3d.evaluation.benchmark import Benchmark
+from mmdet3d.evaluation.control import Column
 from mmdet3d.evaluation.conventions import conventions_at_fault, match_entries
 
 if TYPE_CHECKING:
     from nuscenes import NuScenes
 
-__all__ = ["CLASSES", "DISTANCES", "ERRORS", "Scored", "format_metrics", "metric_names", "score_results"]
+__all__ = ["CLASSES", "COLUMNS", "DISTANCES", "ERRORS", "Scored", "benchmark", "format_metrics", "score_results"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,15 @@ CLASSES = (
 
 DISTANCES = (0.5, 1.0, 2.0, 4.0)
 ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
+COLUMNS = (
+    Column("object/map", "mAP"),
+    Column("object/nds", "NDS"),
+    Column("object/mATE", "mATE", False),
+    Column("object/mASE", "mASE", False),
+    Column("object/mAOE", "mAOE", False),
+    Column("object/mAVE", "mAVE", False),
+    Column("object/mAAE", "mAAE", False),
+)
 _FRAMES, _FRAMES_OF_SPLIT = "object/frames", "object/frames_of_split"
 
 
@@ -150,8 +161,12 @@ def _metrics(summary: Mapping[str, Any], objects: Mapping[str, int]) -> dict[str
     return metrics
 
 
-def metric_names(classes: Sequence[str]) -> list[str]:
+def benchmark(classes: Sequence[str]) -> Benchmark:
     """What `score_results` reports of a whole split where `classes` are looked for."""
+    return Benchmark(_metric_names(classes), "object/nds", COLUMNS, format_metrics)
+
+
+def _metric_names(classes: Sequence[str]) -> list[str]:
     errors = dict.fromkeys(ERRORS, 0.0)
     summary = {
         "label_aps": {name: dict.fromkeys(DISTANCES, 0.0) for name in CLASSES},

@@ -20,7 +20,9 @@ from mmdet3d.datasets.records import FrameRecord, SensorRecord
 from mmdet3d.datasets.sampling import part_of
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.transforms.augment import transform_lidar_frame
-from mmdet3d.evaluation.nuscenes import CLASSES, metric_names
+from mmdet3d.evaluation import nuscenes
+from mmdet3d.evaluation.benchmark import Benchmark
+from mmdet3d.evaluation.nuscenes import CLASSES
 from mmdet3d.io.files import file_digest
 from mmdet3d.registry import DATASETS
 from mmdet3d.shell import command
@@ -140,9 +142,9 @@ class NuScenesDataset(FrameDataset):
         self.eval_set = eval_set or metadata.get("split")
 
     @staticmethod
-    def metric_names(block: Mapping[str, Any]) -> list[str]:
+    def benchmark(block: Mapping[str, Any]) -> Benchmark:
         """What `evaluate` reports on the data set of a config block."""
-        return metric_names(block.get("object_classes") or CLASSES)
+        return nuscenes.benchmark(block.get("object_classes") or CLASSES)
 
     def scene(self, sample: Sample) -> Scene:
         if self.reference_frame == "lidar":
