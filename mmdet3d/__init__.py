@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
 
         return build_model
     if name == "load_checkpoint":
-        from mmdet3d.engine.checkpoint import load_checkpoint
+        from mmdet3d.interop.checkpoints import load_checkpoint
 
         return load_checkpoint
     raise AttributeError(f"module 'mmdet3d' has no attribute {name!r}")

@@ -6,7 +6,6 @@ A terminal redraws its bar many times a second; in a file or a pipe that is one 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from mmdet3d.io.files import atomic_write
 
 __all__ = ["INTERVAL", "progress_bar", "read_report", "report_to"]
 
@@ -121,11 +122,8 @@ def _print(state: dict[str, Any]) -> None:
 
 
 def _write(path: Path) -> Callable[[dict[str, Any]], None]:
-    """A reader never sees half a state."""
-    temporary = path.with_name(f".{path.name}.tmp")
-
     def write(state: dict[str, Any]) -> None:
-        temporary.write_text(json.dumps(state))
-        os.replace(temporary, path)
+        with atomic_write(path) as file:  # a reader never sees half a state
+            json.dump(state, file)
 
     return write

@@ -12,7 +12,8 @@ from benchmarks.cases import feature_decorator
 from benchmarks.framework import Budget, Case, forward_backward, peak_memory, run_case, twin
 from mmdet3d.config import load_config
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
-from mmdet3d.evaluation.control import COLUMNS, ControlTable
+from mmdet3d.evaluation.control import ControlTable
+from mmdet3d.evaluation.nuscenes import COLUMNS
 from mmdet3d.machine import single_threaded
 from mmdet3d.models import build_model
 from mmdet3d.ops import native
@@ -263,6 +264,7 @@ def test_control_tables_go_to_their_page_and_their_heads_to_the_readme(monkeypat
             for values in ([0.6], [0.2, 0.3], [0.3, 0.4])
         ],
         controls={"inherited": [dict.fromkeys((c.key for c in COLUMNS), value) for value in (0.3, 0.2)]},
+        columns=COLUMNS,
         variants={"more": [dict.fromkeys((c.key for c in COLUMNS), value) for value in (0.5, 0.4)]},
     )
     (tmp_path / "crkd_small.json").write_text(json.dumps({"table": table.to_dict(), "text": str(table)}))

@@ -16,9 +16,10 @@ import yaml
 
 from mmdet3d import load_config, plugins
 from mmdet3d.commands import curves, evaluate, run_recipe, train, visualize
+from mmdet3d.datasets.synthetic.worlds import make_scene
 from mmdet3d.engine.command import read_overrides
 from mmdet3d.engine.pictures import detect
-from mmdet3d.engine.shipped import load_shipped, make_first_scene
+from mmdet3d.engine.shipped import load_shipped
 from mmdet3d.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,7 +137,7 @@ def test_seeing_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("pretrained", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     root = tmp_path / "data" / "demo-film-scene"
-    make_first_scene(root)
+    make_scene(root)
     for name in ("control", "distilled"):
         model, dataset = load_shipped(name, root)
         found = [detect(model, dataset[i], torch.device("cpu")) for i in range(len(dataset))]

@@ -12,12 +12,12 @@ SOURCES = [*sorted((ROOT / "mmdet3d").rglob("*.py")), *sorted((ROOT / "tools").g
 # Call to the files that may make it.
 AUDITED = {
     # A subclass that knows plain containers and arrays only; and records that this process itself has packed.
-    "pickle.Unpickler": {"mmdet3d/datasets/pickles.py"},
+    "pickle.Unpickler": {"mmdet3d/io/pickles.py"},
     "pickle.loads": {"mmdet3d/datasets/base.py"},
     # With a subclass of SafeLoader.
     "yaml.load": {"mmdet3d/config.py"},
     # With weights_only=True, see below.
-    "torch.load": {"mmdet3d/engine/checkpoint.py", "mmdet3d/models/weight_files.py"},
+    "torch.load": {"mmdet3d/io/weights.py"},
     # Of a module that a config, an option or an installed plugin names, of OpenMMLab's or timm's, or of this project.
     "importlib.import_module": {
         "mmdet3d/plugins.py",

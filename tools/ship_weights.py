@@ -69,12 +69,12 @@ def ship(
     import torch
 
     from mmdet3d import __version__
-    from mmdet3d.engine.checkpoint import save_weights
+    from mmdet3d.datasets.synthetic.worlds import make_scene
     from mmdet3d.engine.evaluate import predict
     from mmdet3d.engine.pictures import open_model
-    from mmdet3d.engine.shipped import SHIPPED, first_scores, load_shipped, make_first_scene
-    from mmdet3d.evaluation.control import COLUMNS
-    from mmdet3d.interop.checkpoints import read_weights
+    from mmdet3d.engine.shipped import SHIPPED, first_scores, load_shipped
+    from mmdet3d.evaluation.nuscenes import COLUMNS
+    from mmdet3d.io.weights import read_weights, save_weights
 
     config, target = result["config"], SHIPPED / f"{name}.safetensors"
     state = {key: halved(v) for key, v in read_weights(run_dir / result["checkpoint"])[0].items()}
@@ -85,7 +85,7 @@ def ship(
     change = metrics["object/map"] - result["metrics"]["object/map"]
     if abs(change) > tolerance:
         raise ValueError(f"{name}: float16 changes mAP by {change:+.4f}; raise --tolerance or ship float32")
-    make_first_scene(scratch / "scene")
+    make_scene(scratch / "scene")
     card = {
         "config": config,
         "run": name,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.peers.measure import measure
 from mmdet3d.config import load_config
-from mmdet3d.interop.checkpoints import load_weights
+from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.interop.labeldistill import model_state
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors import BEVFusion
@@ -54,7 +54,7 @@ SMALL = {
 def build(weights: str | Path, small: bool = False, dtype: torch.dtype = torch.float32) -> BEVFusion:
     """Voxels are averaged in float32; what comes after computes in `dtype`, but for losses and decoded boxes."""
     model = build_model(load_config(CONFIG, PEER | (SMALL if small else {})).model)
-    load_weights(model, weights)
+    load_checkpoint(model, weights)
     encoder = model.encoders["lidar"]["backbone"]
     encoder.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype), *inputs[1:]))
     return model.to(dtype)

@@ -34,10 +34,10 @@ def main(words: list[str]) -> None:
     from mmdet3d.distill.audit import audit, audit_table
     from mmdet3d.engine import distributed
     from mmdet3d.engine.agreement import check_agreement
-    from mmdet3d.engine.checkpoint import load_checkpoint
     from mmdet3d.engine.data import TrainSampler, batches, build_loader
     from mmdet3d.engine.settings import Settings
     from mmdet3d.engine.trainer import seed_everything
+    from mmdet3d.interop.checkpoints import load_checkpoint
     from mmdet3d.models import build_model
 
     overrides = read_overrides(rest, args.overrides_file, args.imports)

@@ -38,8 +38,8 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(words: list[str]) -> None:
     args, rest = parse(words)
-    from mmdet3d.engine.checkpoint import load_checkpoint, save_weights
-    from mmdet3d.interop.checkpoints import read_weights
+    from mmdet3d.interop.checkpoints import load_checkpoint
+    from mmdet3d.io.weights import read_weights, save_weights
     from mmdet3d.models import build_model
 
     if args.config:

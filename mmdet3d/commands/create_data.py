@@ -119,7 +119,7 @@ def _add_kitti(commands: argparse._SubParsersAction) -> None:
 
 def _kitti(args: argparse.Namespace) -> None:
     from mmdet3d.datasets.kitti.create import check_tree, make_depth
-    from mmdet3d.evaluation.kitti_objects import parse_class_map
+    from mmdet3d.datasets.kitti.labels import parse_class_map
 
     if args.depth:
         print(f"{make_depth(args.root_path, args.workers)} depth maps made")

@@ -23,9 +23,9 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def main(words: list[str]) -> None:
     args = parse(words)
-    from mmdet3d.engine.curves import KEYS, draw_curves, find_runs
+    from mmdet3d.engine.curves import draw_curves, find_runs
 
     runs = find_runs(args.runs)
     path = Path(args.out or Path(args.runs[0]) / "curves.png")
-    drawn = draw_curves(runs, path, args.keys or KEYS)
+    drawn = draw_curves(runs, path, args.keys)
     print(f"{len(runs)} runs, {', '.join(drawn)}: {path}")

@@ -59,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _nuscenes(args: argparse.Namespace) -> None:
-    from mmdet3d.evaluation.nuscenes import format_metrics, score_submission
+    from mmdet3d.datasets.nuscenes.submission import score_submission
+    from mmdet3d.evaluation.nuscenes import format_metrics
 
     titles = _titles(args)
     # A report is a place of its own, so that what testing left beside the results stays.
@@ -70,7 +71,7 @@ def _nuscenes(args: argparse.Namespace) -> None:
     print(f"\nmetrics written to {out / 'metrics_summary.json'}")
     if args.report is None:
         return
-    from mmdet3d.engine.report import write_report
+    from mmdet3d.commands.nuscenes_report import write_report
 
     results = {titles[0]: scored}
     if args.against is not None:
@@ -95,8 +96,9 @@ def _titles(args: argparse.Namespace) -> list[str]:
 
 def _kitti(args: argparse.Namespace) -> None:
     from mmdet3d.datasets.kitti.files import read_ids, split_ids
-    from mmdet3d.evaluation.kitti import CLASSES, evaluate_folder, write_metrics
-    from mmdet3d.evaluation.kitti_objects import parse_class_map
+    from mmdet3d.datasets.kitti.labels import parse_class_map
+    from mmdet3d.datasets.kitti.results import evaluate_folder, write_metrics
+    from mmdet3d.evaluation.kitti import CLASSES
     from mmdet3d.evaluation.kitti_table import format_metrics, metrics_by_name
 
     path = _free_place(args, args.detections.parent, "metrics.json")

@@ -71,11 +71,19 @@ def main(words: list[str]) -> None:
     seed_everything(args.seed, args.deterministic)
     split = "test" if cfg.data.get("test") else "val"
     dataset, detections, _ = predict_split(cfg, cfg.data, split, args.checkpoint, device, begin)
-    distributed.on_main(lambda: write(args, cfg, dataset, detections, out_dir))
+    distributed.on_main(lambda: write(args, cfg, split, dataset, detections, out_dir))
 
 
-def write(args: argparse.Namespace, cfg: Config, dataset: Any, detections: list[Detections3D], out_dir: Path) -> None:
-    from mmdet3d.engine.evaluate import as_records, metrics_table
+def write(
+    args: argparse.Namespace,
+    cfg: Config,
+    split: str,
+    dataset: Any,
+    detections: list[Detections3D],
+    out_dir: Path,
+) -> None:
+    from mmdet3d.datasets import benchmark_of
+    from mmdet3d.engine.evaluate import as_records
     from mmdet3d.engine.logging import finite
 
     # Not configs.yaml, which in the folder of a training says what was trained.
@@ -88,7 +96,7 @@ def write(args: argparse.Namespace, cfg: Config, dataset: Any, detections: list[
         print(f"submission: {dataset.format(detections, out_dir)}")
     if args.eval:
         metrics = dataset.evaluate(detections, out_dir)
-        print(metrics_table(metrics))
+        print(benchmark_of(cfg.data[split]).table(metrics))
         summary = {"config": args.config, "checkpoint": args.checkpoint, "metrics": finite(metrics)}
         (out_dir / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
         print(f"results: {out_dir}")

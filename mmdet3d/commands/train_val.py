@@ -21,7 +21,7 @@ from mmdet3d.engine.command import add_override_options, read_overrides
 from mmdet3d.shell import command
 
 if TYPE_CHECKING:
-    from mmdet3d.engine.checkpoint import LoadReport
+    from mmdet3d.interop.checkpoints import LoadReport
     from mmdet3d.structures import Detections3D
 
 
@@ -81,7 +81,7 @@ def write(
     out_dir: Path,
 ) -> None:
     """Score the detections of `val`, pack those of `test`, and say which weights they are from."""
-    from mmdet3d.engine.evaluate import metrics_table
+    from mmdet3d.datasets import benchmark_of
     from mmdet3d.engine.logging import finite
 
     (out_dir / "configs.yaml").write_text(cfg.dump())
@@ -89,7 +89,7 @@ def write(
         metrics = dataset.evaluate(detections, out_dir)
         summary = {"config": config, "checkpoint": str(report.path), "frames": len(dataset), "metrics": finite(metrics)}
         (out_dir / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
-        print(metrics_table(metrics))
+        print(benchmark_of(cfg.data[split]).table(metrics))
         print(f"results: {out_dir}")
     else:
         print(f"submission: {dataset.format(detections, out_dir)}")

@@ -108,7 +108,7 @@ def main(words: list[str]) -> None:
 def draw_all(args: argparse.Namespace, rest: list[str], folder: Path) -> None:
     """One picture per sample, or a film; `folder` holds what is laid out for it."""
     from mmdet3d.engine import distributed
-    from mmdet3d.engine.pictures import picture_extent, scenes
+    from mmdet3d.engine.pictures import picture_extent
     from mmdet3d.engine.run_dir import writable_folder
     from mmdet3d.progress import progress_bar
     from mmdet3d.visualization import check_film, write_film
@@ -126,7 +126,7 @@ def draw_all(args: argparse.Namespace, rest: list[str], folder: Path) -> None:
     device = distributed.init()
     indices = list(range(len(dataset)))
     if args.video:
-        found = scenes(dataset)
+        found = dataset.scenes()
         if not 0 <= args.scene < len(found):
             raise ValueError(f"--scene {args.scene}: the {args.split} split has scenes 0 to {len(found) - 1}")
         indices = found[args.scene]
@@ -304,7 +304,7 @@ def own_frames(cfg: Config, images: Sequence[str], calibration: str | None, fold
 
 def load_model(cfg: Config, checkpoint: str) -> Trainable:
     from mmdet3d.engine.agreement import check_agreement
-    from mmdet3d.engine.checkpoint import load_checkpoint
+    from mmdet3d.interop.checkpoints import load_checkpoint
     from mmdet3d.models import build_model
 
     for doubt in check_agreement(cfg, checkpoint):

@@ -11,6 +11,7 @@ from mmdet3d.datasets.base import FrameDataset
 from mmdet3d.datasets.kitti.dataset import KittiDataset
 from mmdet3d.datasets.nuscenes import NuScenesDataset
 from mmdet3d.datasets.sampling import CBGSDataset, MixedDataset
+from mmdet3d.evaluation.benchmark import Benchmark
 from mmdet3d.registry import DATASETS
 
 __all__ = [
@@ -19,11 +20,20 @@ __all__ = [
     "KittiDataset",
     "MixedDataset",
     "NuScenesDataset",
+    "benchmark_of",
     "build_dataset",
     "build_split",
     "check_data",
     "named_split",
 ]
+
+
+def benchmark_of(block: Any) -> Benchmark:
+    """What is reported on the data set of a config block; empty where that is not known."""
+    try:
+        return DATASETS.get(block["type"]).benchmark(block)
+    except (AttributeError, KeyError, TypeError, ValueError):  # one that says nothing, or that its builder refuses
+        return Benchmark()
 
 
 def build_dataset(

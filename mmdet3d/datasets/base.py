@@ -239,6 +239,14 @@ class FrameDataset(torch.utils.data.Dataset):
             radar=sample.radar,
         )
 
+    def scenes(self) -> list[list[int]]:
+        """Samples of every scene in the order of time."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        for index in range(len(self)):
+            frame = self.frame(index)
+            found.setdefault(frame.scene_token, []).append((frame.timestamp, index))
+        return [[index for _, index in sorted(frames)] for frames in found.values()]
+
     def _load(self, index: int, rng: np.random.RandomState) -> Sample | None:
         record = self.frame(index)
         context = Context(

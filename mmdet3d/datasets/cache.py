@@ -29,7 +29,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from mmdet3d.evaluation.files import atomic_write
+from mmdet3d.io.files import atomic_write
 
 __all__ = ["KINDS", "Content", "ReadCache", "check_cache", "open_cache", "read_anew"]
 

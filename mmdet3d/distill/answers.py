@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mmdet3d.io.files import atomic_write
 from mmdet3d.structures import Batch
 
 __all__ = ["Answers", "describe", "join"]
@@ -90,8 +89,10 @@ class Answers:
         tensors = {name: _packed(name, value, small) for name, value in flat.items()}
         content = self._others(path) | tensors | {_SAMPLE: describe(sample)}
         if not (self.folder / "metadata.json").is_file():
-            _place(json.dumps(self._about, indent=1).encode(), self.folder / "metadata.json")
-        _place(save(content), path)
+            with atomic_write(self.folder / "metadata.json") as file:
+                json.dump(self._about, file, indent=1)
+        with atomic_write(path, "wb") as file:
+            file.write(save(content))
         return {tap: _nested(tap, tensors) for tap in answers}
 
     def _path(self, sample: Batch) -> Path:
@@ -179,17 +180,6 @@ def _nested(name: str, tensors: Mapping[str, Tensor]) -> Any:
         return [] if "[]" in keys else {}
     entries = {key: _nested(f"{name}/{key}", tensors) for key in keys}
     return [entries[str(k)] for k in range(len(entries))] if all(k.isdecimal() for k in keys) else entries
-
-
-def _place(content: bytes, path: Path) -> None:
-    """The file appears under its name when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _is_plain(sample: Batch) -> bool:

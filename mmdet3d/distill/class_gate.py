@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmdet3d.distill.teacher import recorded_metrics
-from mmdet3d.interop.checkpoints import metadata_path
+from mmdet3d.io.weights import metadata_path
 
 __all__ = ["ClassGate", "class_precision"]
 

@@ -20,7 +20,7 @@ from mmdet3d.distill.outline import Outline
 from mmdet3d.distill.providers import read_teachers
 from mmdet3d.distill.teacher import Evaluate, Teacher, build_detector, check_score
 from mmdet3d.distill.terms import Term, build_term, owner_of
-from mmdet3d.interop.checkpoints import load_weights
+from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
@@ -156,7 +156,7 @@ class Distiller(Trainable):
         spec = self._student_spec
         if spec.checkpoint is not None:
             check_file(spec.checkpoint, "model.student.checkpoint")
-            load_weights(self.student, spec.checkpoint, tuple(spec.new_modules), part="student")
+            load_checkpoint(self.student, spec.checkpoint, allow_missing=spec.new_modules, part="student")
         else:
             self.student.init_weights(spec.init_from_teacher)
         inherited = spec.init_from_teacher
@@ -175,7 +175,7 @@ class Distiller(Trainable):
         if block.checkpoint is None:
             raise ValueError(f"{key} names {name!r}, but {_key(owner)} has no checkpoint to take it from")
         check_file(block.checkpoint, f"{_key(owner)}.checkpoint")
-        load_weights(modules[name], block.checkpoint, prefix=f"{part}.")
+        load_checkpoint(modules[name], block.checkpoint, prefix=f"{part}.")
 
     def setup_training(self, evaluate: Evaluate | None) -> None:
         """Build, check and freeze the teachers, if there is anything to distil.

@@ -14,7 +14,8 @@ from mmdet3d.blocks import read_block
 from mmdet3d.distill.blocks import NamedModel, check_file
 from mmdet3d.distill.label_encoder import RASTERS, LabelEncoder, paint_labels
 from mmdet3d.distill.teacher import build_detector, recorded_score, refuse_weak
-from mmdet3d.interop.checkpoints import load_weights, metadata_path
+from mmdet3d.interop.checkpoints import load_checkpoint
+from mmdet3d.io.weights import metadata_path
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.registry import MODELS
@@ -125,7 +126,7 @@ class LabelEncoderDetector(Detector):
                     "model.detector.min_score; pass --model.detector.min_score null to go on without"
                 )
             refuse_weak(score, block.checkpoint, block.metric, block.min_score, f"recorded in {side}", "model.detector")
-        load_weights(self.detector, block.checkpoint)
+        load_checkpoint(self.detector, block.checkpoint)
 
     def train(self, mode: bool = True) -> LabelEncoderDetector:
         """The detector stays in eval mode."""

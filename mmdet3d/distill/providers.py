@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -23,7 +22,7 @@ from mmdet3d.distill.module_teacher import ModuleTeacher, weights_digest
 from mmdet3d.distill.outline import Outline
 from mmdet3d.distill.recorded_teacher import RecordedTeacher
 from mmdet3d.distill.teacher import LiveTeacher, StoredTeacher, Teacher, build_detector
-from mmdet3d.models.weight_files import read_tensors
+from mmdet3d.io.weights import read_weights
 from mmdet3d.registry import MODELS
 
 __all__ = ["DetectorBlock", "ModuleBlock", "RecordedBlock", "TeacherBlock", "read_teachers"]
@@ -177,7 +176,7 @@ def _function(name: str | None, key: str) -> Callable[..., Any] | None:
 
 def _load(module: nn.Module, path: str, key: str) -> None:
     """Raises ValueError unless the file holds exactly the tensors of the module."""
-    weights, _ = read_tensors(Path(path))
+    weights, _ = read_weights(path)
     own = module.state_dict()
     wrong = [k for k in own if k not in weights or weights[k].shape != own[k].shape]
     wrong += [k for k in weights if k not in own]

@@ -17,7 +17,9 @@ from mmdet3d.blocks import nearest
 from mmdet3d.composition import is_named
 from mmdet3d.distill.answers import Answers, join
 from mmdet3d.distill.outline import Outline, plain_outline
-from mmdet3d.interop.checkpoints import file_digest, load_weights, metadata_path
+from mmdet3d.interop.checkpoints import load_checkpoint
+from mmdet3d.io.files import file_digest
+from mmdet3d.io.weights import metadata_path
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.models.folding import fold_batch_norm
@@ -157,7 +159,7 @@ class LiveTeacher(Teacher):
 
     def loaded(self) -> Detector:
         if self._checkpoint is not None:
-            load_weights(self.model, self._checkpoint, part="teacher")
+            load_checkpoint(self.model, self._checkpoint, part="teacher")
             self._checkpoint = None
             for function in self._moves:
                 self.model._apply(function)

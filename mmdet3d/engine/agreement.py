@@ -14,10 +14,12 @@ from typing import Any
 
 from mmdet3d.blocks import nearest
 from mmdet3d.config import load_config
+from mmdet3d.datasets import benchmark_of
+from mmdet3d.distill.providers import DetectorBlock
 from mmdet3d.engine.agreement_sides import DataSide, Disagreement, ModelSide, data_sides, model_sides, shown
-from mmdet3d.registry import DATASETS
+from mmdet3d.engine.settings import AUTO
 
-__all__ = ["check_agreement", "disagreements", "metrics_of"]
+__all__ = ["check_agreement", "disagreements"]
 
 _COLOURS = "the network would see other colours than it was trained with"
 _COLUMNS = "the network would read other quantities"
@@ -147,27 +149,16 @@ def _points_and_sweeps(data: Sequence[DataSide]) -> Iterator[Disagreement]:
                 yield Disagreement(f"{', but '.join(pairs)}: {reason}; give both the same")
 
 
-def metrics_of(cfg: Mapping[str, Any]) -> list[str]:
-    """The names that the validation set of a config reports; empty where that is not known."""
-    block = (cfg.get("data") or {}).get("val")
-    if not isinstance(block, Mapping) or not isinstance(block.get("type"), str):
-        return []
-    try:
-        return DATASETS.get(block["type"]).metric_names(block)
-    except (AttributeError, TypeError, ValueError):  # a data set of another project, or one that its builder refuses
-        return []
-
-
 def _metrics(cfg: Mapping[str, Any]) -> Iterator[Disagreement]:
     """Metrics that are first looked up after an evaluation."""
     evaluation, model = cfg.get("evaluation") or {}, cfg.get("model")
     teacher = model.get("teacher") if isinstance(model, Mapping) else None
-    wanted = {"evaluation.save_best": evaluation.get("save_best", "object/nds")}
+    wanted = {"evaluation.save_best": evaluation.get("save_best", AUTO)}
     if isinstance(teacher, Mapping) and teacher.get("min_score") is not None:
-        wanted["model.teacher.metric"] = teacher.get("metric", "object/map")
-    known = metrics_of(cfg)
+        wanted["model.teacher.metric"] = teacher.get("metric", DetectorBlock.metric)
+    known = benchmark_of((cfg.get("data") or {}).get("val")).metrics
     for key, name in wanted.items():
-        if known and name is not None and name not in known:
+        if known and name not in (None, AUTO, *known):
             hint = nearest(str(name), known) or f"; take one of {', '.join(known[:3])}, ..."
             yield Disagreement(f"{key} is {name}, but data.val reports no such metric{hint}")
 

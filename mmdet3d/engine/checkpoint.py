@@ -1,7 +1,7 @@
-"""Checkpoints: weights anybody can read, and beside them all that training needs to go on exactly.
+"""Checkpoints of a run: weights anybody can read, and beside them all that training needs to go on exactly.
 
-A checkpoint `NAME` of a run is three files, each written to a temporary name and renamed, the JSON last, so that a
-checkpoint whose JSON exists is complete:
+A checkpoint `NAME` is three files, each whole or absent, the JSON last, so that a checkpoint whose JSON exists is
+complete:
 
 * `NAME.safetensors`: the weights to use (the average, where training keeps one),
 * `NAME.state.pt`: optimiser, scaler, random states, position, and the raw weights where they differ,
@@ -14,96 +14,27 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmdet3d.interop.checkpoints import (
-    file_digest,
-    in_our_layout,
-    load_state,
-    metadata_path,
-    read_weights,
-    warn_of_options,
-)
+from mmdet3d.interop.checkpoints import LoadReport, in_our_layout, load_checkpoint
+from mmdet3d.io.weights import metadata_path, read_state, read_weights, save_metadata, save_state, save_weights
 from mmdet3d.models.detectors.base import Trainable
 
 __all__ = [
-    "LoadReport",
     "RunCheckpoints",
-    "load_checkpoint",
     "load_start",
     "random_state",
     "read_training_state",
-    "save_weights",
     "set_random_state",
     "state_path",
 ]
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What `load_checkpoint` did.
-
-    Args:
-        path: the file.
-        loaded: number of tensors of the model that the file holds (counted before layout conversion).
-        missing: keys of the model that the file does not hold and was allowed not to.
-        metadata: the file's own (`epoch`, `metrics`, ...).
-    """
-
-    path: Path
-    loaded: int
-    missing: tuple[str, ...] = ()
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        kept = f", {len(self.missing)} keep their initial values" if self.missing else ""
-        return f"{self.loaded} tensors from {self.path}{kept}"
-
-
-def load_checkpoint(
-    model: nn.Module,
-    path: str | Path,
-    prefix: str | None = None,
-    allow_missing: Sequence[str] = (),
-    part: str | None = None,
-) -> LoadReport:
-    """Load weights from `.safetensors` or `.pth`, accounting for every tensor of the model and of the file.
-
-    Args:
-        model: loaded in place.
-        path: a weight file of this project or a published one; see `mmdet3d.interop.checkpoints`.
-        prefix: only what lies below this name (`"encoders.camera"`) is loaded, the name removed.
-        allow_missing: names of sub-modules (or prefixes of keys) that may keep their values.
-        part: `student` or `teacher`, the network meant in a published distillation.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is unsafe or damaged, or keys are missing, unexpected or of another shape; the message
-            counts them, shows the first few and says what the file seems to be.
-    """
-    path = Path(path)
-    state, metadata = read_weights(path)
-    if prefix:
-        start = prefix.rstrip(".") + "."
-        state = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-        if not state:
-            raise ValueError(f"{path} holds nothing below {prefix!r}")
-    load_state(model, state, allow_missing, source=str(path), part=part)
-    warn_of_options(model, metadata, path)
-    own = model.state_dict()
-    allowed = tuple(k for k in own if k not in state and k.startswith(tuple(allow_missing)))
-    return LoadReport(path, len(own) - len(allowed), allowed, metadata)
 
 
 def load_start(model: Trainable, path: str | Path) -> LoadReport:
@@ -134,49 +65,9 @@ def _holds(state: Mapping[str, Tensor], part: str) -> bool:
     return any(key.startswith(f"{part}.") for key in state)
 
 
-def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write weights atomically: `.safetensors` with a JSON beside it, or `.pth` in the layout of mmcv.
-
-    Raises:
-        ValueError: the files cannot be written, or another suffix.
-    """
-    if path.suffix not in (".safetensors", ".pth"):
-        raise ValueError(f"weights are written as .safetensors or .pth, not as {path.name}")
-    # Separate copies, because tensors that share memory (tied weights) cannot be stored.
-    tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}
-    if path.suffix == ".pth":
-        _write(path, lambda file: torch.save({"meta": dict(metadata), "state_dict": tensors}, file))
-        return
-    # `save_file` would make a file that nobody else may read, whatever the umask is.
-    _write(path, lambda file: file.write_bytes(save(tensors)))
-    _write_metadata(path, {**metadata, "sha256": file_digest(path)})
-
-
-def _write_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write the JSON beside the weight file `path`, atomically."""
-    _write(metadata_path(path), lambda file: file.write_text(json.dumps(metadata, indent=2) + "\n"))
-
-
 def state_path(weights: str | Path) -> Path:
     """The training-state file beside a weight file."""
     return Path(weights).with_suffix(".state.pt")
-
-
-def _write(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # a full disk is the last two to safetensors and torch
-        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"cannot write {path} ({reason}); free space or pass a writable --run-dir; "
-            "checkpoints written before are intact"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class RunCheckpoints:
@@ -204,7 +95,7 @@ class RunCheckpoints:
         path = self._run_dir / f"{name}.safetensors"
         # An older checkpoint of this name must not pass for complete while its files are replaced.
         metadata_path(path).unlink(missing_ok=True)
-        _write(state_path(path), lambda file: torch.save(dict(state), file))
+        save_state(state, state_path(path))
         save_weights(weights, path, metadata)
         self._link_latest(path)
         self._prune(path)
@@ -212,7 +103,7 @@ class RunCheckpoints:
 
     def annotate(self, path: Path, entries: Mapping[str, Any]) -> None:
         """Add entries to the JSON of a checkpoint."""
-        _write_metadata(path, {**json.loads(metadata_path(path).read_text()), **entries})
+        save_metadata(path, {**json.loads(metadata_path(path).read_text()), **entries})
 
     def save_best(self, weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
         path = self._run_dir / "best.safetensors"
@@ -238,6 +129,8 @@ class RunCheckpoints:
         for path in surplus:
             for file in (metadata_path(path), state_path(path), path):
                 file.unlink(missing_ok=True)
+        for cut_off in self._run_dir.glob(".epoch_*.partial"):  # of a training that was killed while it wrote
+            cut_off.unlink(missing_ok=True)
 
 
 def read_training_state(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -257,7 +150,7 @@ def read_training_state(path: str | Path) -> tuple[dict[str, Any], dict[str, Any
             "to start from its weights alone pass it as --load_from"
         )
     try:
-        return torch.load(state, map_location="cpu", weights_only=True), json.loads(side.read_text())
+        return read_state(state), json.loads(side.read_text())
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{state} is damaged ({reason}); resume from an earlier checkpoint") from error

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.blocks import block_type, kind_name
-from mmdet3d.datasets.kitti.augment import Augmentation
-from mmdet3d.datasets.synthetic.kitti import KittiSettings
-from mmdet3d.datasets.synthetic.settings import Settings as WorldSettings
+from mmdet3d.datasets.synthetic.worlds import LAYOUTS
 from mmdet3d.distill.balance import BalanceSettings
 from mmdet3d.distill.class_gate import ClassGate
 from mmdet3d.distill.distiller import StudentBlock
@@ -57,13 +55,11 @@ _TRAINING: Mapping[str, type] = {
     "`model.class_gate` of a Distiller": ClassGate,
     "`model.detector` of a LabelEncoderDetector": TrainedDetector,
     "`model.label_encoder` of a LabelEncoderDetector": EncoderBlock,
-    "`augment` of a KittiDataset": Augmentation,
 }
 _RECIPES: Mapping[str, type] = {
     "the top of a recipe": Recipe,
     "`runs.NAME` of a recipe": RunBlock,
-    "`data` of a recipe": WorldSettings,
-    "`data` of a recipe with `layout: kitti`": KittiSettings,
+    **{f"`data` of a recipe with `layout: {name}`": layout.settings for name, layout in LAYOUTS.items()},
 }
 
 

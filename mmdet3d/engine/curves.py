@@ -8,20 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-__all__ = ["KEYS", "draw_curves", "find_runs", "read_curves"]
+from mmdet3d.datasets import benchmark_of
+from mmdet3d.registry import DATASETS
+
+__all__ = ["draw_curves", "find_runs", "read_curves"]
 
 FILE = "metrics.jsonl"
-# Drawn if nobody names others, in this order.
-KEYS = (
-    "loss",
-    "loss/*",
-    "lr",
-    "grad_norm",
-    "object/map",
-    "object/nds",
-    "Car/3d/R40/moderate",
-    "Car/3d@0.5/R40/moderate",
-)
+_KEYS = ("loss", "loss/*", "lr", "grad_norm")
 _COLUMNS, _WIDTH, _HEIGHT = 3, 4.2, 2.8  # inches of a plot
 _TASK = re.compile(r"/task\d+$")
 
@@ -71,12 +64,18 @@ def read_curves(file: Path) -> dict[str, Curve]:
     return {key: sorted(curve.items()) for key, curve in curves.items()}
 
 
-def draw_curves(runs: Mapping[str, Path], path: Path, keys: Sequence[str] = KEYS) -> list[str]:
+def _compared() -> list[str]:
+    """Metrics of every data set that are drawn where they are there: those of its tables of which more is better."""
+    columns = [column for name in DATASETS.names() for column in benchmark_of({"type": name}).columns]
+    return [column.key for column in columns if column.higher]
+
+
+def draw_curves(runs: Mapping[str, Path], path: Path, keys: Sequence[str] | None = None) -> list[str]:
     """A plot per key with a line per run, as PNG, SVG or PDF by the name of `path`.
 
     Args:
         runs: see `find_runs`.
-        keys: names or patterns (`loss/kd/*`).
+        keys: names or patterns (`loss/kd/*`); None for losses, learning rate, and metrics by which data sets compare.
 
     Returns:
         The keys that are drawn.
@@ -91,6 +90,7 @@ def draw_curves(runs: Mapping[str, Path], path: Path, keys: Sequence[str] = KEYS
 
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{path} must end in .png, .svg or .pdf")
+    keys = keys or [*_KEYS, *_compared()]
     curves = {name: read_curves(file) for name, file in runs.items()}
     present = list(dict.fromkeys(key for found in curves.values() for key in found))
     drawn = list(dict.fromkeys(key for wanted in keys for key in present if fnmatch(key, wanted)))

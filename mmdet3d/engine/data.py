@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmdet3d.datasets.sampling import MixedDataset
+from mmdet3d.datasets.scene import Scene
 from mmdet3d.machine import die_with_parent
 from mmdet3d.plugins import import_modules, imported
 from mmdet3d.structures import Batch, Detections3D, Sample
@@ -28,6 +29,7 @@ __all__ = [
     "DetectionDataset",
     "EvaluationSampler",
     "MixedSampler",
+    "PictureDataset",
     "TrainSampler",
     "batches",
     "build_loader",
@@ -38,8 +40,9 @@ __all__ = [
 class DetectionDataset(Protocol):
     """What the engine asks of a data set. `evaluate` and `format` are asked of validation and test sets only.
 
-    A class may also have a static `metric_names(block)`, the names that `evaluate` reports on the data set of a config
-    block; a metric that a config names is then looked for in them before anything is trained.
+    A class may also have a static `benchmark(block)`, what `evaluate` reports on the data set of a config block
+    (`evaluation.benchmark.Benchmark`): a metric that a config names is then looked for before anything is trained,
+    and configs and recipes need not name metrics and columns.
     """
 
     def __len__(self) -> int: ...
@@ -54,6 +57,20 @@ class DetectionDataset(Protocol):
 
     def format(self, detections: Sequence[Detections3D], out_dir: Any) -> Any:
         """Write the benchmark's submission file into `out_dir` and return its path."""
+
+
+class PictureDataset(DetectionDataset, Protocol):
+    """What is asked of a data set besides where pictures are drawn."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Name of each label."""
+
+    def scene(self, sample: Sample) -> Scene:
+        """The frame of a sample without its augmentation."""
+
+    def scenes(self) -> list[list[int]]:
+        """Samples of every scene in the order of time."""
 
 
 Item = tuple[int, int]

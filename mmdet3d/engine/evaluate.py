@@ -1,8 +1,8 @@
-"""Prediction over a data set, on any number of processes, and the tables that evaluation prints."""
+"""Prediction over a data set, on any number of processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,11 @@ import torch
 from mmdet3d.engine import distributed
 from mmdet3d.engine.data import DetectionDataset, EvaluationSampler, batches, build_loader
 from mmdet3d.engine.settings import autocast_dtype
-from mmdet3d.evaluation import kitti_table
-from mmdet3d.evaluation.nuscenes import format_metrics
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar
 from mmdet3d.structures import Detections3D
 
-__all__ = ["as_records", "evaluate", "metrics_table", "predict"]
+__all__ = ["as_records", "evaluate", "predict"]
 
 
 @torch.no_grad()
@@ -92,15 +90,6 @@ def evaluate(
         raise ValueError("the data set to evaluate is empty; check its ann_file")
     detections = predict(model, dataset, device, **options)
     return distributed.on_main(lambda: dict(dataset.evaluate(detections, Path(out_dir))))
-
-
-def metrics_table(metrics: Mapping[str, float]) -> str:
-    """The table of the benchmark whose metrics these are; of another one a line `name: value` each."""
-    if "object/nds" in metrics and "object/mATE" in metrics:
-        return format_metrics(metrics)
-    if kitti_table.is_kitti(metrics):
-        return kitti_table.format_metrics(metrics)
-    return "\n".join(f"{name}: {value:.4f}" for name, value in metrics.items())
 
 
 def as_records(detections: Sequence[Detections3D], tokens: Sequence[str]) -> list[dict[str, Any]]:

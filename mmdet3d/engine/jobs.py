@@ -13,7 +13,7 @@ from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import build_split, check_data
 from mmdet3d.engine import distributed
 from mmdet3d.engine.agreement import check_agreement
-from mmdet3d.engine.checkpoint import LoadReport, RunCheckpoints, load_checkpoint
+from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.evaluate import predict
 from mmdet3d.engine.logging import get_logger, hold_log, log_to_folder
 from mmdet3d.engine.resuming import model_changes
@@ -21,6 +21,7 @@ from mmdet3d.engine.run_dir import begin_run, choose_run_dir
 from mmdet3d.engine.run_record import write_record
 from mmdet3d.engine.settings import Settings
 from mmdet3d.engine.trainer import Trainer, seed_everything
+from mmdet3d.interop.checkpoints import LoadReport, load_checkpoint
 from mmdet3d.models import build_model
 from mmdet3d.progress import report_to
 from mmdet3d.structures import Detections3D

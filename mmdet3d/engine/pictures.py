@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from mmdet3d.config import Config
-from mmdet3d.datasets import FrameDataset, KittiDataset, build_split
+from mmdet3d.datasets import build_split
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.distill.distiller import Distiller
-from mmdet3d.engine.checkpoint import load_checkpoint
+from mmdet3d.engine.data import PictureDataset
 from mmdet3d.engine.heat_maps import TapMap, difference, loss_map, tap_map
 from mmdet3d.engine.settings import autocast_dtype
+from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar
@@ -32,12 +33,11 @@ __all__ = [
     "draw_sample",
     "open_model",
     "picture_extent",
-    "scenes",
     "side_by_side",
 ]
 
 # By title a model and the data set as it reads it.
-Columns = Mapping[str, tuple[Trainable, FrameDataset | KittiDataset]]
+Columns = Mapping[str, tuple[Trainable, PictureDataset]]
 
 _NEAR, _FAR = 55.0, 100.0  # metres, of a view that reaches as far as its boxes
 _STRENGTH = "weak to strong"
@@ -60,7 +60,7 @@ def _reach(extent: float | None, layers: Iterable[Layer]) -> float:
     return min(max([_NEAR, *(5.0 * math.ceil(end / 5.0) for end in ends)]), _FAR)
 
 
-def open_model(cfg: Config, weights: str | Path) -> tuple[Trainable, FrameDataset | KittiDataset]:
+def open_model(cfg: Config, weights: str | Path) -> tuple[Trainable, PictureDataset]:
     """A trained model in eval mode, and the validation set as it reads it."""
     model = build_model(cfg.model).eval()
     load_checkpoint(model, weights)
@@ -77,7 +77,7 @@ def detect(model: Trainable, sample: Sample, device: torch.device, precision: st
 
 def draw_sample(
     sample: Sample,
-    dataset: FrameDataset | KittiDataset,
+    dataset: PictureDataset,
     detections: Detections3D | None = None,
     truth: bool = True,
     min_score: float = 0.1,
@@ -221,18 +221,7 @@ def draw_maps(
     return draw_panels(panels, dataset.classes, reach, scene.behind, camera=camera), sample
 
 
-def scenes(dataset: FrameDataset | KittiDataset) -> list[list[int]]:
-    """Samples of every scene in the order of time; of a data set that knows no scenes, all as one."""
-    if not isinstance(dataset, FrameDataset):
-        return [list(range(len(dataset)))]
-    found: dict[str, list[tuple[int, int]]] = {}
-    for index in range(len(dataset)):
-        frame = dataset.frame(index)
-        found.setdefault(frame.scene_token, []).append((frame.timestamp, index))
-    return [[index for _, index in sorted(frames)] for frames in found.values()]
-
-
-def _annotated(dataset: FrameDataset | KittiDataset, sample: Sample) -> Scene:
+def _annotated(dataset: PictureDataset, sample: Sample) -> Scene:
     scene = dataset.scene(sample)
     if scene.boxes is None:
         raise ValueError(f"sample {sample.token} has no annotation to draw; draw detections only")

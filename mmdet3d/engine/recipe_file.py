@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mmdet3d.blocks import ConfigKeyError, check_keys, nearest, read_block
 from mmdet3d.config import Config, find_config, load_config, read_with_base
-from mmdet3d.datasets.nuscenes.create import create_nuscenes
-from mmdet3d.datasets.synthetic.generate import generate
-from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
-from mmdet3d.datasets.synthetic.settings import Settings as WorldSettings
-from mmdet3d.datasets.synthetic.tables import VERSION
-from mmdet3d.engine.agreement import check_agreement, metrics_of
+from mmdet3d.datasets import benchmark_of
+from mmdet3d.datasets.synthetic.worlds import World, read_world
+from mmdet3d.engine.agreement import check_agreement
 from mmdet3d.engine.settings import Settings
-from mmdet3d.evaluation.control import COLUMNS, Column
+from mmdet3d.evaluation.control import Column
 from mmdet3d.models import build_model
 from mmdet3d.plugins import module_names
 
 __all__ = ["Recipe", "RecipeRun"]
 
-INFO_PREFIX = "synthetic"
-_WORLDS: dict[str, type[WorldSettings] | type[KittiSettings]] = {"nuscenes": WorldSettings, "kitti": KittiSettings}
 ROLES = {"teacher": True, "student": False, "control": True, "distilled": True}  # whether a table needs it
 
 # What the command line has an option for, or decides by itself.
@@ -115,10 +111,9 @@ class Recipe:
         table: which run plays which role of `ControlTable`; empty for no table.
         variants: further rows of the table, heading to run.
         controls: further controls that the distilled student is compared with, heading to run.
-        columns: of the table, heading to metric, of which more is better; without them those of nuScenes.
+        columns: of the table, heading to metric, of which more is better; without them those of the data set.
         decimals: of the table's numbers.
-        data: arguments of the synthetic world's generator, and `layout`, nuscenes (default) or kitti; None if the data
-            set is the user's.
+        data: a synthetic world, see `datasets.synthetic.worlds.read_world`; None if the data set is the user's.
         data_cost: CPU seconds that making them takes on the reference machine; None if not known.
         pictures: what is drawn at the end; null for nothing.
         imports: modules that every run imports, beside those of its config.
@@ -205,7 +200,7 @@ class Recipe:
                 raise ValueError(self._misfit(name, overrides, str(error))) from error
             settings = Settings.from_config(config)
             check_agreement(config)
-            self._check_columns(name, metrics_of(config))
+            self._check_columns(name, benchmark_of(config.data.get("val")).metrics)
             start, interval = settings.evaluation.start, settings.evaluation.interval
             if start > settings.max_epochs or (settings.max_epochs - start) % interval:
                 raise ValueError(
@@ -278,45 +273,43 @@ class Recipe:
             return False
         return True
 
-    @property
+    @cached_property
     def table_columns(self) -> Sequence[Column]:
-        return COLUMNS if self.columns is None else [Column(key, name) for name, key in self.columns.items()]
+        """Those that the recipe names, else those of the data set that its first run is evaluated on.
+
+        Raises:
+            ValueError: neither names any.
+        """
+        if self.columns is not None:
+            return [Column(key, name) for name, key in self.columns.items()]
+        first = next(iter(self.runs.values()))
+        data = load_config(first.config, first.overrides_with({}, {n: f"{{{n}}}" for n in self.runs})).get("data") or {}
+        found = benchmark_of(data.get("val")).columns
+        if not found:
+            raise ValueError(f"columns is missing in {self.title}: its data set names no metrics for a table")
+        return found
 
     def training_samples(self) -> int | None:
         """Of an epoch on the data that the recipe makes; None if it makes none."""
-        if self.data is None:
-            return None
-        world = self.world()
-        if isinstance(world, KittiSettings):
-            return len(world.splits()["train"])
-        return len(world.split()["synthetic_train"]) * world.keyframes
+        return None if self.data is None else self.world().training_samples
 
-    def world(self, seed: int = 0) -> WorldSettings | KittiSettings:
+    def world(self, seed: int = 0) -> World:
         """The synthetic world that `data` describes.
 
         Raises:
             ConfigKeyError: an unknown layout or key.
             ValueError: a value outside its range.
         """
-        options = dict(self.data or {})
-        layout = options.pop("layout", "nuscenes")
-        if layout not in _WORLDS:
-            raise ConfigKeyError("data.layout", f" must be one of {', '.join(_WORLDS)}, got {layout!r}")
-        return read_block(_WORLDS[layout], options | {"seed": seed}, "data")
+        return read_world(self.data or {}, seed, "data")
 
     def data_seconds(self, root: str | Path | None) -> float:
         """CPU seconds on the reference machine until the world in `root` is there, as far as they are known."""
-        made = root is None or any(Path(root).glob("*_infos_val.pkl"))
+        made = root is None or self.world().is_made(root)
         return 0.0 if made or self.data_cost is None else self.data_cost
 
     def make_data(self, root: Path, seed: int, workers: int) -> None:
         """Make the synthetic world of this recipe, or what is missing of it."""
-        world = self.world(seed)
-        if isinstance(world, KittiSettings):
-            generate_kitti(root, world, workers=workers)
-        else:
-            generate(root, world, workers=workers)
-            create_nuscenes(root, root, INFO_PREFIX, VERSION, workers=workers, database=False)
+        self.world(seed).make(root, workers)
 
 
 def _address(key: str, names: Iterable[str]) -> tuple[str | None, str]:

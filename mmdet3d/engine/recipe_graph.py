@@ -14,7 +14,7 @@ from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.executor import Spent, Task
 from mmdet3d.engine.recipe_file import Recipe
 from mmdet3d.engine.resuming import config_changes
-from mmdet3d.interop.checkpoints import metadata_path
+from mmdet3d.io.weights import metadata_path
 
 __all__ = ["DataRoots", "Node", "build_graph", "data_root"]
 

@@ -23,7 +23,7 @@ import torch
 from mmdet3d import __version__
 from mmdet3d.composition import stands_in_full
 from mmdet3d.engine import distributed
-from mmdet3d.interop.checkpoints import file_digest
+from mmdet3d.io.files import file_digest
 from mmdet3d.models.backbones.pretrained import weight_file
 
 __all__ = ["RECORD", "Difference", "differences", "read_record", "run_record", "write_record"]

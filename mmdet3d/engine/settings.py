@@ -13,9 +13,11 @@ import torch
 from mmdet3d.blocks import at_least, read_block
 from mmdet3d.datasets.cache import check_cache
 
-__all__ = ["Settings", "autocast_dtype"]
+__all__ = ["AUTO", "Settings", "autocast_dtype"]
 
 logger = logging.getLogger(__name__)
+
+AUTO = "auto"
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -118,13 +120,13 @@ class EvaluationSettings:
     Args:
         interval: epochs from one evaluation to the next.
         start: first epoch (1-based) that is evaluated.
-        save_best: metric whose best weights are kept, or null.
+        save_best: metric whose best weights are kept; `auto` is the main one of the data set, null none.
         rule: which value of it is better.
     """
 
     interval: int = 1
     start: int = 1
-    save_best: str | None = "object/nds"
+    save_best: str | None = AUTO
     rule: Literal["greater", "less"] = "greater"
 
     def __post_init__(self) -> None:

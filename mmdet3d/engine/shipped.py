@@ -2,13 +2,12 @@
 
 `pretrained/demo/NAME.safetensors` holds float16 weights, the JSON beside it is their card: `config`, `recipe`, `run`,
 `world`, `seed`, `iterations`, `command` and `revision` that trained them, `metrics` of these very weights on the
-validation frames of that world, `first_scores`, the highest in the first frame of `make_first_scene`, and `sha256`.
+validation frames of that world, `first_scores`, the highest in the first frame of `make_scene`, and `sha256`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,11 @@ import torch
 from PIL import Image
 
 from mmdet3d.config import CONFIG_ROOT, Config, load_config
-from mmdet3d.datasets import FrameDataset, KittiDataset
-from mmdet3d.datasets.nuscenes.frames import FrameReader
-from mmdet3d.datasets.nuscenes.infos import write_infos
-from mmdet3d.datasets.synthetic import VERSION, Settings, generate
-from mmdet3d.engine.pictures import compare, detect, open_model, picture_extent, scenes, side_by_side
-from mmdet3d.evaluation.nuscenes_tables import load_tables
-from mmdet3d.interop.checkpoints import metadata_path
+from mmdet3d.datasets import benchmark_of
+from mmdet3d.datasets.synthetic.worlds import make_scene
+from mmdet3d.engine.data import PictureDataset
+from mmdet3d.engine.pictures import compare, detect, open_model, picture_extent, side_by_side
+from mmdet3d.io.weights import metadata_path
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar
 from mmdet3d.visualization import write_film
@@ -34,14 +31,11 @@ __all__ = [
     "draw_first",
     "first_scores",
     "load_shipped",
-    "make_first_scene",
     "read_card",
 ]
 
 SHIPPED = CONFIG_ROOT.parent / "pretrained" / "demo"
 NAMES = ("teacher", "control", "distilled")
-# No model was trained or tuned on this world.
-_SCENE = {"scenes": 1, "keyframes": 3, "seed": 999, "lidar_sweeps": 1, "radar_sweeps": 3, "reach": 28}
 _FRAME = 1  # the one that is drawn; the first has no earlier radar sweeps
 _MIN_SCORE = 0.3
 _SCORES = 5  # kept in a card
@@ -50,21 +44,12 @@ _FILM_FRAMES, _FPS = 24, 4  # twice as fast as it was
 _STILL_WIDTH, _FILM_WIDTH = 1280, 1000  # pixels
 
 
-def make_first_scene(root: Path, keyframes: int = _SCENE["keyframes"]) -> None:
-    """A few frames of a world like that of the demo, or what is missing of them, in a second or two per frame."""
-    generate(root, Settings(**{**_SCENE, "keyframes": keyframes}), progress=False)
-    # A world of one scene has no validation split; here its only scene serves as one.
-    tables = load_tables(root, VERSION)
-    reader = FrameReader(tables, max_sweeps=0, allow_missing=False, annotated=True)
-    write_infos(reader.scene(tables.scene[0]["token"]), {"version": VERSION}, root / "synthetic_infos_val.pkl")
-
-
 def read_card(name: str) -> dict[str, Any]:
     return json.loads(metadata_path(SHIPPED / f"{name}.safetensors").read_text())
 
 
-def load_shipped(name: str, root: Path) -> tuple[Trainable, FrameDataset | KittiDataset]:
-    """A shipped model, and the frames of `make_first_scene` as it reads them."""
+def load_shipped(name: str, root: Path) -> tuple[Trainable, PictureDataset]:
+    """A shipped model, and the frames of `make_scene` as it reads them."""
     return open_model(_config(name, root), SHIPPED / f"{name}.safetensors")
 
 
@@ -72,7 +57,7 @@ def _config(name: str, root: Path) -> Config:
     return load_config(read_card(name)["config"], {"dataset_root": f"{root}/", "data.cache": "none"})
 
 
-def first_scores(model: Trainable, dataset: FrameDataset | KittiDataset) -> list[float]:
+def first_scores(model: Trainable, dataset: PictureDataset) -> list[float]:
     """The highest scores in the first frame, descending."""
     scores = detect(model, dataset[0], torch.device("cpu")).scores
     return scores.sort(descending=True).values[:_SCORES].tolist()
@@ -80,8 +65,8 @@ def first_scores(model: Trainable, dataset: FrameDataset | KittiDataset) -> list
 
 def draw_first(root: Path, out_dir: Path) -> Path:
     """Make the first scene in `root` and draw what the shipped models find in it; returns the picture."""
-    make_first_scene(root)
-    columns = {_title(name, read_card(name)): load_shipped(name, root) for name in NAMES}
+    make_scene(root)
+    columns = {_title(name): load_shipped(name, root) for name in NAMES}
     (path,) = compare(columns, [_FRAME], out_dir, picture_extent(_config(NAMES[0], root)), _MIN_SCORE)
     return path
 
@@ -92,12 +77,12 @@ def draw_film(root: Path, out_dir: Path, keyframes: int = _FILM_FRAMES) -> tuple
     Returns:
         `models.webp`, a picture of the frame in the middle, and `scene.webp`, all frames one after another.
     """
-    make_first_scene(root, keyframes)
+    make_scene(root, keyframes)
     columns = {title: load_shipped(name, root) for name, title in zip(NAMES, _TITLES, strict=True)}
     _, dataset = columns[_TITLES[0]]
     extent = picture_extent(_config(NAMES[0], root))
     pictures = []
-    for index in progress_bar(scenes(dataset)[0], desc="draw", unit="frame"):
+    for index in progress_bar(dataset.scenes()[0], desc="draw", unit="frame"):
         picture, _ = side_by_side(columns, index, extent, _MIN_SCORE, truth_column=True, camera="CAM_FRONT")
         pictures.append(picture)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -110,5 +95,7 @@ def _shrunk(picture: Image.Image, width: int) -> Image.Image:
     return picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
 
 
-def _title(name: str, card: Mapping[str, Any]) -> str:
-    return f"{name}: mAP {card['metrics']['object/map']:.3f}"
+def _title(name: str) -> str:
+    card = read_card(name)
+    column = benchmark_of(load_config(card["config"]).data.val).columns[0]
+    return f"{name}: {column.heading} {card['metrics'][column.key]:.3f}"

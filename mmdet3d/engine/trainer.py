@@ -17,27 +17,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmdet3d import __version__
+from mmdet3d.datasets import benchmark_of
 from mmdet3d.engine import distributed
-from mmdet3d.engine.checkpoint import (
-    RunCheckpoints,
-    load_checkpoint,
-    load_start,
-    random_state,
-    read_training_state,
-    set_random_state,
-)
+from mmdet3d.engine.checkpoint import RunCheckpoints, load_start, random_state, read_training_state, set_random_state
 from mmdet3d.engine.compilation import compile_dense_stages
 from mmdet3d.engine.data import DetectionDataset, batches, build_loader, train_sampler
 from mmdet3d.engine.divergence import Divergence
 from mmdet3d.engine.ema import EMA
-from mmdet3d.engine.evaluate import evaluate, metrics_table
+from mmdet3d.engine.evaluate import evaluate
 from mmdet3d.engine.interrupt import Interrupt, Interrupted
 from mmdet3d.engine.logging import Window, Writer, finite, get_logger
 from mmdet3d.engine.optimizer import build_optimizer
 from mmdet3d.engine.resuming import model_changes
 from mmdet3d.engine.schedule import LearningRate, Momentum
-from mmdet3d.engine.settings import GradClip, Settings, autocast_dtype
-from mmdet3d.interop.checkpoints import load_state
+from mmdet3d.engine.settings import AUTO, GradClip, Settings, autocast_dtype
+from mmdet3d.interop.checkpoints import load_checkpoint, load_state
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar
 from mmdet3d.shell import command
@@ -99,6 +93,7 @@ class Trainer:
         if s.compile:
             compile_dense_stages(self.model, device)
         self._val_dataset = val_dataset
+        self._benchmark = benchmark_of(s.data.val)
         rank, world = distributed.rank(), distributed.world_size()
         self._sampler = train_sampler(train_dataset, s.data.samples_per_gpu, s.seed, rank, world)
         cores = distributed.share_cores(s.data.workers_per_gpu)
@@ -381,11 +376,13 @@ class Trainer:
             distributed.on_main(lambda: self._keep_metrics(weights))
         position = {"epoch": self.epoch, "iter": 0, "iteration": self.iteration}
         if distributed.is_main():
-            self._writer.evaluation(position, self.metrics, metrics_table(self.metrics))
+            self._writer.evaluation(position, self.metrics, self._benchmark.table(self.metrics))
 
     def _keep_metrics(self, weights: Mapping[str, Tensor]) -> None:
         """Note the metrics in the epoch's checkpoint; keep the weights if they are the best so far."""
         name, rule = self.settings.evaluation.save_best, self.settings.evaluation.rule
+        if name == AUTO:
+            name = self._benchmark.main
         if name is not None and name not in self.metrics:
             shown = ", ".join(list(self.metrics)[:8])
             raise ValueError(f"evaluation.save_best: no metric {name!r}; the data set reports {shown}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmdet3d.blocks import nearest
 
-__all__ = ["COLUMNS", "Column", "Comparison", "ControlTable", "holm", "verdict"]
+__all__ = ["Column", "Comparison", "ControlTable", "holm", "verdict"]
 
 
 class Column(NamedTuple):
@@ -22,16 +22,6 @@ class Column(NamedTuple):
     higher: bool = True
 
 
-# What nuScenes reports.
-COLUMNS = (
-    Column("object/map", "mAP"),
-    Column("object/nds", "NDS"),
-    Column("object/mATE", "mATE", False),
-    Column("object/mASE", "mASE", False),
-    Column("object/mAOE", "mAOE", False),
-    Column("object/mAVE", "mAVE", False),
-    Column("object/mAAE", "mAAE", False),
-)
 CONFIDENCE = 0.95
 
 
@@ -124,7 +114,7 @@ class ControlTable:
     distilled: Sequence[Mapping[str, float]]
     student: Sequence[Mapping[str, float]] = ()
     title: str = "distillation"
-    columns: Sequence[Column] = COLUMNS
+    columns: Sequence[Column] = field(kw_only=True)
     decimals: int = 4
     variants: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
     controls: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)

@@ -6,16 +6,12 @@ difficulty, what is ignored, how detections are assigned, and at which 41 scores
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from mmdet3d.evaluation.files import atomic_write
 from mmdet3d.evaluation.kitti_matching import SAMPLES, Candidates, Counts, best_by_score, count, thresholds
-from mmdet3d.evaluation.kitti_objects import NO_ORIENTATION, Objects, frame_files, read_labels, read_results
+from mmdet3d.evaluation.kitti_objects import NO_ORIENTATION, Objects
 from mmdet3d.evaluation.kitti_overlap import Pairs, pair_up
 
 __all__ = [
@@ -25,13 +21,9 @@ __all__ = [
     "METRICS",
     "STRICT",
     "evaluate",
-    "evaluate_folder",
     "faults_of_truth",
     "precision_curves",
-    "write_metrics",
 ]
-
-logger = logging.getLogger(__name__)
 
 CLASSES = ("Car", "Pedestrian", "Cyclist")
 METRICS = ("bbox", "bev", "3d", "aos")
@@ -50,34 +42,6 @@ _MAX_TRUNCATION = (0.15, 0.3, 0.5)
 _NEIGHBOURS = {"Car": "Van", "Pedestrian": "Person_sitting"}  # found or not, they do not count
 
 Metrics = dict[str, dict[str, dict[str, list[float]]]]
-
-
-def evaluate_folder(
-    detections: str | Path,
-    labels: str | Path,
-    ids: Sequence[str],
-    class_map: Mapping[str, str] | None = None,
-    looked_at: Sequence[str] = CLASSES,
-) -> tuple[Metrics, Metrics]:
-    """Score the result files `{detections}/{id}.txt` against the label files `{labels}/{id}.txt`; see `evaluate`.
-
-    Args:
-        ids: frames to score; every one needs both files, a frame without detections an empty one.
-        class_map: what classes of the label files that KITTI does not have count as.
-        looked_at: classes of which it is said that there is nothing to find, see `faults_of_truth`.
-
-    Returns:
-        Metrics at the overlaps `STRICT` and at `LOOSE`.
-
-    Raises:
-        FileNotFoundError: a folder or a file is missing.
-        ValueError: no frame, or a malformed line.
-    """
-    result_files, label_files = frame_files(detections, ids), frame_files(labels, ids)
-    truth, found = [read_labels(f, class_map) for f in label_files], [read_results(f) for f in result_files]
-    for fault in faults_of_truth(truth, looked_at):
-        logger.warning("%s: %s", labels, fault)
-    return evaluate(truth, found, STRICT), evaluate(truth, found, LOOSE)
 
 
 def faults_of_truth(labels: Sequence[Objects], classes: Sequence[str] = CLASSES) -> list[str]:
@@ -206,12 +170,3 @@ def _of_detections(part: np.ndarray, counts: Counts) -> np.ndarray:
 
 def _monotone(samples: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(samples[::-1])[::-1]
-
-
-# -- output ---------------------------------------------------------------------------------------------------------
-
-
-def write_metrics(metrics: Metrics, path: str | Path) -> None:
-    """Write what `evaluate` returns as JSON."""
-    with atomic_write(path) as file:
-        json.dump(metrics, file, indent=1)

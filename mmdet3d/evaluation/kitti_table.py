@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mmdet3d.evaluation.benchmark import Benchmark
+from mmdet3d.evaluation.control import Column
 from mmdet3d.evaluation.kitti import DIFFICULTIES, LOOSE, METRICS, STRICT, Metrics
 
-__all__ = ["format_metrics", "is_kitti", "metric_names", "metrics_by_name"]
+__all__ = ["benchmark", "format_metrics", "metrics_by_name"]
 
 _LOOSE_METRICS = ("bev", "3d")
 _KINDS = ("R40", "R11")
@@ -30,15 +32,18 @@ def metrics_by_name(strict: Metrics, loose: Metrics, classes: Sequence[str]) -> 
     return flat
 
 
-def metric_names(classes: Sequence[str]) -> list[str]:
+def benchmark(classes: Sequence[str]) -> Benchmark:
+    """What is reported where `classes` are scored; the first of them is what counts most."""
+    first = classes[0]
+    headings = {"3d": "3D", "bev": "BEV", "bbox": "2D", f"3d@{LOOSE[first]['3d']:g}": f"3D ({LOOSE[first]['3d']:g})"}
+    columns = [Column(f"{first}/{key}/R40/moderate", f"{first} {name}") for key, name in headings.items()]
+    return Benchmark(_metric_names(classes), columns[0].key, columns, format_metrics)
+
+
+def _metric_names(classes: Sequence[str]) -> list[str]:
     """The names that `metrics_by_name` gives."""
     nothing = {metric: dict.fromkeys(_KINDS, [0.0] * len(DIFFICULTIES)) for metric in METRICS}
     return list(metrics_by_name(dict.fromkeys(classes, nothing), dict.fromkeys(classes, nothing), classes))
-
-
-def is_kitti(metrics: Mapping[str, float]) -> bool:
-    """Whether these are what `metrics_by_name` returns."""
-    return any(name.endswith("/bbox/R40/moderate") for name in metrics)
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:

@@ -1,30 +1,27 @@
-"""Weight files: reading them, converting published layouts to ours, and accounting for every tensor."""
+"""Weights of published programs and of ours into models: layouts converted, every tensor accounted for."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from mmdet3d.interop import crkd, labeldistill, monoskd, simdistill
-from mmdet3d.models.weight_files import read_tensors
+from mmdet3d.io.weights import read_weights
 from mmdet3d.shell import command
 
 __all__ = [
     "EXCEPTIONS",
     "TRAINING_ONLY",
-    "file_digest",
+    "LoadReport",
     "in_our_layout",
+    "load_checkpoint",
     "load_state",
-    "load_weights",
-    "metadata_path",
     "published_options",
-    "read_weights",
     "warn_of_options",
 ]
 
@@ -64,40 +61,6 @@ _TRAITS = {
 }
 
 
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    # hashlib.file_digest needs Python 3.11.
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def metadata_path(path: str | Path) -> Path:
-    """The JSON file beside a weight file: `{"metrics": ..., "sha256": ..., ...}`."""
-    return Path(path).with_suffix(".json")
-
-
-def read_weights(path: str | Path) -> tuple[State, dict[str, Any]]:
-    """Tensors (on the CPU) and metadata of a weight file.
-
-    `.safetensors` takes its metadata from the JSON beside it; otherwise see `read_tensors`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: see `read_tensors`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"weight file {path} does not exist")
-    state, meta = read_tensors(path)
-    side = metadata_path(path)
-    if path.suffix == ".safetensors" and side.is_file():
-        meta = json.loads(side.read_text())
-    return state, meta
-
-
 def published_options(model: nn.Module, metadata: Mapping[str, Any]) -> dict[str, str]:
     """Config keys, and their values, that weights of another program need and that the config of `model` lacks.
 
@@ -123,43 +86,65 @@ def warn_of_options(model: nn.Module, metadata: Mapping[str, Any], path: str | P
         )
 
 
-def load_weights(
-    module: nn.Module,
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_checkpoint` did.
+
+    Args:
+        path: the file.
+        loaded: number of tensors of the model that the file holds (counted before layout conversion).
+        missing: keys of the model that the file does not hold and was allowed not to.
+        metadata: the file's own (`epoch`, `metrics`, ...).
+    """
+
+    path: Path
+    loaded: int
+    missing: tuple[str, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        kept = f", {len(self.missing)} keep their initial values" if self.missing else ""
+        return f"{self.loaded} tensors from {self.path}{kept}"
+
+
+def load_checkpoint(
+    model: nn.Module,
     path: str | Path,
+    prefix: str | None = None,
     allow_missing: Sequence[str] = (),
-    prefix: str = "",
     part: str | None = None,
-) -> dict[str, Any]:
-    """Load a weight file completely: every tensor of `module` and of the file is accounted for.
+) -> LoadReport:
+    """Load weights from `.safetensors` or `.pth`, accounting for every tensor of the model and of the file.
 
     Published layouts are converted on the way: geometry that the config determines is dropped, one network is taken out
     of a CRKD, SimDistill or MonoSKD checkpoint (`encoders_student.`, `centernet_rgb.` ...), the student out of one of
-    our distillers (`student.` ...), parts that only training uses are left out where `module` has none, and spconv 2.x
+    our distillers (`student.` ...), parts that only training uses are left out where `model` has none, and spconv 2.x
     kernels are brought to (k, k, k, in, out).
 
     Args:
-        module: loaded in place.
-        path: see `read_weights`.
-        allow_missing: prefixes of keys of `module` that the file need not hold; they keep their values.
-        prefix: only what the file holds below this prefix is loaded, the prefix removed.
+        model: loaded in place.
+        path: a weight file of this project or a published one; see `mmdet3d.io.weights.read_weights`.
+        prefix: only what lies below this name (`"encoders.camera"`) is loaded, the name removed.
+        allow_missing: names of sub-modules (or prefixes of keys) that may keep their values.
         part: `student` or `teacher`, the network meant in a published distillation; None takes the one that fits.
-
-    Returns:
-        The file's metadata.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: keys are missing, unexpected or of another shape; the message counts them, shows the first few and
-            says what the file seems to be. Or both networks of a published distillation fit and none is asked for.
+        ValueError: the file is unsafe or damaged, or keys are missing, unexpected or of another shape; the message
+            counts them, shows the first few and says what the file seems to be. Or both networks of a published
+            distillation fit and none is asked for.
     """
-    state, meta = read_weights(path)
+    path = Path(path)
+    state, metadata = read_weights(path)
     if prefix:
-        state = _below(state, prefix)
+        state = _below(state, prefix.rstrip(".") + ".")
         if not state:
             raise ValueError(f"{path} holds nothing below {prefix!r}")
-    load_state(module, state, allow_missing, source=str(path), part=part)
-    warn_of_options(module, meta, path)
-    return meta
+    load_state(model, state, allow_missing, source=str(path), part=part)
+    warn_of_options(model, metadata, path)
+    own = model.state_dict()
+    allowed = tuple(k for k in own if k not in state and k.startswith(tuple(allow_missing)))
+    return LoadReport(path, len(own) - len(allowed), allowed, metadata)
 
 
 def load_state(
@@ -169,7 +154,7 @@ def load_state(
     source: str = "state",
     part: str | None = None,
 ) -> None:
-    """`load_weights` for tensors that are already in memory; `source` names them in messages."""
+    """`load_checkpoint` for tensors that are already in memory; `source` names them in messages."""
     own = module.state_dict()
     state = in_our_layout(state, own, part, source)
     state = {k: v for k, v in state.items() if not _derived(k) or (k in own and k.endswith("num_batches_tracked"))}

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmdet3d.blocks import nearest
-from mmdet3d.models.backbones.pretrained import load_weights, read_weights
+from mmdet3d.models.backbones.pretrained import backbone_weights, load_fitting
 
 __all__ = ["LIBRARY", "TimmBackbone", "find_class"]
 
@@ -91,8 +91,8 @@ class TimmBackbone(nn.Module):
             return
         # timm flattens the names of modules that it returns features of: `stem.0` becomes `stem_0`.
         own = {_flat(name): name for name in self.features.state_dict()}
-        weights = read_weights(self._checkpoint, self.name)
-        load_weights(self.features, {own.get(_flat(k), k): v for k, v in weights.items()}, self._checkpoint)
+        weights = backbone_weights(self._checkpoint, self.name)
+        load_fitting(self.features, {own.get(_flat(k), k): v for k, v in weights.items()}, self._checkpoint)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised RGB to a list of (B, C_i, H / s_i, W / s_i), one per entry of `out_indices`."""

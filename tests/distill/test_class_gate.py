@@ -15,7 +15,8 @@ from mmdet3d.config import composed
 from mmdet3d.distill import Distiller
 from mmdet3d.distill.class_gate import ClassGate, class_precision
 from mmdet3d.distill.losses import CrossHeadLoss, MaskedFeatureLoss, PseudoLabelLoss, ResponseLoss
-from mmdet3d.interop.checkpoints import file_digest, metadata_path
+from mmdet3d.io.files import file_digest
+from mmdet3d.io.weights import metadata_path
 from mmdet3d.structures import Boxes3D
 
 CLASSES = ["car", "truck", "bus"]

@@ -16,7 +16,7 @@ from mmdet3d.distill import Distiller
 from mmdet3d.distill.losses import DistillLoss
 from mmdet3d.engine.ema import EMA
 from mmdet3d.engine.optimizer import build_optimizer
-from mmdet3d.interop.checkpoints import load_weights
+from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.registry import MODELS
@@ -316,7 +316,7 @@ def test_student_weights_leave_the_distiller(files, tmp_path):
     trained = ready(files)
     save_file(trained.state_dict(), tmp_path / "distilled.safetensors")
     student = build_model(load_config(files["student"], {"model.calibrated": True}).model)
-    load_weights(student, tmp_path / "distilled.safetensors")
+    load_checkpoint(student, tmp_path / "distilled.safetensors")
     assert all(torch.equal(v, trained.student.state_dict()[k]) for k, v in student.state_dict().items())
 
 

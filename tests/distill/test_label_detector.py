@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from mmdet3d.config import composed, load_config
 from mmdet3d.distill import LabelEncoderDetector, LiveTeacher
-from mmdet3d.interop.checkpoints import file_digest
+from mmdet3d.io.files import file_digest
 from mmdet3d.models import build_model
 from mmdet3d.structures import Batch
 

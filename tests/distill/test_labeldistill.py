@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from mmdet3d.config import composed
 from mmdet3d.distill import Distiller, LabelEncoderDetector
 from mmdet3d.engine.ema import EMA
-from mmdet3d.interop.checkpoints import load_weights
+from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.models import build_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
@@ -90,7 +90,7 @@ def test_the_student_alone_is_loaded_and_predicts_from_images(files, tmp_path):
     distiller, batch = make(files, LOSSES), test_temporal.make_batch()
     save_file(distiller.state_dict(), tmp_path / "distilled.safetensors")
     student = build_model(test_temporal.config())
-    load_weights(student, tmp_path / "distilled.safetensors")
+    load_checkpoint(student, tmp_path / "distilled.safetensors")
     expected = distiller.eval().predict(batch)
     found = student.eval().predict(batch.without("points", "radar", "boxes", "labels", "depths"))
     for ours, theirs in zip(found, expected, strict=True):

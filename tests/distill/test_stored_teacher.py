@@ -60,7 +60,7 @@ def forbid_loading(monkeypatch):
     def load(*_):
         raise AssertionError("the teacher's weights were loaded")
 
-    monkeypatch.setattr(teacher, "load_weights", load)
+    monkeypatch.setattr(teacher, "load_checkpoint", load)
 
 
 def test_stored_is_live_within_half_precision_and_written_is_read(files, monkeypatch):

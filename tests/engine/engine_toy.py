@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.evaluation.benchmark import Benchmark
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.registry import DATASETS, MODELS
 from mmdet3d.structures import Batch, Boxes3D, Calibration, Detections3D, Sample
@@ -97,6 +98,10 @@ class EngineToyDataset:
             meta={"index": index, "epoch": self.epoch},
         )
 
+    @staticmethod
+    def benchmark(block: Any) -> Benchmark:
+        return Benchmark(main="object/nds")
+
     def evaluate(self, detections: Sequence[Detections3D], out_dir: Path) -> dict[str, float]:
         assert [int(d.scores[0]) for d in detections] == list(range(self.size)), "not in data-set order"
         self.format(detections, out_dir)
@@ -115,7 +120,7 @@ def toy_config(**changes: Any) -> dict[str, Any]:
     cfg: dict[str, Any] = {
         "seed": 3,
         "max_epochs": 2,
-        "data": {"samples_per_gpu": 3, "workers_per_gpu": 0},
+        "data": {"samples_per_gpu": 3, "workers_per_gpu": 0, "val": {"type": "EngineToyDataset"}},
         "optimizer": {"type": "AdamW", "lr": 1e-2, "weight_decay": 0.01},
         "optimizer_config": {"grad_clip": {"max_norm": 35, "norm_type": 2}},
         "lr_config": {"policy": "CosineAnnealing", "warmup": "linear", "warmup_iters": 3, "min_lr_ratio": 1e-3},

@@ -15,7 +15,8 @@ import torch
 from engine_toy import EngineToyModel
 
 from mmdet3d import load_checkpoint
-from mmdet3d.engine.checkpoint import RunCheckpoints, random_state, save_weights, set_random_state
+from mmdet3d.engine.checkpoint import RunCheckpoints, random_state, set_random_state
+from mmdet3d.io.weights import save_weights
 
 
 def test_safetensors_and_mmcv_layout(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(too_large: str, 
     small, large = {"w": torch.zeros(1)}, {"w": torch.zeros(1 << 19)}
     weights, state = (large, small) if too_large == "safetensors" else (small, large)
     message = (
-        rf"cannot write .*epoch_1\.{too_large} \(.+\); free space or pass a writable --run-dir; checkpoints written"
+        rf"cannot write .*epoch_1\.{too_large} \(.+\); free space or write to another folder \(--run-dir\); what was"
     )
     with files_up_to(1 << 20), pytest.raises(ValueError, match=message):
         RunCheckpoints(tmp_path).save("epoch_1", weights, state, {"iteration": 1})

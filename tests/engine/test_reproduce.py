@@ -17,7 +17,7 @@ from mmdet3d.commands import reproduce
 from mmdet3d.config import load_config
 from mmdet3d.engine import run_record
 from mmdet3d.engine.jobs import train
-from mmdet3d.interop.checkpoints import file_digest
+from mmdet3d.io.files import file_digest
 from mmdet3d.registry import DATASETS, MODELS
 
 

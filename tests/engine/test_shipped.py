@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mmdet3d.config import find_config
+from mmdet3d.datasets.synthetic.worlds import make_scene
 from mmdet3d.engine.recipe import Recipe
 from mmdet3d.engine.shipped import (
     NAMES,
@@ -16,16 +17,15 @@ from mmdet3d.engine.shipped import (
     draw_first,
     first_scores,
     load_shipped,
-    make_first_scene,
     read_card,
 )
-from mmdet3d.interop.checkpoints import file_digest
+from mmdet3d.io.files import file_digest
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("first-scene")
-    make_first_scene(root)
+    make_scene(root)
     return root
 
 

@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from mmdet3d.engine.interrupt import Interrupted
 from mmdet3d.engine.logging import Writer
 from mmdet3d.engine.settings import CheckpointSettings
 from mmdet3d.engine.trainer import Trainer
+from mmdet3d.io import weights
 
 
 def make(run_dir: Path, model: EngineToyModel | None = None, size: int = 12, **changes: Any) -> Trainer:
@@ -124,7 +127,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     names = {p.name for p in tmp_path.iterdir()}
     kept = {f"epoch_{n}{s}" for n in (3, 4) for s in (".safetensors", ".state.pt", ".json")}
     assert {n for n in names if n.startswith("epoch_")} == kept
-    assert not [n for n in names if n.endswith(".tmp")]
+    assert not [n for n in names if n.endswith((".tmp", ".partial"))]
     assert {"best.safetensors", "best.json", "latest.safetensors", "latest.json", "metrics.jsonl", "tf_logs"} <= names
     meta = json.loads((tmp_path / "epoch_4.json").read_text())
     assert (meta["epoch"], meta["iteration"], meta["metrics"]) == (4, 16, metrics)
@@ -284,23 +287,23 @@ def test_resuming_within_an_epoch_needs_the_same_data(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_interrupted_while_writing_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmdet3d.engine import checkpoint
 
     trainer = make(tmp_path)
     trainer.settings = replace(trainer.settings, checkpoint_config=CheckpointSettings(interval=1))
-    write = Path.write_bytes
+    write = weights.atomic_write
 
-    def full_disk(path: Path, content: bytes) -> int:
-        if "epoch_2" not in path.name:
-            return write(path, content)
-        write(path, b"half")
-        raise OSError(28, "No space left on device")
+    @contextmanager
+    def full_disk(path: Path, *options: Any, **named: Any) -> Iterator[IO[bytes]]:
+        with write(path, *options, **named) as file:
+            yield file
+            if path.name == "epoch_2.safetensors":
+                raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr(weights, "atomic_write", full_disk)
     with pytest.raises(ValueError, match=r"epoch_2.safetensors .No space left on device.; free space"):
         trainer.fit()
-    assert [p.name for p in checkpoint.RunCheckpoints(tmp_path).resumable()] == ["epoch_1.safetensors"]
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert [p.name for p in RunCheckpoints(tmp_path).resumable()] == ["epoch_1.safetensors"]
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_losses(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from mmdet3d.evaluation.control import COLUMNS, Column, Comparison, ControlTable, holm, verdict
+from mmdet3d.evaluation.control import Column, Comparison, ControlTable, holm, verdict
+from mmdet3d.evaluation.nuscenes import COLUMNS
 
 
 def metrics(score: float, error: float = 0.5) -> dict[str, float]:
@@ -16,7 +17,7 @@ def metrics(score: float, error: float = 0.5) -> dict[str, float]:
 
 def table(control: list[float], distilled: list[float], teacher: float = 0.6) -> ControlTable:
     runs = [[metrics(v) for v in values] for values in (control, distilled)]
-    return ControlTable([metrics(teacher, 0.2)], *runs, student=[metrics(0.2)])
+    return ControlTable([metrics(teacher, 0.2)], *runs, student=[metrics(0.2)], columns=COLUMNS)
 
 
 def test_gain_and_gap() -> None:
@@ -83,7 +84,7 @@ def test_report_names_every_role_and_json_is_plain() -> None:
 
 
 def test_a_student_without_a_start_has_no_row() -> None:
-    text = str(ControlTable([metrics(0.6)], [metrics(0.3)], [metrics(0.4)]))
+    text = str(ControlTable([metrics(0.6)], [metrics(0.3)], [metrics(0.4)], columns=COLUMNS))
     assert "| student" not in text and "| control (student alone)" in text
 
 
@@ -108,7 +109,9 @@ def test_columns_of_another_benchmark() -> None:
 
 def test_variants_are_compared_with_the_control() -> None:
     t = table([0.30, 0.32, 0.34], [0.36, 0.37, 0.41])
-    t = ControlTable(t.teacher, t.control, t.distilled, variants={"half": [metrics(v) for v in (0.32, 0.33, 0.39)]})
+    t = ControlTable(
+        t.teacher, t.control, t.distilled, columns=COLUMNS, variants={"half": [metrics(v) for v in (0.32, 0.33, 0.39)]}
+    )
     assert t.comparison("object/map", "half").mean == pytest.approx(0.08 / 3)
     lines = str(t).splitlines()
     row = next(i for i, line in enumerate(lines) if line.startswith("| half"))
@@ -116,7 +119,7 @@ def test_variants_are_compared_with_the_control() -> None:
     stored = json.loads(json.dumps(t.to_dict()))["variants"]["half"]["mAP"]
     assert stored["runs"] == [0.32, 0.33, 0.39] and stored["verdict"] == "within noise"
     with pytest.raises(ValueError, match=r"control \(3 runs\) and half \(1 runs\) must be paired"):
-        ControlTable(t.teacher, t.control, t.distilled, variants={"half": [metrics(0.3)]})
+        ControlTable(t.teacher, t.control, t.distilled, columns=COLUMNS, variants={"half": [metrics(0.3)]})
 
 
 def test_the_distilled_student_is_compared_with_every_control() -> None:
@@ -127,6 +130,7 @@ def test_the_distilled_student_is_compared_with_every_control() -> None:
         t.distilled,
         controls={"inherited": [metrics(v) for v in (0.35, 0.36, 0.40)]},
         unit="world",
+        columns=COLUMNS,
     )
     assert t.comparison("object/map", control="inherited").mean == pytest.approx(0.01)
     text = str(t)
@@ -136,4 +140,4 @@ def test_the_distilled_student_is_compared_with_every_control() -> None:
     stored = json.loads(json.dumps(t.to_dict()))
     assert stored["worlds"] == 3 and stored["controls"]["inherited"]["mAP"]["gain"] == pytest.approx(0.01)
     with pytest.raises(ValueError, match="must be paired by world"):
-        ControlTable([], t.control, t.distilled, controls={"inherited": []}, unit="world")
+        ControlTable([], t.control, t.distilled, controls={"inherited": []}, unit="world", columns=COLUMNS)

@@ -14,16 +14,15 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from mmdet3d.datasets import NuScenesDataset
-from mmdet3d.evaluation.files import atomic_write
-from mmdet3d.evaluation.nuscenes import (
+from mmdet3d.datasets.nuscenes.submission import (
     MODALITIES,
     attribute,
     evaluate_submission,
     format_detections,
-    format_metrics,
     write_submission,
 )
-from mmdet3d.evaluation.nuscenes_tables import CLASSES, evaluation_split, load_tables, split_tokens
+from mmdet3d.datasets.nuscenes.tables import evaluation_split, load_tables, split_tokens
+from mmdet3d.evaluation.nuscenes import CLASSES, format_metrics
 from mmdet3d.structures import Boxes3D, Detections3D
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -397,14 +396,3 @@ def test_command_line_replaces_no_metrics_unasked(published: Path, root: Path, t
     (tmp_path / "tokens.txt").write_text("no JSON")
     assert main([*where, "--out", str(tmp_path), "--tokens", str(tmp_path / "tokens.txt")]) == 2
     assert f"--tokens {tmp_path / 'tokens.txt'} is no JSON" in capsys.readouterr().err
-
-
-def test_atomic_write(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "file.txt"
-    with atomic_write(path) as file:
-        file.write("first")
-    with pytest.raises(RuntimeError, match="stop"), atomic_write(path) as file:
-        file.write("half")
-        raise RuntimeError("stop")
-    assert path.read_text() == "first"
-    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from mmdet3d.commands import evaluate
-from mmdet3d.engine.report import _objects, write_report
+from mmdet3d.commands.nuscenes_report import _objects, write_report
+from mmdet3d.datasets.nuscenes.submission import score_submission
 from mmdet3d.evaluation.breakdown import DISTANCES, average_precision, match
-from mmdet3d.evaluation.nuscenes import score_submission
-from mmdet3d.evaluation.nuscenes_tables import CLASSES
+from mmdet3d.evaluation.nuscenes import CLASSES
 
 VOID = {"meta", "img", "rect"}
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mmdet3d.engine.checkpoint import load_checkpoint
-from mmdet3d.interop.checkpoints import load_state, load_weights, metadata_path, published_options, read_weights
+from mmdet3d.interop.checkpoints import load_checkpoint, load_state, published_options
+from mmdet3d.io.weights import metadata_path, read_weights
 from mmdet3d.registry import MODELS
 
 
@@ -148,7 +148,7 @@ def test_records_beside_the_weights_are_left_alone(tmp_path, monkeypatch):
 def test_wrapped_weights_are_found(tmp_path, wrap):
     state, module = state_of(STUDENT), Part(STUDENT)
     torch.save(wrap(state), tmp_path / "w.pth")
-    load_weights(module, tmp_path / "w.pth")
+    load_checkpoint(module, tmp_path / "w.pth")
     assert all(torch.equal(module.get_parameter(k), v) for k, v in state.items())
 
 
@@ -215,10 +215,10 @@ def test_spconv_2_kernels_are_permuted():
 def test_prefix_takes_a_part_of_the_file(tmp_path):
     save_file({"backbone.weight": torch.ones(2), "head.weight": torch.ones(1)}, tmp_path / "w.safetensors")
     module = Part({"weight": (2,)})
-    load_weights(module, tmp_path / "w.safetensors", prefix="backbone.")
+    load_checkpoint(module, tmp_path / "w.safetensors", prefix="backbone.")
     assert torch.equal(module.weight, torch.ones(2))
     with pytest.raises(ValueError, match=r"nothing below 'neck\.'"):
-        load_weights(module, tmp_path / "w.safetensors", prefix="neck.")
+        load_checkpoint(module, tmp_path / "w.safetensors", prefix="neck.")
 
 
 @pytest.mark.parametrize(
@@ -266,12 +266,11 @@ def test_what_published_weights_need_is_named():
     assert published_options(ready, {}) == {}
 
 
-@pytest.mark.parametrize("load", [load_weights, load_checkpoint])
-def test_loading_published_weights_says_what_they_need(load, tmp_path, monkeypatch, caplog):
+def test_loading_published_weights_says_what_they_need(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger("mmdet3d"), "propagate", True)
     model = nn.ModuleDict({"encoders": MODELS.build({"type": "DepthLSSTransform", **TINY})})
     for name, meta in (("theirs", {"epoch": 6}), ("ours", {"versions": {"mmdet3d": "1"}})):
         torch.save({"state_dict": model.state_dict(), "meta": meta}, tmp_path / f"{name}.pth")
-        load(model, tmp_path / f"{name}.pth")
+        load_checkpoint(model, tmp_path / f"{name}.pth")
     assert {"theirs.pth" in m and "set model.encoders.pixel_depth to last" in m for m in caplog.messages} == {True}
     assert not any("ours.pth" in message for message in caplog.messages)

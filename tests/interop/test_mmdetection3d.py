@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from benchmarks.peers import compare, ours
-from mmdet3d.interop.checkpoints import read_weights
 from mmdet3d.interop.labeldistill import model_state
+from mmdet3d.io.weights import read_weights
 
 GOLDEN = Path(__file__).with_name("golden")
 

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kitti_rules import curve, dont_care, frame, random_frame, row
 
+from mmdet3d.datasets import KittiDataset
 from mmdet3d.datasets.kitti.files import split_ids
-from mmdet3d.engine.evaluate import metrics_table
+from mmdet3d.datasets.kitti.labels import write_labels, write_results
 from mmdet3d.evaluation.kitti import (
     CLASSES,
     DIFFICULTIES,
@@ -28,7 +29,7 @@ from mmdet3d.evaluation.kitti import (
     faults_of_truth,
     precision_curves,
 )
-from mmdet3d.evaluation.kitti_objects import Objects, write_labels, write_results
+from mmdet3d.evaluation.kitti_objects import Objects
 from mmdet3d.evaluation.kitti_table import metrics_by_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -258,7 +259,7 @@ def test_numbers_of_frames_must_agree() -> None:
 def test_table_names_every_class_and_metric() -> None:
     strict, loose = (evaluate(cars(41), cars(41), overlaps) for overlaps in (STRICT, LOOSE))
     metrics = metrics_by_name(strict, loose, CLASSES)
-    kinds, difficulties, *rows = metrics_table(metrics).splitlines()
+    kinds, difficulties, *rows = KittiDataset.benchmark({}).table(metrics).splitlines()
     assert kinds.split() == ["percent", "AP_R40", "AP_R11"] and difficulties.split() == [*DIFFICULTIES, *DIFFICULTIES]
     assert len(rows) * 6 == len(metrics) and max(map(len, rows)) < 100
     assert [row.split()[0] for row in rows if not row.startswith(" ")] == [*CLASSES, "mean"]

@@ -27,9 +27,7 @@ from mmdet3d.datasets.kitti.files import (
     write_depth,
     write_points,
 )
-from mmdet3d.evaluation.kitti_objects import (
-    TYPES,
-    Objects,
+from mmdet3d.datasets.kitti.labels import (
     parse_objects,
     read_labels,
     read_results,
@@ -37,6 +35,7 @@ from mmdet3d.evaluation.kitti_objects import (
     write_results,
     zip_results,
 )
+from mmdet3d.evaluation.kitti_objects import TYPES, Objects
 from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL, boxes_from_kitti
 
 IDS = [f"{k:06d}" for k in range(10)]

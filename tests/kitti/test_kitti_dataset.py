@@ -18,10 +18,10 @@ from mmdet3d.config import load_config
 from mmdet3d.datasets import KittiDataset, MixedDataset, build_dataset, build_split, check_data
 from mmdet3d.datasets.kitti.create import check_tree
 from mmdet3d.datasets.kitti.files import read_points
+from mmdet3d.datasets.kitti.labels import read_results, write_labels
 from mmdet3d.datasets.kitti.results import image_boxes, to_objects
 from mmdet3d.engine.data import TrainSampler, batches, build_loader
 from mmdet3d.engine.evaluate import evaluate
-from mmdet3d.evaluation.kitti_objects import read_results, write_labels
 from mmdet3d.structures import Batch, Boxes3D, Detections3D, Sample, project
 
 IDS = [f"{k:06d}" for k in range(10)]

@@ -16,7 +16,7 @@ from mmdet3d.config import load_config
 from mmdet3d.datasets import KittiDataset, build_dataset
 from mmdet3d.datasets.kitti.results import project_boxes
 from mmdet3d.engine import pictures
-from mmdet3d.engine.pictures import compare, draw_maps, picture_extent, scenes
+from mmdet3d.engine.pictures import compare, draw_maps, picture_extent
 from mmdet3d.models import build_model
 from mmdet3d.structures import Boxes3D, Sample
 from mmdet3d.structures.camera_boxes import boxes_from_kitti
@@ -123,7 +123,7 @@ def test_the_tool_and_columns_of_models(world: Path, tmp_path: Path) -> None:
     assert picture_extent(cfg) is None
     (path,) = compare(columns, [1], tmp_path / "pictures", None)
     assert path.name == f"0001-{dataset.tokens[1]}.png" and Image.open(path).width == 1920
-    assert scenes(dataset) == [list(range(len(dataset)))]
+    assert dataset.scenes() == [list(range(len(dataset)))]
     picture, sample = draw_maps(columns, 1, picture_extent(cfg), taps=["neck"])
     assert picture.width == 1920 and sample.token == dataset.tokens[1]
     image = np.asarray(picture)[76:, : 1920 // 3]

@@ -16,10 +16,11 @@ from PIL import Image
 from mmdet3d.datasets import KittiDataset
 from mmdet3d.datasets.kitti.create import check_tree
 from mmdet3d.datasets.kitti.files import read_calibration, read_depth, read_ids, read_points
+from mmdet3d.datasets.kitti.labels import read_labels
 from mmdet3d.datasets.kitti.results import image_boxes
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
 from mmdet3d.evaluation.kitti import METRICS, evaluate
-from mmdet3d.evaluation.kitti_objects import Objects, read_labels
+from mmdet3d.evaluation.kitti_objects import Objects
 from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL, boxes_from_kitti
 
 REPOSITORY = Path(__file__).resolve().parents[2]

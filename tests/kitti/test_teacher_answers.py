@@ -48,7 +48,7 @@ def test_answers_ahead_serve_trainings_of_every_seed(configured, tmp_path: Path,
     assert {path.name for path in files} == {
         f"{token}.{place}.{view}.safetensors" for place, token in enumerate(frames) for view in range(2)
     }
-    monkeypatch.setattr(teacher, "load_weights", lambda *_: pytest.fail("the teacher's weights were loaded"))
+    monkeypatch.setattr(teacher, "load_checkpoint", lambda *_: pytest.fail("the teacher's weights were loaded"))
     store_answers(configured())
     for seed in (0, 1):
         train(DISTILLATION, configured(seed=seed), tmp_path / f"run{seed}")

@@ -13,7 +13,8 @@ import torch
 from engine_toy import EngineToyModel
 
 from mmdet3d.commands import convert_checkpoint, doctor, train
-from mmdet3d.engine.checkpoint import load_checkpoint, save_weights
+from mmdet3d.interop.checkpoints import load_checkpoint
+from mmdet3d.io.weights import save_weights
 
 
 def test_doctor_reports_what_is_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

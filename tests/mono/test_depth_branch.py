@@ -6,7 +6,7 @@ import pytest
 import torch
 from mono_inputs import make_batch, small_model
 
-from mmdet3d.interop.checkpoints import load_weights
+from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.models.heads.mono.depth_bins import IGNORED, DepthBins
 from mmdet3d.models.heads.mono.depth_branch import DepthBranch
 
@@ -57,7 +57,7 @@ def test_detection_does_not_use_the_branch(tmp_path):
     torch.save({f"student.{k}": v for k, v in model.state_dict().items()}, tmp_path / "distilled.pth")
     exported = small_model(score_threshold=0.01, input="rgb")
     torch.nn.init.zeros_(exported.heatmap[0].weight)
-    load_weights(exported, tmp_path / "distilled.pth")
+    load_checkpoint(exported, tmp_path / "distilled.pth")
     assert exported.state_dict().keys() == plain.state_dict().keys()
     with torch.no_grad():
         assert torch.equal(exported.eval().predict(batch)[0].boxes.tensor, theirs.boxes.tensor)
@@ -67,8 +67,8 @@ def test_a_branch_needs_its_weights(tmp_path):
     model = small_model(depth_branch=BRANCH)
     torch.save(small_model().state_dict(), tmp_path / "plain.pth")
     with pytest.raises(ValueError, match=r"missing \(depth_branch"):
-        load_weights(model, tmp_path / "plain.pth")
-    load_weights(model, tmp_path / "plain.pth", allow_missing=("depth_branch.",))
+        load_checkpoint(model, tmp_path / "plain.pth")
+    load_checkpoint(model, tmp_path / "plain.pth", allow_missing=("depth_branch.",))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mono_inputs import CLASSES, STREET, make_batch, small_model
 
-from mmdet3d.interop.checkpoints import load_weights
+from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.models.heads.mono.losses import TASKS
 
 PUBLISHED = {"backbone": {"type": "DLA"}, "neck": {"type": "DLAUp"}, "head_channels": 256}
@@ -37,7 +37,7 @@ def test_checkpoints_of_the_published_program_load(tmp_path):
     torch.nn.init.ones_(source.heading[0].weight)
     distilled = {f"module.centernet_rgb.{k}": v for k, v in source.state_dict().items()}
     torch.save({"epoch": 140, "model_state": distilled, "optimizer_state": None}, tmp_path / "distill.pth")
-    load_weights(model, tmp_path / "distill.pth", prefix="centernet_rgb.")
+    load_checkpoint(model, tmp_path / "distill.pth", prefix="centernet_rgb.")
     assert torch.equal(model.heading[0].weight, source.heading[0].weight)
 
 

@@ -8,7 +8,7 @@ from mono_inputs import STREET, make_batch, small_model
 
 from mmdet3d.config import load_config
 from mmdet3d.distill.losses.foreground import ForegroundLoss, box_mask, foreground_distance
-from mmdet3d.interop.checkpoints import load_weights
+from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.models import build_model
 from mmdet3d.models.heads.mono.targets import MonoTargets, support_mask
 
@@ -106,11 +106,11 @@ def test_published_distillations_load_as_student_or_distiller(name, tmp_path) ->
     torch.save({"epoch": 140, "model_state": published, "optimizer_state": None}, tmp_path / "d.pth")
 
     model = small_model()
-    load_weights(model, tmp_path / "d.pth", part="student")
+    load_checkpoint(model, tmp_path / "d.pth", part="student")
     assert torch.equal(model.heading[0].weight, source.heading[0].weight)
     teacher = small_model(input="depth")
-    load_weights(teacher, tmp_path / "d.pth", part="teacher")
+    load_checkpoint(teacher, tmp_path / "d.pth", part="teacher")
     assert teacher.heading[0].weight.abs().sum() == 0
-    load_weights(distiller, tmp_path / "d.pth")
+    load_checkpoint(distiller, tmp_path / "d.pth")
     assert torch.equal(distiller.student.heading[0].weight, source.heading[0].weight)
     assert all((v == 1).all() for v in own.state_dict().values())

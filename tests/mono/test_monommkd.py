@@ -12,7 +12,7 @@ from mmdet3d.config import load_config
 from mmdet3d.distill import Distiller
 from mmdet3d.engine.optimizer import build_optimizer
 from mmdet3d.engine.settings import Settings
-from mmdet3d.interop.checkpoints import load_weights
+from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.models import build_model
 
 CONFIGS = ("configs/kitti/monommkd.yaml", "configs/kitti/synthetic/monommkd.yaml")
@@ -168,7 +168,7 @@ def test_the_exported_student_is_the_baseline(trainable, tmp_path):
     save_file(distiller.state_dict(), tmp_path / "distilled.safetensors")
     assert not any(k.startswith("teacher") for k in distiller.state_dict())
     baseline = build_model(load_config("configs/kitti/rgb_baseline.yaml", NARROW).model)
-    load_weights(baseline, tmp_path / "distilled.safetensors")
+    load_checkpoint(baseline, tmp_path / "distilled.safetensors")
     assert size_of(baseline) == size_of(distiller.student) - size_of(distiller.student.depth_branch)
     bare, tap = batch.without("objects", "depths"), "heads.candidates"
     with torch.no_grad():

@@ -16,6 +16,7 @@ from pyquaternion import Quaternion
 from mmdet3d.commands import create_data
 from mmdet3d.datasets.nuscenes.depth_files import create_depth
 from mmdet3d.datasets.nuscenes.frames import FrameReader
+from mmdet3d.datasets.nuscenes.tables import load_tables
 from mmdet3d.datasets.synthetic import VERSION, Settings, generate
 from mmdet3d.datasets.transforms import (
     Compose,
@@ -27,7 +28,6 @@ from mmdet3d.datasets.transforms import (
     LoadPointsFromFile,
 )
 from mmdet3d.datasets.transforms.depth import read_depth
-from mmdet3d.evaluation.nuscenes_tables import load_tables
 
 SMALL = Settings(scenes=2, keyframes=2, lidar_sweeps=1, radar_sweeps=1, image_size=(160, 90), val_fraction=0.5)
 

@@ -15,7 +15,7 @@ from mmdet3d.datasets.nuscenes.create import create_nuscenes
 from mmdet3d.datasets.nuscenes.database import points_in_box, read_database
 from mmdet3d.datasets.nuscenes.infos import read_infos
 from mmdet3d.datasets.nuscenes.resumable import resumable_map
-from mmdet3d.datasets.pickles import dump_pickle
+from mmdet3d.io.pickles import dump_pickle
 from mmdet3d.structures import Boxes3D
 
 FIRST = "ca9a282c9e77460f8360f564131a8af5"

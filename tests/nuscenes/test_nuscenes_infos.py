@@ -18,10 +18,10 @@ from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.datasets.nuscenes.frames import FrameReader
 from mmdet3d.datasets.nuscenes.infos import read_infos, write_infos
 from mmdet3d.datasets.nuscenes.published import pose_matrix, relative_path
-from mmdet3d.datasets.pickles import dump_pickle, load_pickle
 from mmdet3d.datasets.records import FrameRecord
 from mmdet3d.datasets.transforms import empty_sample
 from mmdet3d.datasets.transforms.lidar import _later_sweeps
+from mmdet3d.io.pickles import dump_pickle, load_pickle
 from mmdet3d.structures import Boxes3D
 
 # Key frames whose LiDAR scan exists.

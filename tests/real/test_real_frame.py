@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import build_dataset
 from mmdet3d.datasets.nuscenes.create import create_nuscenes
+from mmdet3d.datasets.nuscenes.submission import evaluate_submission
 from mmdet3d.engine.trainer import Trainer
-from mmdet3d.evaluation.nuscenes import evaluate_submission
 from mmdet3d.models import build_model
 from mmdet3d.structures import Batch
 

@@ -19,7 +19,6 @@ from test_heat import Mapped
 from mmdet3d.datasets import FrameDataset
 from mmdet3d.datasets.nuscenes import write_infos
 from mmdet3d.engine import pictures as engine
-from mmdet3d.engine.pictures import scenes
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.structures import Batch, Detections3D
 from mmdet3d.visualization import PALETTE
@@ -197,7 +196,7 @@ def test_scenes_in_the_order_of_time() -> None:
             scene, time = self.tokens[index]
             return SimpleNamespace(scene_token=scene, timestamp=int(time))
 
-    assert scenes(Frames()) == [[2, 0], [1, 3]]
+    assert Frames().scenes() == [[2, 0], [1, 3]]
 
 
 def test_where_models_differ(tool: ModuleType, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

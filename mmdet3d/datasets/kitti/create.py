@@ -11,11 +11,11 @@ from PIL import Image
 
 from mmdet3d.datasets.kitti.completion import complete, project_scan
 from mmdet3d.datasets.kitti.files import image_file, read_calibration, read_ids, read_points, split_ids, write_depth
+from mmdet3d.datasets.kitti.labels import read_labels
 from mmdet3d.datasets.kitti.learnt import check_frames, count_objects
 from mmdet3d.datasets.plausible import check_scan
 from mmdet3d.datasets.processes import in_processes
 from mmdet3d.evaluation.kitti import CLASSES
-from mmdet3d.evaluation.kitti_objects import read_labels
 from mmdet3d.progress import progress_bar
 from mmdet3d.shell import command
 

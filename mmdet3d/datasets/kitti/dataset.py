@@ -22,17 +22,20 @@ from mmdet3d.datasets.kitti.files import (
     read_ids,
     split_ids,
 )
+from mmdet3d.datasets.kitti.labels import read_labels, write_results, zip_results
 from mmdet3d.datasets.kitti.learnt import check_frames, count_objects, why_left_out
-from mmdet3d.datasets.kitti.results import to_objects
+from mmdet3d.datasets.kitti.results import evaluate_folder, to_objects, write_metrics
 from mmdet3d.datasets.kitti.scene import kitti_scene
 from mmdet3d.datasets.sampling import part_of
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.tally import Tally
 from mmdet3d.datasets.transforms.images import read_image, read_images
 from mmdet3d.datasets.views import Views
-from mmdet3d.evaluation.kitti import CLASSES, evaluate_folder, write_metrics
-from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects, read_labels, write_results, zip_results
-from mmdet3d.evaluation.kitti_table import metric_names, metrics_by_name
+from mmdet3d.evaluation import kitti_table
+from mmdet3d.evaluation.benchmark import Benchmark
+from mmdet3d.evaluation.kitti import CLASSES
+from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects
+from mmdet3d.evaluation.kitti_table import metrics_by_name
 from mmdet3d.registry import DATASETS
 from mmdet3d.shell import command
 from mmdet3d.structures import Calibration, Detections3D, ImageObjects, Sample, limit_period
@@ -93,7 +96,7 @@ class KittiDataset(torch.utils.data.Dataset):
         class_merging: bool = False,
         class_map: Mapping[str, str] | None = None,
         depth_dir: str | None = "training/depth_dense",
-        augment: Mapping[str, Any] | None = None,
+        augment: Augmentation | None = None,
         eval_classes: Sequence[str] = _EVAL_CLASSES,
         score_decimals: int = 4,
         ids: Sequence[str] | None = None,
@@ -130,7 +133,13 @@ class KittiDataset(torch.utils.data.Dataset):
         content = {
             "split": [split, self.tokens],
             "classes": [self.classes, self.writelist, class_merging, *([self.class_map] if self.class_map else [])],
-            "input": [self.image_size, depth_dir, dict(augment or {}), test_mode, self.labelled],
+            "input": [
+                self.image_size,
+                depth_dir,
+                self.augment and vars(self.augment),
+                test_mode,
+                self.labelled,
+            ],
         }
         self._views = Views(views, seed, content)
 
@@ -251,10 +260,14 @@ class KittiDataset(torch.utils.data.Dataset):
             sample.meta["flipped"],
         )
 
+    def scenes(self) -> list[list[int]]:
+        """All samples as one scene: KITTI does not say which follow each other."""
+        return [list(range(len(self)))]
+
     @staticmethod
-    def metric_names(block: Mapping[str, Any]) -> list[str]:
+    def benchmark(block: Mapping[str, Any]) -> Benchmark:
         """What `evaluate` reports on the data set of a config block."""
-        return metric_names(block.get("eval_classes") or _EVAL_CLASSES)
+        return kitti_table.benchmark(block.get("eval_classes") or _EVAL_CLASSES)
 
     # -- results ----------------------------------------------------------------------------------------------------
 

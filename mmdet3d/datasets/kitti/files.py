@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mmdet3d.blocks import nearest
-from mmdet3d.evaluation.files import atomic_write, read_text
+from mmdet3d.io.files import atomic_write, read_text
 
 __all__ = [
     "SPLITS",

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mmdet3d.datasets.kitti.files import image_file, read_calibration
+from mmdet3d.datasets.kitti.labels import read_labels
 from mmdet3d.datasets.tally import Tally
-from mmdet3d.evaluation.kitti_objects import DONT_CARE, Objects, read_labels
+from mmdet3d.evaluation.kitti_objects import DONT_CARE, Objects
 
 __all__ = ["check_frames", "count_objects", "why_left_out"]
 

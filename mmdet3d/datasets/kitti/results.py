@@ -1,17 +1,25 @@
-"""Detections to KITTI result files."""
+"""Detections to the objects of KITTI result files, and such files scored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from mmdet3d.datasets.kitti.labels import frame_files, read_labels, read_results
+from mmdet3d.evaluation.kitti import CLASSES, LOOSE, STRICT, Metrics, evaluate, faults_of_truth
 from mmdet3d.evaluation.kitti_objects import Objects
+from mmdet3d.io.files import atomic_write
 from mmdet3d.structures import Boxes3D, Detections3D
 from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL, boxes_to_kitti
 
-__all__ = ["image_boxes", "project_boxes", "to_objects"]
+__all__ = ["evaluate_folder", "image_boxes", "project_boxes", "to_objects", "write_metrics"]
+
+logger = logging.getLogger(__name__)
 
 Camera = tuple[np.ndarray, tuple[int, int]]
 _NEAR = 0.1  # metres
@@ -77,3 +85,40 @@ def _towards(start: np.ndarray, end: np.ndarray) -> np.ndarray:
 def image_boxes(boxes: Boxes3D, p2: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """`project_boxes`, cut at the borders of an image of `size` (width, height)."""
     return np.clip(project_boxes(boxes, p2), 0, [size[0], size[1]] * 2)
+
+
+# -- scoring ----------------------------------------------------------------------------------------------------------
+
+
+def evaluate_folder(
+    detections: str | Path,
+    labels: str | Path,
+    ids: Sequence[str],
+    class_map: Mapping[str, str] | None = None,
+    looked_at: Sequence[str] = CLASSES,
+) -> tuple[Metrics, Metrics]:
+    """Score the result files `{detections}/{id}.txt` against the label files `{labels}/{id}.txt`; see `evaluate`.
+
+    Args:
+        ids: frames to score; every one needs both files, a frame without detections an empty one.
+        class_map: what classes of the label files that KITTI does not have count as.
+        looked_at: classes of which it is said that there is nothing to find, see `faults_of_truth`.
+
+    Returns:
+        Metrics at the overlaps `STRICT` and at `LOOSE`.
+
+    Raises:
+        FileNotFoundError: a folder or a file is missing.
+        ValueError: no frame, or a malformed line.
+    """
+    result_files, label_files = frame_files(detections, ids), frame_files(labels, ids)
+    truth, found = [read_labels(f, class_map) for f in label_files], [read_results(f) for f in result_files]
+    for fault in faults_of_truth(truth, looked_at):
+        logger.warning("%s: %s", labels, fault)
+    return evaluate(truth, found, STRICT), evaluate(truth, found, LOOSE)
+
+
+def write_metrics(metrics: Metrics, path: str | Path) -> None:
+    """Write metrics as `evaluate` returns them as JSON."""
+    with atomic_write(path) as file:
+        json.dump(metrics, file, indent=1)

@@ -14,8 +14,8 @@ from mmdet3d.datasets.nuscenes.infos import FORMAT, record_from_dict, write_info
 from mmdet3d.datasets.nuscenes.plausible import check_files
 from mmdet3d.datasets.nuscenes.report import report
 from mmdet3d.datasets.nuscenes.resumable import digest, digest_files, resumable_map
-from mmdet3d.datasets.pickles import load_pickle
-from mmdet3d.evaluation.nuscenes_tables import load_tables, version_splits
+from mmdet3d.datasets.nuscenes.tables import load_tables, version_splits
+from mmdet3d.io.pickles import load_pickle
 
 __all__ = ["create_nuscenes"]
 

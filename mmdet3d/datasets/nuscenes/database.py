@@ -13,9 +13,9 @@ import torch
 from mmdet3d.datasets.nuscenes.infos import FORMAT, read_infos
 from mmdet3d.datasets.nuscenes.published import wrap_angle
 from mmdet3d.datasets.nuscenes.resumable import digest_files, resumable_map
-from mmdet3d.datasets.pickles import dump_pickle, load_pickle
 from mmdet3d.datasets.records import Context, FrameRecord
-from mmdet3d.evaluation.files import atomic_write
+from mmdet3d.io.files import atomic_write
+from mmdet3d.io.pickles import dump_pickle, load_pickle
 from mmdet3d.shell import command
 from mmdet3d.structures import Boxes3D
 

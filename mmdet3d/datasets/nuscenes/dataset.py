@@ -15,19 +15,15 @@ from mmdet3d.datasets.base import FrameDataset, unannotated, with_annotations
 from mmdet3d.datasets.nuscenes.complete import incomplete_frames
 from mmdet3d.datasets.nuscenes.ego_frame import in_ego_frame
 from mmdet3d.datasets.nuscenes.infos import read_infos
+from mmdet3d.datasets.nuscenes.submission import MODALITIES, evaluate_submission, format_detections, write_submission
 from mmdet3d.datasets.records import FrameRecord, SensorRecord
 from mmdet3d.datasets.sampling import part_of
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.transforms.augment import transform_lidar_frame
-from mmdet3d.evaluation.nuscenes import (
-    MODALITIES,
-    evaluate_submission,
-    format_detections,
-    metric_names,
-    write_submission,
-)
-from mmdet3d.evaluation.nuscenes_tables import CLASSES
-from mmdet3d.interop.checkpoints import file_digest
+from mmdet3d.evaluation import nuscenes
+from mmdet3d.evaluation.benchmark import Benchmark
+from mmdet3d.evaluation.nuscenes import CLASSES
+from mmdet3d.io.files import file_digest
 from mmdet3d.registry import DATASETS
 from mmdet3d.shell import command
 from mmdet3d.structures import Detections3D, Sample
@@ -146,9 +142,9 @@ class NuScenesDataset(FrameDataset):
         self.eval_set = eval_set or metadata.get("split")
 
     @staticmethod
-    def metric_names(block: Mapping[str, Any]) -> list[str]:
+    def benchmark(block: Mapping[str, Any]) -> Benchmark:
         """What `evaluate` reports on the data set of a config block."""
-        return metric_names(block.get("object_classes") or CLASSES)
+        return nuscenes.benchmark(block.get("object_classes") or CLASSES)
 
     def scene(self, sample: Sample) -> Scene:
         if self.reference_frame == "lidar":

@@ -12,11 +12,11 @@ from PIL import Image
 
 from mmdet3d.datasets.nuscenes.frames import FrameReader
 from mmdet3d.datasets.nuscenes.resumable import digest, digest_files, resumable_map
+from mmdet3d.datasets.nuscenes.tables import load_tables, version_splits
 from mmdet3d.datasets.records import CameraRecord, FrameRecord
 from mmdet3d.datasets.transforms.depth import DEPTH_FOLDER
 from mmdet3d.datasets.transforms.lidar import read_points
-from mmdet3d.evaluation.files import atomic_write
-from mmdet3d.evaluation.nuscenes_tables import load_tables, version_splits
+from mmdet3d.io.files import atomic_write
 from mmdet3d.structures import project
 
 __all__ = ["create_depth", "project_scan"]

@@ -11,8 +11,8 @@ import numpy as np
 
 from mmdet3d.datasets.nuscenes.infos import check_calibration, drop_bad_boxes
 from mmdet3d.datasets.nuscenes.published import CAMERAS, RADARS, pose_matrix
+from mmdet3d.datasets.nuscenes.tables import CLASS_OF_CATEGORY
 from mmdet3d.datasets.records import CameraRecord, FrameRecord, SensorRecord
-from mmdet3d.evaluation.nuscenes_tables import CLASS_OF_CATEGORY
 
 if TYPE_CHECKING:
     from nuscenes import NuScenes

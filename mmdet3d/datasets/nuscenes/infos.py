@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from mmdet3d.datasets.nuscenes.published import records_of_data_list, records_of_infos
-from mmdet3d.datasets.pickles import dump_pickle, load_pickle
 from mmdet3d.datasets.records import CameraRecord, FrameRecord, SensorRecord
+from mmdet3d.io.pickles import dump_pickle, load_pickle
 from mmdet3d.shell import command
 
 __all__ = ["FORMAT", "read_infos", "write_infos"]

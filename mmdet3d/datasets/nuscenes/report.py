@@ -8,9 +8,10 @@ import numpy as np
 
 from mmdet3d.blocks import nearest
 from mmdet3d.datasets.nuscenes.published import CAMERAS, RADARS
+from mmdet3d.datasets.nuscenes.tables import CATEGORIES
 from mmdet3d.datasets.records import FrameRecord
 from mmdet3d.datasets.tally import Tally
-from mmdet3d.evaluation.nuscenes_tables import CATEGORIES, CLASSES
+from mmdet3d.evaluation.nuscenes import CLASSES
 
 __all__ = ["report"]
 

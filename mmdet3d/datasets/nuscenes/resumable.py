@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdet3d.datasets.pickles import dump_pickle, load_pickle
 from mmdet3d.datasets.processes import in_processes
+from mmdet3d.io.pickles import dump_pickle, load_pickle
 from mmdet3d.progress import progress_bar
 
 __all__ = ["digest", "digest_files", "resumable_map"]

@@ -11,7 +11,7 @@ from mmdet3d.datasets.processes import in_processes
 from mmdet3d.datasets.synthetic.scene import fragment_path, record_scene
 from mmdet3d.datasets.synthetic.settings import Settings
 from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, VERSION, common_tables, scene_name
-from mmdet3d.evaluation.files import atomic_write
+from mmdet3d.io.files import atomic_write
 from mmdet3d.progress import progress_bar
 
 __all__ = ["claim", "generate"]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from mmdet3d.datasets.kitti.files import KittiCalibration, write_calibration, write_depth, write_points
+from mmdet3d.datasets.kitti.labels import write_labels
 from mmdet3d.datasets.kitti.results import image_boxes, project_boxes
 from mmdet3d.datasets.processes import in_processes
 from mmdet3d.datasets.synthetic import camera, lidar
@@ -19,8 +20,8 @@ from mmdet3d.datasets.synthetic.generate import claim
 from mmdet3d.datasets.synthetic.geometry import invert
 from mmdet3d.datasets.synthetic.settings import Settings
 from mmdet3d.datasets.synthetic.world import Actor, Population, World, build_world
-from mmdet3d.evaluation.files import atomic_write
-from mmdet3d.evaluation.kitti_objects import DONT_CARE, NO_ORIENTATION, Objects, write_labels
+from mmdet3d.evaluation.kitti_objects import DONT_CARE, NO_ORIENTATION, Objects
+from mmdet3d.io.files import atomic_write
 from mmdet3d.progress import progress_bar
 from mmdet3d.structures import Boxes3D
 from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL, boxes_to_kitti

@@ -17,7 +17,7 @@ from mmdet3d.datasets.synthetic.road import CELL, EXTENT
 from mmdet3d.datasets.synthetic.settings import KEYFRAME_INTERVAL, Settings
 from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, scene_name, token
 from mmdet3d.datasets.synthetic.world import World, build_world
-from mmdet3d.evaluation.files import atomic_write
+from mmdet3d.io.files import atomic_write
 
 __all__ = ["fragment_path", "record_scene"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.models.backbones.pretrained import Pretrained, load_weights, read_weights
+from mmdet3d.models.backbones.pretrained import Pretrained, backbone_weights, load_fitting
 from mmdet3d.models.layers import PointwiseConv2d
 from mmdet3d.registry import MODELS
 
@@ -125,8 +125,8 @@ class DLA(nn.Module):
             ValueError: the file is missing, a URL, or of another architecture.
         """
         if self._checkpoint is not None:
-            weights = read_weights(self._checkpoint, f"DLA-{self.depth}", "--model.backbone.init_cfg")
-            load_weights(self, weights, self._checkpoint)
+            weights = backbone_weights(self._checkpoint, f"DLA-{self.depth}", "--model.backbone.init_cfg")
+            load_fitting(self, weights, self._checkpoint)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to six maps (B, C_i, H / 2**i, W / 2**i); H and W must be multiples of 32."""

@@ -11,10 +11,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from mmdet3d.models.weight_files import read_tensors
+from mmdet3d.io.weights import read_weights
 from mmdet3d.shell import command
 
-__all__ = ["FOLDER", "Pretrained", "load_weights", "read_weights"]
+__all__ = ["FOLDER", "Pretrained", "backbone_weights", "load_fitting", "weight_file"]
 
 FOLDER = Path("pretrained")
 _OPTION = "--model.encoders.camera.backbone.init_cfg"
@@ -46,11 +46,11 @@ class Pretrained:
     type: Literal["Pretrained"] = "Pretrained"
 
 
-def read_weights(checkpoint: str, owner: str, option: str = _OPTION) -> dict[str, Tensor]:
+def backbone_weights(checkpoint: str, owner: str, option: str = _OPTION) -> dict[str, Tensor]:
     """Tensors by name from a `.pth` or `.safetensors` file.
 
     A URL stands for the file of that name in `pretrained/`. What a file of a detector holds beside its image backbone
-    is left out, and the names lose what stands before those of the backbone; see also `read_tensors`.
+    is left out, and the names lose what stands before those of the backbone; see also `read_weights`.
 
     Args:
         owner: what error messages call the network.
@@ -61,7 +61,7 @@ def read_weights(checkpoint: str, owner: str, option: str = _OPTION) -> dict[str
             do.
     """
     path = _locate(checkpoint, owner, option)
-    weights, _ = read_tensors(path)
+    weights, _ = read_weights(path)
     for place in _PLACES:
         prefixes = sorted({match[0] for match in map(place.match, weights) if match})
         if len(prefixes) > 1:
@@ -75,7 +75,7 @@ def read_weights(checkpoint: str, owner: str, option: str = _OPTION) -> dict[str
     return weights
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> int:
+def load_fitting(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> int:
     """Copy the weights whose name and shape fit, report the rest, and return how many tensors were copied.
 
     Raises:

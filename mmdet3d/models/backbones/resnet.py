@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from mmdet3d.models.backbones.pretrained import Pretrained, load_weights, read_weights
+from mmdet3d.models.backbones.pretrained import Pretrained, backbone_weights, load_fitting
 from mmdet3d.models.deformable import ModulatedDeformConv
 from mmdet3d.models.layers import Norm2d, PointwiseConv2d, build_norm2d, freeze
 from mmdet3d.registry import MODELS
@@ -169,8 +169,8 @@ class ResNet(nn.Module):
             ValueError: the file is missing, a URL, or of another architecture.
         """
         if self._checkpoint is not None:
-            weights = read_weights(self._checkpoint, f"ResNet-{self.depth}")
-            load_weights(self, {k: v for k, v in weights.items() if not k.startswith("fc.")}, self._checkpoint)
+            weights = backbone_weights(self._checkpoint, f"ResNet-{self.depth}")
+            load_fitting(self, {k: v for k, v in weights.items() if not k.startswith("fc.")}, self._checkpoint)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised RGB to a list of (B, C_i, H / s_i, W / s_i), one per entry of `out_indices`."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmdet3d.models.backbones.pretrained import Pretrained, load_weights, read_weights
+from mmdet3d.models.backbones.pretrained import Pretrained, backbone_weights, load_fitting
 from mmdet3d.models.backbones.swin_weights import convert_original, fit_position_bias
 from mmdet3d.models.backbones.windows import from_windows, pad_to_multiple, to_windows
 from mmdet3d.models.layers import DropPath, freeze
@@ -257,13 +257,13 @@ class SwinTransformer(nn.Module):
         """
         if self._checkpoint is None:
             return
-        weights = read_weights(self._checkpoint, "SwinTransformer")
+        weights = backbone_weights(self._checkpoint, "SwinTransformer")
         original = any(k.startswith("layers.") for k in weights)
         if original and not self.convert_weights:
             raise ValueError(f"{self._checkpoint} has the names of the original Swin code; set convert_weights: true")
         if original:
             weights = convert_original(weights)
-        load_weights(self, fit_position_bias(weights, self.state_dict()), self._checkpoint)
+        load_fitting(self, fit_position_bias(weights, self.state_dict()), self._checkpoint)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised RGB of any size to a list of (B, C_i, h_i, w_i), one per entry of `out_indices`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmdet3d.models.backbones.pretrained import Pretrained, load_weights, read_weights
+from mmdet3d.models.backbones.pretrained import Pretrained, backbone_weights, load_fitting
 from mmdet3d.models.backbones.vitae_cells import NORM_EPS, NormalCell, ReductionCell
 from mmdet3d.models.layers import freeze
 from mmdet3d.registry import MODELS
@@ -148,7 +148,7 @@ class ViTAEv2(nn.Module):
             ValueError: the file is missing, a URL, or of another architecture.
         """
         if self._checkpoint is not None:
-            load_weights(self, read_weights(self._checkpoint, "ViTAEv2"), self._checkpoint)
+            load_fitting(self, backbone_weights(self._checkpoint, "ViTAEv2"), self._checkpoint)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised RGB of any size to a list of (B, C_i, h_i, w_i), one per entry of `out_indices`."""

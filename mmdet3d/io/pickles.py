@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdet3d.evaluation.files import atomic_write
+from mmdet3d.io.files import atomic_write
 
 __all__ = ["dump_pickle", "load_pickle"]
 

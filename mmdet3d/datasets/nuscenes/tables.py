@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CATEGORIES",
-    "CLASSES",
     "CLASS_OF_CATEGORY",
     "OFFICIAL_SPLITS",
     "evaluation_split",
@@ -23,20 +22,6 @@ __all__ = [
     "split_tokens",
     "version_splits",
 ]
-
-# The detection classes in the order of the labels (that of the published configs and checkpoints).
-CLASSES = (
-    "car",
-    "truck",
-    "construction_vehicle",
-    "bus",
-    "trailer",
-    "barrier",
-    "motorcycle",
-    "bicycle",
-    "pedestrian",
-    "traffic_cone",
-)
 
 CLASS_OF_CATEGORY = {
     "movable_object.barrier": "barrier",

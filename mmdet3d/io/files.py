@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["atomic_write", "read_text"]
+__all__ = ["atomic_write", "file_digest", "read_text"]
 
 
 @contextmanager
-def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
+def atomic_write(path: str | Path, mode: str = "w", durable: bool = False) -> Iterator[IO]:
     """Open `path` for writing; it appears under its name only when the block ends without an error.
 
-    Missing parent folders are made. An interrupted block leaves an earlier file of that name as it was.
+    Missing parent folders are made. An interrupted block leaves an earlier file of that name as it was. Any number of
+    threads, processes and machines may write the same file; its rights are those that the umask gives to new files.
+
+    Args:
+        mode: `w` or `wb`.
+        durable: wait until the disk has it, so that it also survives a machine that goes down. That takes some
+            milliseconds, so it is for files after which others are deleted.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # A process number would not do: machines that share a network drive have the same ones.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with open(partial, mode) as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -43,3 +55,13 @@ def read_text(path: str | Path, what: str) -> str:
         raise ValueError(f"{what} {path} is a folder, not a file") from None
     except UnicodeDecodeError:
         raise ValueError(f"{what} {path} holds bytes that are not ASCII text") from None
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    # hashlib.file_digest needs Python 3.11.
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmdet3d.evaluation.files import atomic_write
+from mmdet3d.io.files import atomic_write
 
 __all__ = ["Page", "bars", "heat_table", "signed_bars", "table"]
 

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from mmdet3d.datasets.nuscenes.frames import FrameReader
+from mmdet3d.datasets.nuscenes.tables import load_tables
 from mmdet3d.datasets.records import Context
 from mmdet3d.datasets.transforms import Compose
-from mmdet3d.engine.report_page import Page, bars, heat_table, signed_bars, table
 from mmdet3d.evaluation.breakdown import BUCKETS, REACH, Objects, bucket_table, class_hits, confusion, found_objects
-from mmdet3d.evaluation.nuscenes import DISTANCES, ERRORS, Scored
-from mmdet3d.evaluation.nuscenes_tables import CLASSES, load_tables
+from mmdet3d.evaluation.nuscenes import CLASSES, DISTANCES, ERRORS, Scored
 from mmdet3d.structures import Boxes3D, Detections3D
 from mmdet3d.visualization import Panel, draw_panels, verdict_layers
+from mmdet3d.visualization.page import Page, bars, heat_table, signed_bars, table
 
 __all__ = ["write_report"]
 
