@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import everyday, loading, ops, train_step
+from benchmarks import everyday, loading, ops, train_step, where
 from benchmarks.peers import compare
 from mmdet3d.evaluation.control import Comparison, holm, verdict
 
@@ -32,6 +32,7 @@ RECIPES = (
 )
 PARTS = ("labeldistill_parts",)
 BY_CLASS = ("crkd_labels", "crkd_taught", "crkd_taught_short")
+WHERE = ("crkd_taught",)
 # What was aimed at on the CPU: case, other implementation, least ratio of its time (or memory) to ours.
 TARGETS = [
     ("bev_pool forward + backward", "twin", "median_ms", 5.0),
@@ -66,6 +67,9 @@ def main() -> None:
     tables = _control_tables(RECIPES)
     _update(CONTROL_TABLES, _without_repeats({n: t["text"] for n, t in (tables | _control_tables(PARTS)).items()}))
     _update(CONTROL_TABLES, {f"{name}_classes": _by_class(tables[name]) for name in BY_CLASS if name in tables})
+    places = {n: RESULTS / f"{n}_where.json" for n in WHERE}
+    found = {f"{n}_where": where.table(json.loads(file.read_text())) for n, file in places.items() if file.is_file()}
+    _update(CONTROL_TABLES, found)
     if tables:
         _update(README, {"distillation": _heads(tables)})
 

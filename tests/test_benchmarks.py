@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import everyday, growth, loading, ops, report, train_step
+from benchmarks import everyday, growth, loading, ops, report, train_step, where
 from benchmarks.cases import feature_decorator
 from benchmarks.framework import Budget, Case, forward_backward, peak_memory, run_case, twin
 from mmdet3d.config import load_config
@@ -297,3 +297,20 @@ def test_gains_by_class_are_of_the_mean_over_distances(monkeypatch, tmp_path):
     # Differences 0.10, 0.12: t(0.975, 1) = 12.706 times 0.01.
     assert lines[2] == "| car | 0.650 | 0.250 | 0.360 | +0.110 ± 0.127 | within noise |"
     assert lines[3].startswith("| bus | 0.450 | 0.350 | 0.330 | -0.020 ± ")
+
+
+def test_where_a_gain_lies_pairs_worlds_and_leaves_out_empty_buckets():
+    nan = float("nan")
+    near = {"control": {"1": 0.2, "2": 0.3, "3": 0.4}, "distilled": {"3": 0.51, "1": 0.3, "2": 0.4}}
+    far = {"control": {"1": 0.1, "2": nan, "3": 0.1}, "distilled": {"1": 0.1, "2": nan, "3": 0.1}}
+    places, speeds = (dict.fromkeys(where.BUCKETS[by][0], nan) for by in where.PROPERTIES)
+    arms = {
+        arm: {
+            w: {"distance": places | {"0-10 m": near[arm][w], "10-20 m": far[arm][w]}, "speed": speeds} for w in "123"
+        }
+        for arm in near
+    }
+    found = {by: {arm: where._rows(worlds, by) for arm, worlds in arms.items()} for by in where.PROPERTIES}
+    lines = where.table({"properties": found}).splitlines()
+    assert lines[0] == "| | control | distilled | gain, 95 % interval | verdict |"
+    assert lines[2:] == ["| distance: 0-10 m | 0.300 | 0.403 | +0.103 ± 0.014 | better |"]

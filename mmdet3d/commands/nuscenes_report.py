@@ -15,7 +15,16 @@ from mmdet3d.datasets.nuscenes.frames import FrameReader
 from mmdet3d.datasets.nuscenes.tables import load_tables
 from mmdet3d.datasets.records import Context
 from mmdet3d.datasets.transforms import Compose
-from mmdet3d.evaluation.breakdown import BUCKETS, REACH, Objects, bucket_table, class_hits, confusion, found_objects
+from mmdet3d.evaluation.breakdown import (
+    BUCKETS,
+    REACH,
+    Objects,
+    bucket_table,
+    class_hits,
+    confusion,
+    found_objects,
+    objects_of,
+)
 from mmdet3d.evaluation.nuscenes import CLASSES, DISTANCES, ERRORS, Scored
 from mmdet3d.structures import Boxes3D, Detections3D
 from mmdet3d.visualization import Panel, draw_panels, verdict_layers
@@ -57,8 +66,8 @@ def write_report(
         if list(scored.truth) != tokens:
             raise ValueError(f"{title} has other samples ({len(scored.truth)}) than the first results ({len(tokens)})")
     tables = load_tables(dataroot, version)
-    truth = _objects(next(iter(results.values())).truth, _visibility(tables, tokens))
-    sides = [_Side(title, scored, _objects(scored.found)) for title, scored in results.items()]
+    truth = objects_of(next(iter(results.values())).truth, CLASSES, _visibility(tables, tokens))
+    sides = [_Side(title, scored, objects_of(scored.found, CLASSES)) for title, scored in results.items()]
     page = Page(f"Detections of {sides[0].title}" + (f", compared with {sides[1].title}" if sides[1:] else ""))
     page.text(
         f"{len(tokens)} samples of {version}, {len(truth)} objects within the range of evaluation. Scores are those of "
@@ -80,22 +89,6 @@ def write_report(
         _comparison(page, sides, truth, hits[0][0], hits[1][0])
     _pictures(page, sides, truth, hits, tokens, tables, Path(dataroot), min_score)
     return page.write(Path(out_dir) / "report.html")
-
-
-def _objects(boxes: Mapping[str, Sequence[Any]], visibility: Mapping[tuple, float] | None = None) -> Objects:
-    """Of the devkit's boxes."""
-    rows = [(sample, token, box) for sample, (token, found) in enumerate(boxes.items()) for box in found]
-    speeds = np.array([np.hypot(*box.velocity) for *_, box in rows])
-    seen = [float("nan") if visibility is None else visibility[token, tuple(box.translation)] for _, token, box in rows]
-    return Objects(
-        samples=np.array([sample for sample, *_ in rows], dtype=int),
-        classes=np.array([CLASSES.index(box.detection_name) for *_, box in rows], dtype=int),
-        xy=np.array([box.translation[:2] for *_, box in rows]).reshape(-1, 2),
-        distance=np.array([np.hypot(*box.ego_translation[:2]) for *_, box in rows]),
-        speed=speeds,
-        scores=np.array([box.detection_score for *_, box in rows], dtype=float),
-        visibility=np.array(seen),
-    )
 
 
 def _visibility(tables: Any, tokens: Sequence[str]) -> dict[tuple, float]:

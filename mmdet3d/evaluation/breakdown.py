@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ __all__ = [
     "confusion",
     "found_objects",
     "match",
+    "objects_of",
 ]
 
 DISTANCES = (0.5, 1.0, 2.0, 4.0)  # metres, over which nuScenes averages
@@ -62,6 +64,28 @@ class Objects:
 
     def __getitem__(self, index: np.ndarray) -> Objects:
         return Objects(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+def objects_of(
+    boxes: Mapping[str, Sequence[Any]], classes: Sequence[str], visibility: Mapping[tuple, float] | None = None
+) -> Objects:
+    """The devkit's boxes by sample token, truth or detections.
+
+    Args:
+        classes: their names, in the order of the labels.
+        visibility: the level by token and place; without it unknown.
+    """
+    rows = [(sample, token, box) for sample, (token, found) in enumerate(boxes.items()) for box in found]
+    seen = [float("nan") if visibility is None else visibility[token, tuple(box.translation)] for _, token, box in rows]
+    return Objects(
+        samples=np.array([sample for sample, *_ in rows], dtype=int),
+        classes=np.array([classes.index(box.detection_name) for *_, box in rows], dtype=int),
+        xy=np.array([box.translation[:2] for *_, box in rows]).reshape(-1, 2),
+        distance=np.array([np.hypot(*box.ego_translation[:2]) for *_, box in rows]),
+        speed=np.array([np.hypot(*box.velocity) for *_, box in rows]),
+        scores=np.array([box.detection_score for *_, box in rows], dtype=float),
+        visibility=np.array(seen),
+    )
 
 
 def match(truth: Objects, found: Objects, reach: float, by_class: bool = True) -> np.ndarray:
