@@ -28,7 +28,7 @@ from mmdet3d.engine.evaluate import evaluate
 from mmdet3d.engine.quantization import quantize
 from mmdet3d.engine.recipe import Recipe
 from mmdet3d.engine.zoo import zoo_file
-from mmdet3d.interop.checkpoints import metadata_path
+from mmdet3d.io.weights import metadata_path
 from mmdet3d.models.network import Network
 from mmdet3d.ops import native
 from mmdet3d.structures import Batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,14 @@ import torch
 
 import mmdet3d
 from mmdet3d.config import Config, load_config
-from mmdet3d.datasets import FrameDataset, KittiDataset, build_split
-from mmdet3d.datasets.nuscenes.frames import FrameReader
-from mmdet3d.datasets.nuscenes.infos import write_infos
+from mmdet3d.datasets import open_folder
 from mmdet3d.engine.checkpoint import load_checkpoint
+from mmdet3d.engine.data import PictureDataset
 from mmdet3d.engine.export import Facts, export_detector, open_exported
 from mmdet3d.engine.pictures import detect, picture_extent
 from mmdet3d.engine.zoo import zoo_file
-from mmdet3d.evaluation.nuscenes_tables import load_tables
-from mmdet3d.interop.checkpoints import file_digest, metadata_path
+from mmdet3d.io.files import file_digest
+from mmdet3d.io.weights import metadata_path
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.structures import Batch, Detections3D, Sample
@@ -34,7 +32,7 @@ class Detector:
     """A trained model and how it reads frames.
 
         detector = Detector.from_zoo("crkd-demo-distilled")
-        frames = detector.frames("data/nuscenes")
+        frames = detector.frames(ROOT)
         found = detector(frames[0])
 
     Args:
@@ -107,33 +105,18 @@ class Detector:
         )
         return cls(model, data, facts, device)
 
-    def frames(
-        self, root: str | Path, info: str | Path | None = None, version: str | None = None
-    ) -> FrameDataset | KittiDataset:
+    def frames(self, root: str | Path, part: str | Path | None = None) -> PictureDataset:
         """The frames of a folder as this model reads them: a sequence of `Sample`.
 
         Args:
-            root: of nuScenes or data in its layout, or of KITTI.
-            info: info file, relative to `root`; of KITTI the name of a split. None for the config's, and where nuScenes
-                has no such file, for all frames of its tables whose files are there.
-            version: of the nuScenes tables; None for the one that is there.
+            root: data in the layout of the config's.
+            part: which of its frames, in the words of that data set: an info file, or the name of a split. None for the
+                config's, or all that are there.
 
         Raises:
             FileNotFoundError, ValueError: see the data set.
         """
-        block = {**self.data, "dataset_root": f"{root}/"}
-        if "ann_file" in block:
-            block["ann_file"] = str(info or block["ann_file"])
-            if info is None and not (Path(root) / block["ann_file"]).is_file():
-                with tempfile.TemporaryDirectory() as folder:
-                    block["ann_file"] = str(_infos_of_tables(Path(root), version, Path(folder)))
-                    return self._open(block)
-        elif info is not None:
-            block["split"] = str(info)
-        return self._open(block)
-
-    def _open(self, block: Mapping[str, Any]) -> FrameDataset | KittiDataset:
-        return build_split({"val": block}, "val", 0, self.sensors, test_mode=True)
+        return open_folder(self.data, root, part, self.sensors)
 
     def __call__(self, frame: Sample) -> Detections3D:
         """Detections in a frame, see `Detections3D`; those below the model's score threshold are left out."""
@@ -178,21 +161,3 @@ def _shipped_block(cfg: Config) -> Mapping[str, Any]:
 def _classes(data: Mapping[str, Any], model: Trainable) -> tuple[str, ...]:
     names = data.get("object_classes") or data.get("classes") or model.heads["object"].classes
     return tuple(names)
-
-
-def _infos_of_tables(root: Path, version: str | None, folder: Path) -> Path:
-    versions = sorted(p.name for p in root.glob("v1.0-*") if p.is_dir())
-    if version is None and len(versions) != 1:
-        raise FileNotFoundError(
-            f"{root} holds {len(versions)} versions of nuScenes tables ({', '.join(versions) or 'none'}); name an info "
-            "file (info), or one of them (version)"
-        )
-    tables = load_tables(root, version or versions[0])
-    reader = FrameReader(tables, max_sweeps=10, allow_missing=True, annotated=bool(tables.sample_annotation))
-    records, missing = [], set()
-    for scene in tables.scene:
-        records += reader.scene(scene["token"])
-        missing |= reader.missing
-    metadata = {"version": version or versions[0], "missing": len(missing)}
-    write_infos(records, metadata, folder / "frames.pkl")
-    return folder / "frames.pkl"

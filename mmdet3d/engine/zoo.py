@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmdet3d.blocks import nearest
 from mmdet3d.config import CONFIG_ROOT
-from mmdet3d.interop.checkpoints import metadata_path
+from mmdet3d.io.weights import metadata_path
 
 __all__ = ["zoo_file", "zoo_files"]
 

@@ -14,7 +14,8 @@ import torch
 
 from mmdet3d import Detector, load_config
 from mmdet3d.commands import detect, export
-from mmdet3d.engine.shipped import SHIPPED, make_first_scene, read_card
+from mmdet3d.datasets.synthetic.worlds import make_scene
+from mmdet3d.engine.shipped import SHIPPED, read_card
 from mmdet3d.engine.zoo import zoo_file, zoo_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ WITHOUT_ONNX = [n for n in ("onnx", "onnxscript", "onnxruntime") if importlib.ut
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("first-scene")
-    make_first_scene(root)
+    make_scene(root)
     return root
 
 
