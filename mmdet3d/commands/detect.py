@@ -39,6 +39,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.detector import Detector
     from mmdet3d.engine.pictures import draw_sample
     from mmdet3d.engine.run_dir import writable_folder
+    from mmdet3d.io.files import atomic_write
 
     name = args.model.removeprefix("zoo:")
     detector = Detector.from_zoo(name) if args.model.startswith("zoo:") else Detector.from_file(name)
@@ -61,7 +62,8 @@ def main(words: list[str]) -> None:
             )
             picture.save(out_dir / f"{sample.token}.png")
     path = out_dir / "detections.json"
-    path.write_text(json.dumps(as_json(detector, found), indent=1) + "\n")
+    with atomic_write(path) as file:
+        file.write(json.dumps(as_json(detector, found), indent=1) + "\n")
     print(f"{sum(map(len, found.values()))} detections in {len(found)} frames: {path}")
 
 

@@ -33,8 +33,14 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         action="store_true",
         help="build the calibration of that frame in: faster, and for one vehicle alone",
     )
+    parser.add_argument(
+        "--int8", type=int, metavar="N", help="also write FILE.int8.onnx, with ranges from the first N frames"
+    )
     add_override_options(parser)
-    return parser.parse_known_args(words)
+    args, rest = parser.parse_known_args(words)
+    if args.int8 is not None and (args.int8 < 1 or not args.to.endswith(".onnx")):
+        raise ValueError(f"--int8 {args.int8} --to {args.to}: it needs at least one frame and a file .onnx")
+    return args, rest
 
 
 def main(words: list[str]) -> None:
@@ -50,13 +56,18 @@ def main(words: list[str]) -> None:
     detector = Detector.from_file(weights, args.config, read_overrides(rest, args.overrides_file, args.imports))
     frames = detector.frames(args.frames or detector.data["dataset_root"], args.info)
     index = 0 if args.frame is None else place_of(frames.tokens, args.frame)
-    path.parent.mkdir(parents=True, exist_ok=True)
     differences = detector.export(path, frames[index], args.fixed_calibration)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, reads {', '.join(detector.sensors)}")
     name, worst = max(differences.items(), key=lambda item: item[1])
     print(f"outputs for frame {frames.tokens[index]} differ from PyTorch's by at most {worst:.1e} ({name})")
     if worst > TOLERANCE:
         raise ValueError(f"{path} does not compute what the model does (more than {TOLERANCE:g} apart); do not use it")
+    if args.int8 is not None:
+        from mmdet3d.engine.quantization import quantize
+
+        small = path.with_suffix(".int8.onnx")
+        quantize(path, small, (frames[k] for k in range(len(frames))[: args.int8]))
+        print(f"{small}: {small.stat().st_size / 1e6:.1f} MB; score both before you ship it")
 
 
 def place_of(tokens: list[str], token: str) -> int:

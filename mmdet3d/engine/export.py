@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdet3d.io.files import atomic_write
 from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.models.network import Interface, Network
 from mmdet3d.structures import Batch, Detections3D
@@ -166,11 +167,14 @@ def _write_onnx(program: torch.export.ExportedProgram, interface: Interface, pat
         verbose=False,
     )
     onnx.model.metadata_props[_KEY] = metadata
-    onnx.save(path, external_data=False)
+    with atomic_write(path, "wb") as file:
+        file.write(onnx.model_proto.SerializeToString())
 
 
 def _write_program(program: torch.export.ExportedProgram, interface: Interface, path: Path, metadata: str) -> None:
-    torch.export.save(program, path, extra_files={f"{_KEY}.json": metadata})
+    program.example_inputs = None  # as large as the frame
+    with atomic_write(path, "wb") as file:
+        torch.export.save(program, file, extra_files={f"{_KEY}.json": metadata})
 
 
 def _open_onnx(path: Path) -> tuple[Any, str]:

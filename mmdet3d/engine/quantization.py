@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.engine.export import open_exported
+from mmdet3d.io.files import atomic_write
 from mmdet3d.structures import Batch, Sample
 
 __all__ = ["quantize"]
@@ -42,9 +43,10 @@ def quantize(path: str | Path, target: str | Path, frames: Iterable[Sample]) -> 
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        integers = Path(folder) / "integers.onnx"
         quantize_static(
             str(prepared),
-            str(target),
+            str(integers),
             Reader(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
@@ -53,12 +55,13 @@ def quantize(path: str | Path, target: str | Path, frames: Iterable[Sample]) -> 
             nodes_to_quantize=_weighted(onnx.load(prepared)),
             extra_options={"ActivationSymmetric": False},
         )
-    model = onnx.load(target)
+        model = onnx.load(integers)
     known = {entry.key for entry in model.metadata_props}
     for entry in onnx.load(path).metadata_props:
         if entry.key not in known:
             model.metadata_props.add(key=entry.key, value=entry.value)
-    onnx.save(model, target)
+    with atomic_write(target, "wb") as file:
+        file.write(model.SerializeToString())
 
 
 def _feeds(interface: Any, frames: Iterable[Sample]) -> Iterator[dict[str, Any]]:

@@ -99,25 +99,28 @@ class Network(nn.Module):
         (self._tap,) = detector.predict_taps
         self.detector = detector.eval()
         self._fixed_calibration = batch.calibration if fixed_calibration else None
-        stages = detector.stages([self._tap])
-        self._known = _known(stages, batch) if fixed_calibration else {}
-        stages = detector.stages([self._tap], self._known)
-        steps = {stage.outputs[0]: stage.step() for stage in stages if stage.step is not None}
-        inner = detector.stages([self._tap], [*self._known, *steps])
-        reads = tuple(dict.fromkeys(name for stage in inner for name in stage.reads))
-        reads = tuple(name for name in reads if not (fixed_calibration and name.startswith("calibration.")))
-        made = {name: _named(step(batch), name) for name, step in steps.items()}
+        self._known = _known(detector.stages([self._tap]), batch) if fixed_calibration else {}
+        outside = [s for s in detector.stages([self._tap], self._known) if s.step is not None]
+        steps = {stage.outputs[0]: stage.step() for stage in outside}
+        # Structures of what the steps make, with names in place of tensors.
+        self._made = {name: _named(step(batch), name) for name, step in steps.items()}
+        reads = self._reads([*self._known, *steps])
         with torch.no_grad():
             output = detector.extract(batch, [self._tap])[self._tap]
-        self._made = made
         self.interface = Interface(
             reads=reads,
             steps={name: step_block(step) for name, step in steps.items()},
-            inputs=(*reads, *(leaf for structure in made.values() for leaf in _leaves(structure))),
+            inputs=(*reads, *(leaf for structure in self._made.values() for leaf in _leaves(structure))),
             outputs=tuple(_flat(output, self._tap)),
             structure=_named(output, self._tap),
             decoder=step_block(detector.decoder_step(batch)),
         )
+
+    def _reads(self, given: Sequence[str]) -> tuple[str, ...]:
+        """Tensors of the batch that the stages inside of the network read and that are not built in."""
+        names = dict.fromkeys(name for stage in self.detector.stages([self._tap], given) for name in stage.reads)
+        fixed = self._fixed_calibration is not None
+        return tuple(name for name in names if not (fixed and name.startswith("calibration.")))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Tensors in the order of `interface.inputs` to those of `interface.outputs`."""

@@ -132,7 +132,11 @@ def test_an_exported_program_detects_without_models(
 def test_the_page_from_top_to_bottom(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in commands():
         type_command(words)
-    assert (place / "this_car.onnx").is_file()
+    assert (place / "this_car.int8.onnx").stat().st_size < 0.8 * (place / "this_car.onnx").stat().st_size
+    frame = Detector.from_zoo(NAME).frames("data/nuscenes")[0]
+    whole, small = (Detector.from_file(f"this_car{end}.onnx")(frame).scores for end in ("", ".int8"))
+    assert not torch.equal(whole[:10], small[:10])
+    assert small.max().item() == pytest.approx(whole.max().item(), abs=0.1)
     assert len(list((place / "runs" / "found").glob("*.png"))) == 2
     capsys.readouterr()
     exec(compile(python_blocks()[1], "docs/export.md", "exec"), {})
