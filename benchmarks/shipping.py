@@ -21,8 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.framework import Budget, machine, peak_memory, summary, threads, time_calls, write_json
 from mmdet3d.datasets import FrameDataset
-from mmdet3d.datasets.nuscenes.create import create_nuscenes
-from mmdet3d.datasets.synthetic import VERSION, generate
 from mmdet3d.engine.detector import Detector
 from mmdet3d.engine.evaluate import evaluate
 from mmdet3d.engine.quantization import quantize
@@ -49,16 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    world = folder / "world"
+    root = folder / "world"
     card = json.loads(metadata_path(zoo_file(options.model)).read_text())
-    settings = dataclasses.replace(
-        Recipe.load(card["recipe"]).world(), scenes=options.scenes, seed=SEED, val_fraction=0.6
-    )
-    generate(world, settings, progress=False)
-    create_nuscenes(world, world, "synthetic", VERSION, database=False)
+    world = Recipe.load(card["recipe"]).world(SEED)
+    settings = dataclasses.replace(world.settings, scenes=options.scenes, val_fraction=0.6)
+    dataclasses.replace(world, settings=settings).make(root, 1)
     detector = Detector.from_zoo(options.model)
-    frames = detector.frames(world, "synthetic_infos_val.pkl")
-    seen = detector.frames(world, "synthetic_infos_train.pkl")
+    frames = detector.frames(root, "synthetic_infos_val.pkl")
+    seen = detector.frames(root, "synthetic_infos_train.pkl")
     detectors = {"PyTorch": detector, **exported(detector, seen, folder, options.calibration)}
     batch = Batch.collate([frames[0]])
     calls = {name: _network_call(each, batch) for name, each in detectors.items()}

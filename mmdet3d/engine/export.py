@@ -92,7 +92,7 @@ def export_detector(detector: Detector, batch: Batch, path: str | Path, facts: F
     """
     path = Path(path)
     check_suffix(path)
-    network = Network(detector, batch, facts.fixed_calibration).eval().requires_grad_(False)
+    network = Network(detector, batch, facts.fixed_calibration).eval()
     inputs = network.interface.prepare(batch)
     program = _program(network, inputs)
     metadata = {"format": FORMAT, "interface": network.interface.as_dict(), "facts": asdict(facts)}

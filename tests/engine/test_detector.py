@@ -112,10 +112,10 @@ def test_an_exported_program_detects_without_models(
 ) -> None:
     type_command(next(c for c in commands() if ".pt2" in c[4]))
     assert re.search(r"student.pt2: [\d.]+ MB, reads camera, radar", capsys.readouterr().out)
-    monkeypatch.setattr("mmdet3d.registry.MODELS.build", lambda *_: pytest.fail("a model is built"))
-    token = Detector.from_file("student.pt2").frames("data/nuscenes").tokens[1]
-    detect.main(["student.pt2", "--frames", "data/nuscenes", "--tokens", token, "--out-dir", "found"])
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("mmdet3d.registry.MODELS.build", lambda *_: pytest.fail("a model is built"))
+        token = Detector.from_file("student.pt2").frames("data/nuscenes").tokens[1]
+        detect.main(["student.pt2", "--frames", "data/nuscenes", "--tokens", token, "--out-dir", "found"])
     written = json.loads((place / "found" / "detections.json").read_text())
     assert (place / "found" / f"{token}.png").is_file() and list(written["frames"]) == [token]
     detector = Detector.from_zoo(NAME)
