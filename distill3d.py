@@ -24,6 +24,8 @@ COMMANDS = {
     "create-data": ("create_data", "prepare a data set, or make a synthetic one"),
     "evaluate": ("evaluate", "score result files with a benchmark's official metrics"),
     "visualize": ("visualize", "draw ground truth and detections"),
+    "export": ("export", "write a trained detector as ONNX or as a torch.export program"),
+    "detect": ("detect", "boxes and pictures from a trained or an exported detector"),
     "curves": ("curves", "draw the losses and metrics of trainings"),
     "recipe": ("run_recipe", "trainings that build on each other, to one table"),
     "audit": ("audit_distillation", "what every distillation term pulls the student towards"),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import everyday, loading, ops, train_step, where
+from benchmarks import everyday, loading, ops, shipping, train_step, where
 from benchmarks.peers import compare
 from mmdet3d.evaluation.control import Comparison, holm, verdict
 
@@ -54,6 +54,7 @@ def main() -> None:
         "train_step": _with_facts(train_step.table),
         "everyday": _with_facts(everyday.table),
         "loading": _with_facts(loading.table),
+        "shipping": _with_facts(shipping.table),
     }
     for name, render in renderers.items():
         for device in ("cpu", "cuda"):

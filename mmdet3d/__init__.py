@@ -1,6 +1,6 @@
 """Distill3D: cross-modal knowledge distillation for 3-D object detection.
 
-Importing the package loads no model, no kernel and no launcher; the three functions below are the public API.
+Importing the package loads no model, no kernel and no launcher; what `__all__` names is the public API.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if os.path.isdir(os.path.join(os.path.dirname(__file__), "apis")):  # see also d
     )
 
 __version__ = "0.1.0"
-__all__ = ["build_model", "load_checkpoint", "load_config"]
+__all__ = ["Detector", "build_model", "load_checkpoint", "load_config"]
 
 
 def __getattr__(name: str) -> Any:
@@ -37,4 +37,8 @@ def __getattr__(name: str) -> Any:
         from mmdet3d.interop.checkpoints import load_checkpoint
 
         return load_checkpoint
+    if name == "Detector":
+        from mmdet3d.engine.detector import Detector
+
+        return Detector
     raise AttributeError(f"module 'mmdet3d' has no attribute {name!r}")

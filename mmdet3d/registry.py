@@ -11,7 +11,7 @@ from typing import Any
 from mmdet3d import plugins
 from mmdet3d.blocks import nearest, read_block
 
-__all__ = ["DATASETS", "MODELS", "TRANSFORMS", "Registry"]
+__all__ = ["DATASETS", "MODELS", "STEPS", "TRANSFORMS", "Registry"]
 
 
 class Registry:
@@ -118,3 +118,5 @@ def _unregistered(name: str) -> str:
 MODELS = Registry("model", ("mmdet3d.models", "mmdet3d.distill"))
 DATASETS = Registry("dataset", ("mmdet3d.datasets",))
 TRANSFORMS = Registry("transform", ("mmdet3d.datasets.transforms",))
+# What is done before and after an exported network.
+STEPS = Registry("step", ("mmdet3d.models",))

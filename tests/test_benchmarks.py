@@ -218,6 +218,9 @@ def test_the_document_is_written_from_results(monkeypatch, tmp_path):
     (tmp_path / "ops_cpu.json").write_text(json.dumps(found))
     loaded = found | {"rows": [{"config": "kitti/small.yaml", "none": 0.0154, "disk": 0.0081}]}
     (tmp_path / "loading_cpu.json").write_text(json.dumps(loaded))
+    row = {"median_ms": 12.0, "iqr_ms": 1.0, "runs": 9, "peak_bytes": 3e6, "file_bytes": None, "metrics": None}
+    shipped = {"model": "student", "images": [6, 3, 64, 192], "gflops": 1.5, "frames": 42, "calibration": 30}
+    (tmp_path / "shipping_cpu.json").write_text(json.dumps(found | shipped | {"rows": {"ONNX fixed": row}}))
     document = tmp_path / "performance.md"
     document.write_text(report.DOCUMENT.read_text())
     monkeypatch.setattr(report, "RESULTS", tmp_path)
@@ -231,6 +234,8 @@ def test_the_document_is_written_from_results(monkeypatch, tmp_path):
     )
     assert "2026-01-02; cpu a chip, cores 2, mmcv.ops 2.1.0.\n\n| config |" in first
     assert "| kitti/small.yaml | 15 ms | 8 ms |" in first
+    assert "`student`, 6 x 64 x 192, 1.50 GFLOP" in first
+    assert "| ONNX fixed | 12.00 | 1.00 | 9 | 3.0 | - | - | - |" in first
     report.main()
     assert document.read_text() == first
 

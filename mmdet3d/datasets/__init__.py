@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmdet3d.blocks import ConfigKeyError, check_kind
@@ -25,6 +27,7 @@ __all__ = [
     "build_split",
     "check_data",
     "named_split",
+    "open_folder",
 ]
 
 
@@ -91,6 +94,24 @@ def build_split(
     mixed = MixedDataset(dataset, others, extra["share"])
     _check_unlabelled(dataset.dataset if isinstance(dataset, CBGSDataset) else dataset, others)
     return mixed
+
+
+def open_folder(
+    block: Mapping[str, Any], root: str | Path, part: str | Path | None = None, sensors: Sequence[str] | None = None
+) -> Any:
+    """The frames of another folder, for detection: what the `val` of a config describes, with `root` in its place.
+
+    Args:
+        part: which frames, in the data set's own words, see its `elsewhere`; None for the config's.
+        sensors: see `build_split`.
+
+    Raises:
+        ValueError, FileNotFoundError: see the data set.
+    """
+    block = block["dataset"] if isinstance(block.get("dataset"), Mapping) else block
+    with tempfile.TemporaryDirectory() as folder:
+        moved = DATASETS.get(block["type"]).elsewhere(block, Path(root), part, Path(folder))
+        return build_split({"val": moved}, "val", 0, sensors, test_mode=True)
 
 
 def named_split(data: Mapping[str, Any], split: str) -> Mapping[str, Any]:

@@ -95,7 +95,7 @@ class LabelEncoderDetector(Detector):
         )
         _check_levels(self.detector.decoder["neck"], encoder.channels, strides, self.grid.shape)
         for stage in dict.fromkeys(self.detector._stages.values()):
-            self.add_stage(stage.outputs, stage.run, stage.inputs, stage.dense)
+            self.adopt_stage(stage)
         self.add_stage("label_encoder", self._encode)
         self.add_stage("heads.label", self._answer, ("label_encoder",))
 

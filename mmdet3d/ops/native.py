@@ -69,9 +69,13 @@ class Kernels:
     def available(self, tensor: Tensor) -> bool:
         """Whether a call with tensors like this one takes the kernels; otherwise the caller takes the twin.
 
+        An exported program holds the twin: plain operations, which need nothing of this project where they run.
+
         Raises:
             RuntimeError: MMDET3D_OPS=native, and the kernels cannot be had; says why and how to mend it.
         """
+        if torch.compiler.is_exporting():
+            return False
         return _chosen(self.op, tensor.device.type, setting()) is not None
 
     def call(self, function: str, *arguments: Any) -> None:

@@ -1,7 +1,7 @@
 """The vocabulary of the project: tensors with units and frames. No I/O here."""
 
 from mmdet3d.structures.boxes import Boxes3D, limit_period, rotate_z
-from mmdet3d.structures.calibration import Calibration, project
+from mmdet3d.structures.calibration import Calibration, inverse_3x3, project
 from mmdet3d.structures.grid import BEVGrid
 from mmdet3d.structures.image_objects import ImageObjects
 from mmdet3d.structures.sample import Batch, Detections3D, Sample
@@ -14,6 +14,7 @@ __all__ = [
     "Detections3D",
     "ImageObjects",
     "Sample",
+    "inverse_3x3",
     "limit_period",
     "project",
     "rotate_z",

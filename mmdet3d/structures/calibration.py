@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-__all__ = ["Calibration", "project"]
+__all__ = ["Calibration", "inverse_3x3", "project"]
 
 
 @dataclass
@@ -57,6 +57,13 @@ class Calibration:
 
     def to(self, *args: object, **kwargs: object) -> Calibration:
         return Calibration(**{f.name: getattr(self, f.name).to(*args, **kwargs) for f in fields(self)})
+
+
+def inverse_3x3(matrix: Tensor) -> Tensor:
+    """Inverse of (..., 3, 3) by cross products of its rows: plain operations, which every exported program can hold."""
+    a, b, c = matrix.unbind(-2)
+    columns = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=-1)
+    return columns / (a * columns[..., 0]).sum(-1)[..., None, None]
 
 
 def project(points: Tensor, lidar2image: Tensor, min_depth: float = 1e-5) -> tuple[Tensor, Tensor]:

@@ -121,7 +121,22 @@ def test_frustum_points_are_drawn_back_on_their_pixels() -> None:
         assert canvas.count_nonzero() == len(depth)
 
 
-def test_geometry_is_float32_under_autocast() -> None:
+def test_geometry_does_not_depend_on_how_a_machine_rounds() -> None:
+    """In float32, points of a million fall into other cells where products are summed in another order."""
+    transform, calibration = tiny("LSSTransform"), tiny_calibration()
+    undo = {name: np.linalg.inv(getattr(calibration, name).double().numpy()) for name in ("image_aug", "intrinsics")}
+    pixels = np.concatenate([transform.frustum.double().numpy(), np.ones((12, 4, 8, 1))], axis=-1)
+    d = pixels[..., 2:3].copy()
+    image = np.einsum("bnij,dvuj->bndvui", undo["image_aug"], np.where([0, 0, 1, 0], 0.0, pixels))
+    seen = np.append(image[..., :2] * d, d + 0 * image[..., :1], -1)
+    rays = np.einsum("bnij,bndvuj->bndvui", undo["intrinsics"][..., :3, :3], seen)
+    points = np.append(rays, np.ones_like(rays[..., :1]), -1)
+    matrix = calibration.lidar_aug.double().numpy()[:, None] @ calibration.camera2lidar.double().numpy()
+    expected = np.einsum("bnij,bndvuj->bndvui", matrix, points)[..., :3]
+    np.testing.assert_allclose(transform.geometry(calibration).numpy(), expected, atol=1e-10, rtol=0)
+
+
+def test_geometry_is_as_precise_under_autocast() -> None:
     transform = tiny("LSSTransform")
     expected = transform.geometry(tiny_calibration())
     with torch.autocast("cpu", torch.bfloat16):

@@ -18,6 +18,7 @@ from mmdet3d.models.heads.mono.targets import (
     support_mask,
     visible_depth,
 )
+from mmdet3d.models.steps import ImageCrops
 
 MEANS = torch.tensor([MEAN_SIZES[name] for name in CLASSES])
 
@@ -63,7 +64,7 @@ def test_published_affine_values():
 
 def test_the_published_decoding_stretches_the_crop_over_the_map():
     batch = make_batch(size=(384, 1280))
-    geometry = ImageGeometry.from_batch(batch, 4, (96, 320), exact=False)
+    geometry = ImageGeometry.from_batch(batch, 4, (96, 320), ImageCrops()(batch))
     assert torch.allclose(geometry.scale, torch.tensor([1242 / 320, 375 / 96]))
     assert torch.allclose(geometry.origin, torch.zeros(2), atol=1e-3)
 
@@ -71,7 +72,7 @@ def test_the_published_decoding_stretches_the_crop_over_the_map():
 @pytest.mark.parametrize("crop, zoom", [(1.0, 1.0240), (0.7, 1.4629), (1.3, 0.7877)])
 def test_published_scale_of_visual_depth(crop, zoom):
     batch = make_batch(size=(384, 1280), crop=crop, shift=(0.1, -0.05))
-    geometry = ImageGeometry.from_batch(batch, 4, (96, 320), exact=False)
+    geometry = ImageGeometry.from_batch(batch, 4, (96, 320), ImageCrops()(batch))
     assert 4 / geometry.scale[0, 1].item() == pytest.approx(zoom, abs=1e-4)
 
 

@@ -269,6 +269,11 @@ class KittiDataset(torch.utils.data.Dataset):
         """What `evaluate` reports on the data set of a config block."""
         return kitti_table.benchmark(block.get("eval_classes") or _EVAL_CLASSES)
 
+    @staticmethod
+    def elsewhere(block: Mapping[str, Any], root: Path, part: str | Path | None, folder: Path) -> dict[str, Any]:
+        """The block for the data in `root`; `part` is the name of a split, None for the block's."""
+        return {**block, "dataset_root": f"{root}/", "split": str(part or block["split"])}
+
     # -- results ----------------------------------------------------------------------------------------------------
 
     def format(self, detections: Sequence[Detections3D], out_dir: str | Path) -> Path:

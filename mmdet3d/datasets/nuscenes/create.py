@@ -17,7 +17,7 @@ from mmdet3d.datasets.nuscenes.resumable import digest, digest_files, resumable_
 from mmdet3d.datasets.nuscenes.tables import load_tables, version_splits
 from mmdet3d.io.pickles import load_pickle
 
-__all__ = ["create_nuscenes"]
+__all__ = ["create_nuscenes", "list_frames"]
 
 _NAMED = 5  # scenes that a message names
 
@@ -136,3 +136,27 @@ def _is_current(path: Path, metadata: Mapping[str, Any]) -> bool:
     except (ValueError, AttributeError):
         return False
     return found == {**metadata, "format": FORMAT, "missing": 0}
+
+
+def list_frames(root: Path, path: Path, max_sweeps: int = 10) -> Path:
+    """Write an info file of all frames of the tables in `root`, without looking at splits; for detection.
+
+    Files that are not there are left out, see `allow_missing` of `create_nuscenes`.
+
+    Raises:
+        FileNotFoundError: there is not exactly one version of tables.
+    """
+    versions = sorted(p.name for p in root.glob("v1.0-*") if p.is_dir())
+    if len(versions) != 1:
+        raise FileNotFoundError(
+            f"{root} has no info file of the model's config, and {len(versions)} versions of nuScenes tables "
+            f"({', '.join(versions) or 'none'}) instead of one; name an info file (--info)"
+        )
+    tables = load_tables(root, versions[0])
+    reader = FrameReader(tables, max_sweeps, allow_missing=True, annotated=bool(tables.sample_annotation))
+    records, missing = [], 0
+    for scene in tables.scene:
+        records += reader.scene(scene["token"])
+        missing += len(reader.missing)
+    write_infos(records, {"version": versions[0], "missing": missing}, path)
+    return path

@@ -13,6 +13,7 @@ import torch
 from mmdet3d.blocks import check_keys, nearest
 from mmdet3d.datasets.base import FrameDataset, unannotated, with_annotations
 from mmdet3d.datasets.nuscenes.complete import incomplete_frames
+from mmdet3d.datasets.nuscenes.create import list_frames
 from mmdet3d.datasets.nuscenes.ego_frame import in_ego_frame
 from mmdet3d.datasets.nuscenes.infos import read_infos
 from mmdet3d.datasets.nuscenes.submission import MODALITIES, evaluate_submission, format_detections, write_submission
@@ -145,6 +146,19 @@ class NuScenesDataset(FrameDataset):
     def benchmark(block: Mapping[str, Any]) -> Benchmark:
         """What `evaluate` reports on the data set of a config block."""
         return nuscenes.benchmark(block.get("object_classes") or CLASSES)
+
+    @staticmethod
+    def elsewhere(block: Mapping[str, Any], root: Path, part: str | Path | None, folder: Path) -> dict[str, Any]:
+        """The block for the data in `root`.
+
+        Args:
+            part: info file, relative to `root`; None for the block's, and where that is not there all frames of the one
+                version of tables that is.
+            folder: for an info file of these, needed until the data set is built.
+        """
+        if part is None and not (root / block["ann_file"]).is_file():
+            part = list_frames(root, folder / "frames.pkl")
+        return {**block, "dataset_root": f"{root}/", "ann_file": str(part or block["ann_file"])}
 
     def scene(self, sample: Sample) -> Scene:
         if self.reference_frame == "lidar":

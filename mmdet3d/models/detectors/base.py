@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -73,12 +74,19 @@ class Stage:
         outputs: names it produces; these are the taps.
         run: called as `run(batch, *inputs)`; returns one value per output (the bare value if there is one output).
         dense: it computes on maps whose shapes do not depend on the data, which is what `torch.compile` is good at.
+        reads: tensors that it reads of the batch, by attribute (`images`, `calibration.intrinsics`, `history.0.images`)
+        step: makes what computes the output of a batch without this detector (see `models.steps`), for measurements
+            that no network takes as they come, such as point clouds; an exported network is given its output.
+        tap: whether its outputs are features, so that callers may ask for them.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     run: Callable[..., Any]
     dense: bool = False
+    reads: tuple[str, ...] = ()
+    step: Callable[[], Any] | None = None
+    tap: bool = True
 
 
 class Detector(Trainable):
@@ -107,12 +115,15 @@ class Detector(Trainable):
         outputs: str | tuple[str, ...],
         run: Callable[..., Any],
         inputs: tuple[str, ...] = (),
-        dense: bool = False,
+        **options: Any,
     ) -> None:
         """Declare a stage, see `Stage`; its inputs must be outputs of stages declared before it."""
-        stage = Stage(inputs, (outputs,) if isinstance(outputs, str) else outputs, run, dense)
-        for name in inputs:
-            self._check_tap(name)
+        self.adopt_stage(Stage(inputs, (outputs,) if isinstance(outputs, str) else outputs, run, **options))
+
+    def adopt_stage(self, stage: Stage) -> None:
+        """`add_stage` with a stage that is there, such as another detector's."""
+        for name in stage.inputs:
+            assert name in self._stages, f"{stage.outputs[0]} reads {name}, which no earlier stage puts out"
         for name in stage.outputs:
             assert name not in self._stages, f"tap {name} declared twice"
             self._stages[name] = stage
@@ -126,14 +137,17 @@ class Detector(Trainable):
     @property
     def taps(self) -> tuple[str, ...]:
         """Names that `extract` accepts, in pipeline order."""
-        return tuple(self._stages)
+        return tuple(name for name, stage in self._stages.items() if stage.tap)
 
-    def extract(self, batch: Batch, taps: Collection[str]) -> dict[str, Any]:
+    def extract(
+        self, batch: Batch, taps: Collection[str], given: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
         """Outputs of the named stages.
 
         Args:
             batch: on the model's device.
             taps: names out of `self.taps`.
+            given: outputs of stages that are known already, by name; what they alone need is not computed.
 
         Returns:
             At least the requested taps; intermediate outputs computed on the way are in it too.
@@ -143,13 +157,18 @@ class Detector(Trainable):
         """
         for name in taps:
             self._check_tap(name)
-        done: dict[str, Any] = {}
-        wanted = self._closure(taps)
+        done: dict[str, Any] = dict(given)
+        wanted = self._closure(taps, given)
         for name, stage in self._stages.items():
             if name in wanted and name not in done:
                 value = stage.run(batch, *(done[i] for i in stage.inputs))
                 done.update(zip(stage.outputs, value if len(stage.outputs) > 1 else (value,), strict=True))
         return done
+
+    def stages(self, taps: Collection[str], given: Collection[str] = ()) -> list[Stage]:
+        """What `extract` runs for `taps`, in order, where the outputs `given` are known."""
+        wanted = self._closure(taps, given)
+        return list({id(s): s for name, s in self._stages.items() if name in wanted}.values())
 
     def compile_dense_stages(self, backend: str = "inductor") -> None:
         """Run the dense stages through `torch.compile` with that backend while the detector is in training mode.
@@ -189,6 +208,17 @@ class Detector(Trainable):
     def predict(self, batch: Batch) -> list[Detections3D]:
         return self.predictions(self.extract(batch, self.predict_taps), batch)
 
+    def decoder_step(self, batch: Batch) -> Any:
+        """What makes detections of the output of the predict tap without this detector: `step(output, batch)`.
+
+        Args:
+            batch: of the size that it is for.
+
+        Raises:
+            ValueError: there is no such thing.
+        """
+        raise ValueError(f"a {type(self).__name__} cannot be exported: its detections need the model itself")
+
     @abstractmethod
     def losses(self, features: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         """The detector's own loss terms from extracted features (at least `loss_taps`)."""
@@ -197,21 +227,20 @@ class Detector(Trainable):
     def predictions(self, features: Mapping[str, Any], batch: Batch) -> list[Detections3D]:
         """Detections from extracted features (at least `predict_taps`)."""
 
-    def _closure(self, taps: Collection[str]) -> set[str]:
+    def _closure(self, taps: Collection[str], given: Collection[str] = ()) -> set[str]:
         wanted: set[str] = set()
         queue = list(taps)
         while queue:
             name = queue.pop()
-            if name not in wanted:
+            if name not in wanted and name not in given:
                 wanted.add(name)
                 queue.extend(self._stages[name].inputs)
         return wanted
 
     def _check_tap(self, name: str) -> None:
-        if name not in self._stages:
+        if name not in self.taps:
             raise ValueError(
-                f"{type(self).__name__} has no tap {name!r}{nearest(name, self._stages)} "
-                f"(taps: {', '.join(self._stages)})"
+                f"{type(self).__name__} has no tap {name!r}{nearest(name, self.taps)} (taps: {', '.join(self.taps)})"
             )
 
 

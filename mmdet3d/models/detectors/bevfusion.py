@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,9 @@ from mmdet3d.models.detectors.config import CameraBlock, DecoderBlock, Encoders,
 from mmdet3d.models.detectors.grids import check_grids, check_image_size
 from mmdet3d.models.encoders import build_voxelizer, voxelize_batch
 from mmdet3d.models.layers import channels_last
+from mmdet3d.models.steps import VOXELS, PointVoxels
+from mmdet3d.models.vtransforms.depth_map import DrawnPoints
+from mmdet3d.ops.bev_pool import PoolPlan
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
@@ -132,16 +135,28 @@ class BEVFusion(Detector):
 
     def _declare_camera(self) -> None:
         camera = "encoders.camera"
-        self.add_stage(f"{camera}.backbone", self._image_backbone, dense=True)
+        self.add_stage(f"{camera}.backbone", self._image_backbone, dense=True, reads=("images",))
         self.add_stage(f"{camera}.neck", self._image_neck, (f"{camera}.backbone",), dense=True)
-        self.add_stage((camera, f"{camera}.depth"), self._view_transform, (f"{camera}.neck",))
+        self._declare_view_transform("camera", self._view_transform)
         if self.encoders["camera"]["vtransform"].supervises_depth:
             self.loss_taps = (*self.loss_taps, f"{camera}.depth")
 
+    def _declare_view_transform(self, name: str, run: Callable[..., Any]) -> None:
+        """That of an encoder; `run(batch, features, plan)`, or with the points drawn into the images after these."""
+        tap, vtransform = f"encoders.{name}", self.encoders[name]["vtransform"]
+        inputs = ["encoders.camera.neck", f"{tap}.plan"]
+        self.add_stage(inputs[1], partial(self._plan, name), reads=vtransform.geometry_reads, tap=False)
+        if vtransform.drawing is not None:
+            inputs.append(f"{tap}.drawn")
+            self.add_stage(inputs[2], partial(self._draw, name), step=partial(self._drawing, name), tap=False)
+        self.add_stage((tap, f"{tap}.depth"), run, tuple(inputs), reads=vtransform.lift_reads)
+
     def _declare_point_sensor(self, name: str) -> None:
         tap = f"encoders.{name}"
+        self.add_stage(f"{tap}.voxels", partial(self._voxels, name), step=partial(self._voxel_step, name), tap=False)
         activated = self.encoders[name]["backbone"].has_activation
-        self.add_stage((tap, f"{tap}.activation") if activated else tap, partial(self._points, name))
+        outputs = (tap, f"{tap}.activation") if activated else tap
+        self.add_stage(outputs, partial(self._encode_points, name), (f"{tap}.voxels",))
 
     def _image_backbone(self, batch: Batch) -> list[Tensor]:
         images = batch.require("images", "the camera encoder")
@@ -150,14 +165,31 @@ class BEVFusion(Detector):
     def _image_neck(self, batch: Batch, levels: list[Tensor]) -> Tensor:
         return self.encoders["camera"]["neck"](levels).unflatten(0, (len(batch), -1))
 
-    def _view_transform(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
-        bev, depth = self.encoders["camera"]["vtransform"](features, batch)
+    def _plan(self, name: str, batch: Batch) -> PoolPlan:
+        return self.encoders[name]["vtransform"].plan(batch.calibration)
+
+    def _draw(self, name: str, batch: Batch) -> Tensor:
+        return self.encoders[name]["vtransform"].draw(batch)
+
+    def _drawing(self, name: str) -> DrawnPoints:
+        return self.encoders[name]["vtransform"].drawing
+
+    def _view_transform(
+        self, batch: Batch, features: Tensor, plan: PoolPlan, drawn: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        bev, depth = self.encoders["camera"]["vtransform"](features, batch, plan=plan, drawn=drawn)
         return channels_last(bev), depth
 
-    def _points(self, name: str, batch: Batch) -> Tensor | tuple[Tensor, Tensor]:
+    def _voxels(self, name: str, batch: Batch) -> dict[str, Tensor]:
         points = batch.require(_FIELDS[name], f"the {name} encoder")
-        encoder = self.encoders[name]
-        found = encoder["backbone"](*voxelize_batch(encoder["voxelize"], points, self._reduce[name]))
+        voxels = voxelize_batch(self.encoders[name]["voxelize"], points, self._reduce[name])
+        return dict(zip(VOXELS, voxels, strict=False))
+
+    def _voxel_step(self, name: str) -> PointVoxels:
+        return PointVoxels(_FIELDS[name], self.encoders[name]["voxelize"].block, self._reduce[name])
+
+    def _encode_points(self, name: str, batch: Batch, voxels: Mapping[str, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+        found = self.encoders[name]["backbone"](*(voxels[part] for part in VOXELS), len(batch))
         return channels_last(found) if isinstance(found, Tensor) else (channels_last(found[0]), *found[1:])
 
     def _fuse(self, batch: Batch, *bevs: Tensor) -> tuple[Tensor, ...]:
@@ -191,6 +223,10 @@ class BEVFusion(Detector):
             depth = features["encoders.camera.depth"]
             losses["loss/depth"] = self.encoders["camera"]["vtransform"].depth_loss(depth, batch)
         return losses
+
+    def decoder_step(self, batch: Batch) -> Any:
+        """See `Detector.decoder_step`."""
+        return self.heads["object"].box_decoder
 
     def predictions(self, features: Mapping[str, Any], batch: Batch) -> list[Detections3D]:
         """Detections of each sample."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdet3d.models.detectors.base import Detector
-from mmdet3d.models.heads.mono.decode import decode_regions
+from mmdet3d.models.heads.mono.decode import MonoDecoder
 from mmdet3d.models.heads.mono.depth_bins import bin_map
 from mmdet3d.models.heads.mono.depth_branch import DepthBranch, DepthBranchBlock
 from mmdet3d.models.heads.mono.geometry import ImageGeometry
@@ -25,6 +25,7 @@ from mmdet3d.models.heads.mono.regions import (
 from mmdet3d.models.heads.mono.targets import MonoTargets, encode_objects, heat_maps, visible_depth
 from mmdet3d.models.heads.mono.task_schedule import TaskSchedule, TaskScheduleBlock
 from mmdet3d.models.layers import channels_last
+from mmdet3d.models.steps import ImageCrops
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, Detections3D
 
@@ -65,7 +66,7 @@ class MonoDetector(Detector):
     """
 
     loss_taps = ("heads.dense", "heads.roi", "targets")
-    predict_taps = ("neck", "heads.candidates")
+    predict_taps = ("heads.candidates",)
     pretrained_parts = ("backbone",)
 
     def __init__(
@@ -96,12 +97,18 @@ class MonoDetector(Detector):
         layers |= region_layers(channels + EXTRA_CHANNELS + len(classes), head_channels)
         for name, layer in layers.items():
             self.add_module(name, layer)
-        self.add_stage("backbone", self._backbone, dense=True)
+        self.add_stage("crops", ImageCrops(), step=ImageCrops, tap=False)
+        if input == "rgb":
+            self.add_stage("backbone", self._backbone, dense=True, reads=("images",))
+        else:
+            self.add_stage("backbone", self._backbone, ("crops",), dense=True, reads=("depths",))
         self.add_stage("neck", self._neck, ("backbone",), dense=True)
         self.add_stage("heads.dense", self._dense, ("neck",), dense=True)
         self.add_stage("targets", self._targets, ("neck",))
         self.add_stage("heads.roi", self._object_regions, ("neck", "heads.dense", "targets"))
-        self.add_stage("heads.candidates", self._candidate_regions, ("neck", "heads.dense"))
+        used = ("neck", "heads.dense") if exact_affine else ("neck", "heads.dense", "crops")
+        geometry = ("calibration.image_aug", "calibration.intrinsics")
+        self.add_stage("heads.candidates", self._candidate_regions, used, reads=geometry)
         if depth_branch is not None:
             self.depth_branch = DepthBranch(self.feat_up.out_channels[-3:], depth_branch.width, depth_branch.bins)
             self.add_stage("depth.logits", self._depth_logits, ("neck",))
@@ -121,12 +128,11 @@ class MonoDetector(Detector):
 
     # -- stages -----------------------------------------------------------------------------------------------------
 
-    def _backbone(self, batch: Batch) -> list[Tensor]:
+    def _backbone(self, batch: Batch, crops: Tensor | None = None) -> list[Tensor]:
         if self.input == "rgb":
             return self.backbone(channels_last(batch.require("images", "MonoDetector")[:, 0]))
         depth = batch.require("depths", "MonoDetector with input: depth")
-        crop_scale = _crop_scale(batch, depth)[:, None, None, None]
-        scaled = depth * crop_scale / _DEPTH_UNITS[self.depth_norm]
+        scaled = depth * crops[:, 2, None, None, None].to(depth) / _DEPTH_UNITS[self.depth_norm]
         return self.backbone(channels_last(scaled.expand(-1, 3, -1, -1)))
 
     def _neck(self, batch: Batch, levels: list[Tensor]) -> list[Tensor]:
@@ -151,25 +157,34 @@ class MonoDetector(Detector):
         self, batch: Batch, maps: list[Tensor], dense: Mapping[str, Tensor], targets: MonoTargets
     ) -> dict[str, Tensor]:
         chosen = targets[targets.regressed]
-        return self._regions(batch, maps[-1], dense, chosen.image, chosen.labels, chosen.cells)
+        geometry = self._geometry(batch, maps, None if self.exact_affine else ImageCrops()(batch))
+        return self._regions(geometry, maps[-1], dense, chosen.image, chosen.labels, chosen.cells)
 
-    def _candidate_regions(self, batch: Batch, maps: list[Tensor], dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _candidate_regions(
+        self, batch: Batch, maps: list[Tensor], dense: Mapping[str, Tensor], crops: Tensor | None = None
+    ) -> dict[str, Tensor]:
         image, labels, cells, scores = find_peaks(dense["heatmap"], self.candidates)
-        return self._regions(batch, maps[-1], dense, image, labels, cells) | {"scores": scores}
+        geometry = self._geometry(batch, maps, crops)
+        return self._regions(geometry, maps[-1], dense, image, labels, cells) | {"scores": scores}
+
+    def _geometry(self, batch: Batch, maps: list[Tensor], crops: Tensor | None) -> ImageGeometry:
+        return ImageGeometry.from_batch(batch, _STRIDE, tuple(maps[-1].shape[-2:]), crops)
 
     def _regions(
-        self, batch: Batch, features: Tensor, dense: Mapping[str, Tensor], image: Tensor, labels: Tensor, cells: Tensor
+        self,
+        geometry: ImageGeometry,
+        features: Tensor,
+        dense: Mapping[str, Tensor],
+        image: Tensor,
+        labels: Tensor,
+        cells: Tensor,
     ) -> dict[str, Tensor]:
-        geometry = self._geometry(batch, features)
         boxes = predict_boxes(dense, image, cells)
         regions = region_features(features, boxes, image, labels, len(self.mean_size), geometry)
         zoom = _STRIDE / geometry.scale[image, 1]
         layers = {name: getattr(self, name) for name in REGION}
         place = {"image": image, "labels": labels, "cells": cells, "boxes": boxes}
         return place | predict_regions(layers, regions, zoom)
-
-    def _geometry(self, batch: Batch, maps: Tensor) -> ImageGeometry:
-        return ImageGeometry.from_batch(batch, _STRIDE, tuple(maps.shape[-2:]), self.exact_affine)
 
     # -- the protocol -----------------------------------------------------------------------------------------------
 
@@ -209,9 +224,13 @@ class MonoDetector(Detector):
 
     def predictions(self, features: Mapping[str, Any], batch: Batch) -> list[Detections3D]:
         """Detections of each sample in the level camera frame, with 2-D boxes and observation angles."""
-        regions = features["heads.candidates"]
-        geometry = self._geometry(batch, features["neck"][-1])
-        return decode_regions(regions, geometry, self.mean_size, self.score_threshold, len(batch))
+        return self.decoder_step(batch)(features["heads.candidates"], batch)
+
+    def decoder_step(self, batch: Batch) -> MonoDecoder:
+        """See `Detector.decoder_step`."""
+        seen = batch.require("images" if self.input == "rgb" else "depths", "MonoDetector")
+        map_size = [side // _STRIDE for side in seen.shape[-2:]]
+        return MonoDecoder(self.mean_size.tolist(), self.score_threshold, self.exact_affine, _STRIDE, map_size)
 
 
 def _crop_scale(batch: Batch, like: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmdet3d.models.detectors.bevfusion import BEVFusion, build_camera
 from mmdet3d.models.detectors.config import DecoderBlock, HeadsBlock, SimulatedEncoders
+from mmdet3d.ops.bev_pool import PoolPlan
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, BEVGrid
 
@@ -76,12 +77,14 @@ class SimulatedFusion(BEVFusion):
         if self.shares_view_transform:
             self.add_stage(_SIMULATED, self._compensate, ("encoders.camera",))
             return
-        self.add_stage((_SIMULATED, f"{_SIMULATED}.depth"), self._simulate, ("encoders.camera.neck",))
+        self._declare_view_transform("simulated", self._simulate)
         if self.encoders["simulated"]["vtransform"].supervises_depth:
             self.loss_taps = (*self.loss_taps, f"{_SIMULATED}.depth")
 
-    def _simulate(self, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
-        bev, depth = self.encoders["simulated"]["vtransform"](features, batch)
+    def _simulate(
+        self, batch: Batch, features: Tensor, plan: PoolPlan, drawn: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        bev, depth = self.encoders["simulated"]["vtransform"](features, batch, plan=plan, drawn=drawn)
         return self._compensate(batch, bev), depth
 
     def _compensate(self, batch: Batch, bev: Tensor) -> Tensor:

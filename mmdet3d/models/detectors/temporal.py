@@ -47,8 +47,8 @@ class TemporalCamera(BEVFusion):
             raise ValueError(f"model.history must be at least 1, got {history}; one frame alone is a BEVFusion")
         if fuser is not None:
             raise ValueError("model.fuser of a TemporalCamera must be null: the BEVs of all times are concatenated")
+        self.history = history  # before the base class declares stages
         super().__init__(encoders, decoder, heads)
-        self.history = history
         self._check_decoder()
 
     def _check_decoder(self) -> None:
@@ -63,7 +63,10 @@ class TemporalCamera(BEVFusion):
 
     def _declare_encoders(self) -> None:
         super()._declare_encoders()
-        self.add_stage("encoders.camera.history", self._encode_history)
+        vtransform = self.encoders["camera"]["vtransform"]
+        names = ("images", *vtransform.geometry_reads)
+        earlier = [f"history.{t}.{name}" for t in range(self.history) for name in names]
+        self.add_stage("encoders.camera.history", self._encode_history, reads=(*earlier, *vtransform.lift_reads))
 
     @torch.no_grad()
     def _encode_history(self, batch: Batch) -> Tensor:

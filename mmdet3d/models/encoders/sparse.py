@@ -62,6 +62,10 @@ class SparseEncoder(nn.Module):
     """
 
     has_activation = False
+    not_exportable = (
+        "its sparse convolutions visit sites that depend on the scan, for which neither ONNX nor torch.export has an "
+        "operation; ship a model whose LiDAR encoder has pillars (PointPillarsEncoder), or one without LiDAR"
+    )
 
     def __init__(
         self,

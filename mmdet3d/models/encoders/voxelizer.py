@@ -53,6 +53,12 @@ class _Grid(nn.Module):
         self.voxel_size = list(voxel_size)
         self.grid_shape = grid_shape(self.voxel_size, self.point_cloud_range)
 
+    @property
+    def block(self) -> VoxelizeBlock:
+        """What `build_voxelizer` makes one like this of."""
+        bounds = (getattr(self, "max_num_points", -1), getattr(self, "max_voxels", None))
+        return VoxelizeBlock(bounds[0], self.point_cloud_range, self.voxel_size, bounds[1])
+
     def bev_grid(self, shape: Sequence[int]) -> BEVGrid:
         """The raster of `shape` (X, Y) cells over this range, for an encoder with that `output_shape`."""
         x0, y0, _, x1, y1, _ = self.point_cloud_range
@@ -149,8 +155,11 @@ def voxelize_batch(
 
 
 def check_coordinates(coordinates: Tensor, batch_size: int, shape: Sequence[int], user: str) -> None:
-    """Raises ValueError if a voxel (M, 4) lies outside `batch_size` grids of `shape`; it would overwrite another."""
-    if len(coordinates) == 0:
+    """Raises ValueError if a voxel (M, 4) lies outside `batch_size` grids of `shape`; it would overwrite another.
+
+    An exported program looks at no values: what voxelises for it keeps to the grid.
+    """
+    if torch.compiler.is_exporting() or len(coordinates) == 0:
         return
     bounds = coordinates.new_tensor([batch_size, *shape])
     columns = coordinates[:, : len(bounds)]

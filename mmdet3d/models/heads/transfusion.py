@@ -13,6 +13,7 @@ from mmdet3d.models.heads.box_coder import decode_boxes
 from mmdet3d.models.heads.config import TransFusionTesting, TransFusionTraining
 from mmdet3d.models.heads.matching import HungarianAssigner3D
 from mmdet3d.models.heads.targets import Objects, gather_objects, heatmap_target
+from mmdet3d.models.heads.transfusion_decoder import REGRESSION, TransFusionDecoder
 from mmdet3d.models.heads.transfusion_layers import (
     PredictionBranches,
     TransformerDecoderLayer,
@@ -21,13 +22,11 @@ from mmdet3d.models.heads.transfusion_layers import (
 )
 from mmdet3d.models.layers import ConvModule
 from mmdet3d.models.losses import clamped_sigmoid
-from mmdet3d.ops.nms import circle_nms, rotated_nms
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Boxes3D, Detections3D
 
 __all__ = ["TransFusionHead"]
 
-_REGRESSION = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
 _PRIOR_LOGIT = -2.19
 
 
@@ -91,7 +90,7 @@ class TransFusionHead(nn.Module):
         self.loss_heatmap = MODELS.build(loss_heatmap or {"type": "GaussianFocalLoss"}, "loss_heatmap")
         self.loss_bbox = MODELS.build(loss_bbox or {"type": "L1Loss", "loss_weight": 0.25}, "loss_bbox")
 
-        heads = common_heads or {name: (size, 2) for name, size in _REGRESSION.items()}
+        heads = common_heads or {name: (size, 2) for name, size in REGRESSION.items()}
         branches = _branches(heads) | {"heatmap": (num_classes, num_heatmap_convs)}
         self.shared_conv = nn.Conv2d(in_channels, hidden_channel, 3, padding=1)
         self.heatmap_head = nn.Sequential(
@@ -168,7 +167,7 @@ class TransFusionHead(nn.Module):
         with torch.autocast(heat.device.type, enabled=False):
             probability = clamped_sigmoid(raw["dense_heatmap"].float())
             losses = {"loss_heatmap": self.loss_heatmap(probability, heat, avg_factor=(heat == 1).sum().clamp(min=1))}
-            code = torch.cat([raw[name].float() for name in _REGRESSION], dim=1).transpose(1, 2)
+            code = torch.cat([raw[name].float() for name in REGRESSION], dim=1).transpose(1, 2)
             logits = raw["heatmap"].float().transpose(1, 2)
             layers = zip(code.split(self.num_proposals, 1), logits.split(self.num_proposals, 1), strict=True)
             count = code.shape[1] // self.num_proposals
@@ -199,38 +198,14 @@ class TransFusionHead(nn.Module):
 
     # -- inference --------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @property
+    def box_decoder(self) -> TransFusionDecoder:
+        """What makes boxes of the proposals."""
+        return TransFusionDecoder(self.num_proposals, self.num_classes, self.point_classes, self.test_cfg, self.grid)
+
     def decode(self, raw: dict[str, Tensor]) -> list[Detections3D]:
         """Detections of each sample from the last layer; a query keeps the class that it was created for."""
-        code = torch.cat([raw[name][..., -self.num_proposals :].float() for name in _REGRESSION], dim=1)
-        own_class = F.one_hot(raw["query_labels"], self.num_classes).transpose(1, 2)
-        probability = raw["heatmap"][..., -self.num_proposals :].float().sigmoid()
-        scores, labels = (probability * raw["query_heatmap_score"] * own_class).max(dim=1)
-        limits = code.new_tensor(self.test_cfg.post_center_limit_range)
-        results = []
-        for one, score, label in zip(code.transpose(1, 2), scores, labels, strict=True):
-            boxes = decode_boxes(one, self.grid)
-            inside = (boxes.centers >= limits[:3]).all(1) & (boxes.centers <= limits[3:]).all(1)
-            found = Detections3D(boxes, score, label)[inside & (score > self.test_cfg.score_threshold)]
-            results.append(self._suppress(found))
-        return results
-
-    def _suppress(self, found: Detections3D) -> Detections3D:
-        """Suppression within each of `point_classes`: their queries may be neighbouring cells of one object."""
-        cfg = self.test_cfg
-        if cfg.nms_type is None:
-            return found
-        keep = torch.ones_like(found.labels, dtype=torch.bool)
-        for label in self.point_classes:
-            (index,) = (found.labels == label).nonzero(as_tuple=True)
-            boxes, scores = found.boxes[index], found.scores[index]
-            if cfg.nms_type == "circle":
-                kept = circle_nms(boxes.centers[:, :2], scores, cfg.min_radius)
-            else:
-                kept = rotated_nms(boxes.tensor[:, [0, 1, 3, 4, 6]], scores, cfg.nms_thr)
-            keep[index] = False
-            keep[index[kept]] = True
-        return found[keep]
+        return self.box_decoder(raw)
 
     def _check(self) -> None:
         wrong = [label for label in self.point_classes if not 0 <= label < self.num_classes]
@@ -253,6 +228,6 @@ def _cell_centers(size_x: int, size_y: int) -> Tensor:
 
 
 def _branches(common_heads: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    if {name: size for name, (size, _) in common_heads.items()} != _REGRESSION:
-        raise ValueError(f"common_heads must give {_REGRESSION} channels, got {dict(common_heads)}")
-    return {name: tuple(common_heads[name]) for name in _REGRESSION}
+    if {name: size for name, (size, _) in common_heads.items()} != REGRESSION:
+        raise ValueError(f"common_heads must give {REGRESSION} channels, got {dict(common_heads)}")
+    return {name: tuple(common_heads[name]) for name in REGRESSION}

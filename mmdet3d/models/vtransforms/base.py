@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mmdet3d.models.layers import PointwiseConv2d, conv_bn_relu
+from mmdet3d.models.vtransforms.depth_map import DrawnPoints
 from mmdet3d.models.vtransforms.depth_supervision import depth_loss
 from mmdet3d.ops.bev_pool import PlanCache, PoolPlan, plan_pool
 from mmdet3d.registry import MODELS
-from mmdet3d.structures import Batch, BEVGrid, Calibration
+from mmdet3d.structures import Batch, BEVGrid, Calibration, inverse_3x3
 
 __all__ = ["BaseTransform"]
 
@@ -122,7 +123,38 @@ class BaseTransform(nn.Module, ABC):
         """Whether `depth_loss` is part of the training."""
         return self.depth_loss_factor > 0
 
-    def forward(self, features: Tensor, batch: Batch, source: Calibration | None = None) -> tuple[Tensor, Tensor]:
+    # Tensors of the batch that the geometry is computed of.
+    geometry_reads = tuple(f"calibration.{n}" for n in ("image_aug", "intrinsics", "camera2lidar", "lidar_aug"))
+
+    @property
+    def lift_reads(self) -> tuple[str, ...]:
+        """Tensors of the batch that `lift` reads beside what `draw` gives."""
+        return ()
+
+    @property
+    def drawing(self) -> DrawnPoints | None:
+        """How points are drawn into the images for `lift`; None where it needs none."""
+        return None
+
+    def draw(self, batch: Batch) -> Tensor | None:
+        """What `drawing` makes of a batch.
+
+        Raises:
+            ValueError: the batch has no such points.
+        """
+        if self.drawing is None:
+            return None
+        batch.require(self.drawing.field, type(self).__name__)
+        return self.drawing(batch)
+
+    def forward(
+        self,
+        features: Tensor,
+        batch: Batch,
+        source: Calibration | None = None,
+        plan: PoolPlan | None = None,
+        drawn: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Image features to bird's-eye view.
 
         Args:
@@ -130,6 +162,8 @@ class BaseTransform(nn.Module, ABC):
             batch: calibration, and the sensor data that the depth estimation of the subclass reads.
             source: where the images were taken, if not at `batch.calibration`; it decides the geometry alone, a depth
                 estimation that looks at the calibration looks at the batch's.
+            plan: of `source`, if it is known already.
+            drawn: what `draw` makes of the batch, if it is known already.
 
         Returns:
             BEV (B, out_channels * Z, X', Y') on `grid` and the depth distribution (B*N, D, h, w) in float32.
@@ -143,8 +177,9 @@ class BaseTransform(nn.Module, ABC):
             pixels = features.flatten(0, 1).float()
             if self.compensation is not None:
                 pixels = self.compensation(pixels)
-            depth, context = self.lift(pixels, batch)
-            bev = self.splat(depth, context, self.plan(source))
+            drawn = self.draw(batch) if drawn is None else drawn
+            depth, context = self.lift(pixels, batch, drawn)
+            bev = self.splat(depth, context, self.plan(source) if plan is None else plan)
         return self.downsample(bev), depth
 
     def depth_loss(self, depth: Tensor, batch: Batch) -> Tensor:
@@ -170,8 +205,12 @@ class BaseTransform(nn.Module, ABC):
         return self.depth_loss_factor * depth_loss(depth, measured, self.stride, self.dbound)
 
     @abstractmethod
-    def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B*N, C, h, w) to depth distribution (B*N, D, h, w) and context (B*N, out_channels, h, w)."""
+    def lift(self, features: Tensor, batch: Batch, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B*N, C, h, w) to depth distribution (B*N, D, h, w) and context (B*N, out_channels, h, w).
+
+        Args:
+            drawn: what `draw` makes of the batch.
+        """
 
     def splat(self, depth: Tensor, context: Tensor, geometry: Tensor | PoolPlan) -> Tensor:
         """Pool the weighted features into (B, out_channels * Z, X, Y), given the frustum points or a plan for them."""
@@ -192,15 +231,16 @@ class BaseTransform(nn.Module, ABC):
 
     @torch.no_grad()
     def geometry(self, calibration: Calibration) -> Tensor:
-        """(B, N, D, h, w, 3): where the frustum points lie, metres in the augmented LiDAR frame, float32.
+        """(B, N, D, h, w, 3): where the frustum points lie, metres in the augmented LiDAR frame, float64.
 
-        The image augmentation is undone, then the projection, then the LiDAR augmentation is applied.
+        The image augmentation is undone, then the projection, then the LiDAR augmentation is applied. Rounded to
+        float32 some ten points of a million lie in another cell on another machine, which moves outputs by 1e-4.
         """
         with torch.autocast(self.frustum.device.type, enabled=False):
-            camera = calibration.to(torch.float32)
-            pixels = self.frustum.flatten(0, 2) - camera.image_aug[..., None, :3, 3]
-            u, v, d = _rotate(torch.linalg.inv(camera.image_aug[..., :3, :3]), pixels).unbind(-1)
-            to_lidar = camera.camera2lidar[..., :3, :3] @ torch.linalg.inv(camera.intrinsics[..., :3, :3])
+            camera = calibration.to(torch.float64)
+            pixels = self.frustum.double().flatten(0, 2) - camera.image_aug[..., None, :3, 3]
+            u, v, d = _rotate(inverse_3x3(camera.image_aug[..., :3, :3]), pixels).unbind(-1)
+            to_lidar = camera.camera2lidar[..., :3, :3] @ inverse_3x3(camera.intrinsics[..., :3, :3])
             points = _rotate(to_lidar, torch.stack([u * d, v * d, d], dim=-1))
             points = points + camera.camera2lidar[..., None, :3, 3]
             lidar_aug = camera.lidar_aug[:, None]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmdet3d.models.layers import conv_bn_relu
 from mmdet3d.models.vtransforms.base import BaseTransform
-from mmdet3d.models.vtransforms.depth_map import DepthMap
+from mmdet3d.models.vtransforms.depth_map import DepthMap, DrawnPoints
 from mmdet3d.models.vtransforms.depth_net import DepthNet, FrustumRefinement, camera_vector
 from mmdet3d.ops.bev_pool import PoolPlan
 from mmdet3d.registry import MODELS
@@ -79,7 +79,12 @@ class AwareBEVDepth(BaseTransform):
         self.depthnet = DepthNet(channels, mid_channels or in_channels, out_channels, self.depth_bins, dcn_groups)
         self.refinement = FrustumRefinement(out_channels) if bevdepth_refine else None
 
-    def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    @property
+    def lift_reads(self) -> tuple[str, ...]:
+        """What `camera_vector` reads."""
+        return tuple(f"calibration.{n}" for n in ("intrinsics", "image_aug", "lidar_aug", "camera2ego"))
+
+    def lift(self, features: Tensor, batch: Batch, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._split(self.depthnet(features, camera_vector(batch.calibration)))
 
     def splat(self, depth: Tensor, context: Tensor, geometry: Tensor | PoolPlan) -> Tensor:
@@ -170,7 +175,11 @@ class AwareDBEVDepth(AwareBEVDepth):
             *conv_bn_relu(64, self.measured_channels, 5, stride=2, padding=2, bias=True),
         )
 
-    def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        points = batch.require(self.source, "AwareDBEVDepth")
-        measured = self.dtransform(self.depth_map(points, batch.calibration))
+    @property
+    def drawing(self) -> DrawnPoints:
+        """See `BaseTransform.drawing`."""
+        return DrawnPoints(self.source, self.depth_map)
+
+    def lift(self, features: Tensor, batch: Batch, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        measured = self.dtransform(self.draw(batch) if drawn is None else drawn)
         return super().lift(torch.cat([measured, features], dim=1), batch)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmdet3d.models.layers import conv_bn_relu
 from mmdet3d.models.vtransforms.base import BaseTransform
-from mmdet3d.models.vtransforms.depth_map import DepthMap
+from mmdet3d.models.vtransforms.depth_map import DepthMap, DrawnPoints
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
 
@@ -77,7 +77,11 @@ class DepthLSSTransform(BaseTransform):
         )
         self.depthnet = self._conv_depthnet(self.in_channels + 64)
 
-    def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        points = batch.require("points", "DepthLSSTransform")
-        depth = self.dtransform(self.depth_map(points, batch.calibration))
+    @property
+    def drawing(self) -> DrawnPoints:
+        """See `BaseTransform.drawing`."""
+        return DrawnPoints("points", self.depth_map)
+
+    def lift(self, features: Tensor, batch: Batch, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        depth = self.dtransform(self.draw(batch) if drawn is None else drawn)
         return self._split(self.depthnet(torch.cat([depth, features], dim=1)))

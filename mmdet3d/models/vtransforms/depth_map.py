@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmdet3d.structures import Calibration, project
+from mmdet3d.registry import STEPS
+from mmdet3d.structures import Batch, Calibration, project
 
-__all__ = ["DepthMap"]
+__all__ = ["DepthMap", "DrawnPoints"]
 
 _HEIGHTS = tuple(0.25 * k for k in range(1, 9))
 _MIN_DEPTH = 1e-5
@@ -130,6 +131,24 @@ class DepthMap:
     def _bin(self, depth: Tensor) -> Tensor:
         assert self.dbound is not None
         return ((depth - self.dbound[0]) / self.dbound[2]).floor().clamp(0, self.bins - 1).long()
+
+
+@STEPS.register
+@dataclass(frozen=True)
+class DrawnPoints:
+    """Points of one sensor drawn into the images, for a view transform that measures depth.
+
+    Args:
+        field: of the batch, `points` or `radar`.
+        depth_map: how they are drawn.
+    """
+
+    field: str
+    depth_map: DepthMap
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """(B*N, channels, H, W), see `DepthMap`."""
+        return self.depth_map(batch.require(self.field, "the view transform"), batch.calibration)
 
 
 def _expanded(points: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class LSSTransform(BaseTransform):
     def _build_lift(self) -> None:
         self.depthnet = PointwiseConv2d(self.in_channels, self.depth_bins + self.out_channels)
 
-    def lift(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def lift(self, features: Tensor, batch: Batch, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._split(self.depthnet(features))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmdet3d.ops import native
-from mmdet3d.ops.bev_pool import fused, kernels, reference
+from mmdet3d.ops.bev_pool import exported, fused, kernels, reference
 from mmdet3d.ops.checks import check_shapes
 from mmdet3d.ops.native import DTYPE_CODES
 
@@ -30,6 +30,7 @@ class PoolPlan:
         starts: (B*Z*X*Y + 1,) int32, where the points of each cell start in `order`; None without compiled kernels.
         batch_size: B.
         shape: X, Y, Z.
+        kept: (K,) int64, see `compact`; `cells` is then of these points alone.
     """
 
     cells: Tensor
@@ -37,6 +38,14 @@ class PoolPlan:
     starts: Tensor | None
     batch_size: int
     shape: tuple[int, int, int]
+    kept: Tensor | None = None
+
+    def compact(self) -> PoolPlan:
+        """The plan for an exported program with this geometry built in: dropped points are left out of it."""
+        cells = self.cells.flatten().long()
+        kept = (cells >= 0).nonzero()[:, 0]
+        kept = kept[cells[kept].argsort(stable=True)]
+        return PoolPlan(cells[kept], None, None, self.batch_size, self.shape, kept)
 
     def pool(self, depth: Tensor, context: Tensor) -> Tensor:
         """Sum `depth x context` in cells; see `bev_pool`.
@@ -51,6 +60,8 @@ class PoolPlan:
         Raises:
             ValueError: a plan for other points, tensors that are not floating point or lie on another device.
         """
+        if self.kept is not None or torch.compiler.is_exporting():
+            return exported.lift_splat(depth, context, self.cells.long(), self.batch_size, self.shape, self.kept)
         sizes = check_shapes(depth=(depth, "P D h w"), context=(context, "P C h w"), geometry=(self.cells, "B N D h w"))
         if sizes["P"] != sizes["B"] * sizes["N"]:
             raise ValueError(
@@ -74,6 +85,9 @@ class PoolPlan:
         Raises:
             ValueError: a plan for another number of points, features not floating point or on another device.
         """
+        if self.kept is not None or torch.compiler.is_exporting():
+            rows = features.reshape(-1, features.shape[-1])
+            return exported.splat(rows, self.cells.long(), self.batch_size, self.shape, self.kept)
         points = math.prod(features.shape[:-1])
         if features.ndim < 2 or points != self.cells.numel():
             raise ValueError(

@@ -64,7 +64,8 @@ def roi_align(
             raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
     usable = _usable(boxes.detach().to(wide.dtype), features.shape[0], spatial_scale)
-    if _kernels.available(features):
+    # How many samples a bin has depends on values, so exported programs hold the op as a whole (ONNX has it, too).
+    if torch.compiler.is_exporting() or _kernels.available(features):
         out = _align(wide, usable, list(size), float(spatial_scale), sampling_ratio, aligned)
     else:
         _check_images(usable, features.shape[0])
@@ -95,6 +96,8 @@ def _align(
     features: Tensor, boxes: Tensor, size: list[int], spatial_scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:
     _check_images(boxes, features.shape[0])
+    if not _kernels.available(features):
+        return reference.roi_align(features, boxes, tuple(size), spatial_scale, sampling_ratio, aligned)
     out = features.new_empty(len(boxes), features.shape[1], *size)
     _kernels.call(
         "roi_align_forward",

@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mmdet3d.models.heads.mono.geometry import ImageGeometry
 from mmdet3d.models.heads.mono.targets import HEADING_BINS, decode_heading
-from mmdet3d.structures import Detections3D, limit_period
+from mmdet3d.models.steps import ImageCrops
+from mmdet3d.registry import STEPS
+from mmdet3d.structures import Batch, Detections3D, limit_period
 from mmdet3d.structures.camera_boxes import boxes_from_kitti
 
-__all__ = ["decode_regions", "merge_depth"]
+__all__ = ["MonoDecoder", "decode_regions", "merge_depth"]
 
 _LARGEST = 60.0  # of a log variance, whose double exponential would not stay finite
+
+
+@STEPS.register
+@dataclass(frozen=True)
+class MonoDecoder:
+    """From what is predicted in the regions around the peaks of the heat map to boxes.
+
+    Args:
+        mean_sizes: (K, 3) height, width, length by class, metres.
+        score_threshold: least height of a peak.
+        exact_affine: see `ImageGeometry.from_batch`.
+        stride: network pixels per cell of the maps.
+        map_size: height and width of the maps, cells.
+    """
+
+    mean_sizes: Sequence[Sequence[float]]
+    score_threshold: float
+    exact_affine: bool
+    stride: int
+    map_size: Sequence[int]
+
+    @torch.no_grad()
+    def __call__(self, regions: Mapping[str, Tensor], batch: Batch) -> list[Detections3D]:
+        """Detections of each sample in the level camera frame, with 2-D boxes and observation angles."""
+        crop = None if self.exact_affine else ImageCrops()(batch)
+        geometry = ImageGeometry.from_batch(batch, self.stride, tuple(self.map_size), crop)
+        sizes = regions["size_3d"].new_tensor(self.mean_sizes)
+        return decode_regions(regions, geometry, sizes, self.score_threshold, len(batch))
 
 
 def decode_regions(

@@ -27,23 +27,24 @@ class ImageGeometry:
     projection: Tensor
 
     @classmethod
-    def from_batch(cls, batch: Batch, stride: int, map_size: tuple[int, int], exact: bool = True) -> ImageGeometry:
+    def from_batch(
+        cls, batch: Batch, stride: int, map_size: tuple[int, int], crop: Tensor | None = None
+    ) -> ImageGeometry:
         """
         Args:
             stride: network pixels per cell.
             map_size: height and width of the maps, cells.
-            exact: invert what was done to the image. False: stretch the crop's size over the maps, as the published
-                program does when it decodes; that is off by up to 1.2 pixels at the upper and lower border of a KITTI
-                image, and by 0.65 % in depth.
+            crop: None: invert what was done to the image. (B, 3) of `ImageCrops`: stretch the crop's size over the
+                maps, as the published program does when it decodes; that is off by up to 1.2 pixels at the upper and
+                lower border of a KITTI image, and by 0.65 % in depth.
         """
         zoom = torch.diagonal(batch.calibration.image_aug[:, 0, :2, :2], dim1=1, dim2=2)
         scale, origin = stride / zoom, -batch.calibration.image_aug[:, 0, :2, 3] / zoom
-        if not exact:
+        if crop is not None:
             cells = scale.new_tensor([map_size[1], map_size[0]])
-            crop = scale.new_tensor([[*meta["image_size"], meta["crop_scale"]] for meta in batch.metas])
-            crop = crop[:, :2] * crop[:, 2:]
-            origin = origin + scale * cells / 2 - crop / 2
-            scale = crop / cells
+            extent = crop[:, :2].to(scale) * crop[:, 2:].to(scale)
+            origin = origin + scale * cells / 2 - extent / 2
+            scale = extent / cells
         return cls(scale, origin, batch.calibration.intrinsics[:, 0, :3])
 
     def to_pixels(self, cells: Tensor, image: Tensor) -> Tensor:
