@@ -6,12 +6,13 @@ complaint is a `ConfigKeyError`: the dotted key as an override names it, what wa
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, Literal, TypeVar
 
@@ -21,6 +22,8 @@ __all__ = [
     "block_type",
     "check_keys",
     "check_kind",
+    "find_key",
+    "hints_from",
     "kind_name",
     "nearest",
     "number",
@@ -29,6 +32,7 @@ __all__ = [
 
 Block = TypeVar("Block")
 
+_UNKNOWN = "unknown config key"
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -47,6 +51,12 @@ class ConfigKeyError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.key}{self.problem}"
+
+    def look_around(self, config: Mapping[str, Any]) -> None:
+        """Of an unknown key that is like none beside it, name the key of another level of `config`."""
+        if self.kind == _UNKNOWN and "did you mean" not in self.problem:
+            name = self.key.rpartition(".")[2]
+            self.problem = find_key(name, config, other_than=self.key) + self.problem
 
     def put_into(self, block: str) -> None:
         """Say where the block lies, unless the key is already seen from the top of the config."""
@@ -100,9 +110,8 @@ def check_keys(given: Iterable[str], known: Collection[str], key: str, required:
     given = list(given)
     for name in given:
         if name not in known:
-            raise ConfigKeyError(
-                _below(key, name), f"{nearest(str(name), known)} (known: {', '.join(known)})", "unknown config key"
-            )
+            hint = nearest(str(name), known)
+            raise ConfigKeyError(_below(key, name), f"{hint} (known: {', '.join(known)})", _UNKNOWN)
     missing = [name for name in required if name not in given]
     if missing:
         others = f", and so {'are' if missing[2:] else 'is'} {', '.join(missing[1:])}" if missing[1:] else ""
@@ -113,6 +122,31 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`", did you mean X?"` for the known name closest to `name`, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f", did you mean {match[0]!r}?" if match else ""
+
+
+@contextlib.contextmanager
+def hints_from(config: Mapping[str, Any]) -> Iterator[None]:
+    """Unknown keys of blocks of `config` are answered with a key of another level where none beside them is similar."""
+    try:
+        yield
+    except ConfigKeyError as error:
+        error.look_around(config)
+        raise
+
+
+def find_key(name: str, config: Mapping[str, Any], cutoff: float = 0.8, other_than: str = "") -> str:
+    """`", did you mean 'a.b.X'?"` for a key at any level of a config whose name is that similar; the outermost one."""
+    paths = [path for path in _paths(config) if path != other_than]
+    names = difflib.get_close_matches(name, {path.rpartition(".")[2] for path in paths}, n=1, cutoff=cutoff)
+    found = sorted((path for path in paths if path.rpartition(".")[2] in names), key=lambda path: path.count("."))
+    return f", did you mean {found[0]!r}?" if found else ""
+
+
+def _paths(value: Any, within: str = "") -> Iterable[str]:
+    """Dotted keys of a mapping, and of those in it."""
+    for name, item in value.items() if isinstance(value, Mapping) else ():
+        yield _below(within, name)
+        yield from _paths(item, _below(within, name))
 
 
 def number(value: Any, key: str) -> float:

@@ -22,10 +22,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-__all__ = ["COMPOSED", "compose", "content_digest", "data_part", "is_named", "stands_in_full"]
+__all__ = ["COMPOSED", "TRAINING", "compose", "content_digest", "data_part", "is_named", "stands_in_full"]
 
 # What is of a training, not of its data.
-_TRAINING = (
+TRAINING = (
     "model",
     "imports",
     "seed",
@@ -105,7 +105,7 @@ def data_part(content: Mapping[str, Any], own: Iterable[Mapping[str, Any]] = ())
     Args:
         own: files whose data sets have the last word; where one names a `type`, its arguments are not for another type.
     """
-    kept = {key: value for key, value in content.items() if key not in _TRAINING}
+    kept = {key: value for key, value in content.items() if key not in TRAINING}
     if isinstance(kept.get("data"), Mapping):
         splits = {key: value for key, value in kept["data"].items() if key in ("train", "val", "test")}
         for data in (other["data"] for other in own if isinstance(other.get("data"), Mapping)):

@@ -13,13 +13,14 @@ from typing import Any
 
 import yaml
 
-from mmdet3d.blocks import nearest
-from mmdet3d.composition import COMPOSED, compose, content_digest, data_part, is_named, stands_in_full
+from mmdet3d.blocks import find_key, nearest
+from mmdet3d.composition import COMPOSED, TRAINING, compose, content_digest, data_part, is_named, stands_in_full
 from mmdet3d.plugins import import_modules, module_names
 
 __all__ = [
     "CONFIG_ROOT",
     "Config",
+    "assembled",
     "composed",
     "config_chain",
     "find_config",
@@ -125,27 +126,37 @@ def _load(
     file = find_config(path)
     if file in within:
         raise ValueError(f"{path} names itself as a part of its model; name another config")
+    config, imports, digest = assembled(file, overrides)
+    resolved = _evaluate(config, copy.deepcopy(config), file)
+    imports += compose(resolved.get("model"), functools.partial(_load, within=(*within, file)))
+    if imports:
+        resolved["imports"] = list(dict.fromkeys(imports))
+    return resolved, digest
+
+
+def assembled(path: Path, overrides: Sequence[str] | Mapping[str, Any]) -> tuple[Config, list[str], str]:
+    """A config before its expressions are evaluated, the modules that it imports, and the digest of its files.
+
+    Raises:
+        ValueError, FileNotFoundError: see `load_config`.
+    """
     imports: list[str] = []
-    contents = _layers(file)
+    contents = _layers(path)
     digest = content_digest(contents.values())
     for part, content in contents.items():
         imports += module_names(content.pop("imports", None), str(part))
     pairs = dict(overrides if isinstance(overrides, Mapping) else parse_overrides(overrides))
     imports += module_names(pairs.pop("imports", None), "the overrides")
     import_modules(imports, f"imports of {path}")
-    config = _merged(contents.values(), pairs, file)
-    if student := _students_file(config, file):
+    config = _merged(contents.values(), pairs, path)
+    if student := _students_file(config, path):
         # Between what both inherit and what this config adds, so that it need not say the student's data again.
         theirs = _layers(student)
         shared = [contents[part] for part in theirs if part in contents]
         own = [content for part, content in contents.items() if part not in theirs]
         data = [data_part(content, own) for part, content in theirs.items() if part not in contents]
-        config = _merged([*shared, *data, *own], pairs, file)
-    resolved = _evaluate(config, copy.deepcopy(config), file)
-    imports += compose(resolved.get("model"), functools.partial(_load, within=(*within, file)))
-    if imports:
-        resolved["imports"] = list(dict.fromkeys(imports))
-    return resolved, digest
+        config = _merged([*shared, *data, *own], pairs, path)
+    return config, imports, digest
 
 
 def _merged(contents: Iterable[Mapping[str, Any]], overrides: Mapping[str, Any], file: Path) -> Config:
@@ -340,7 +351,7 @@ def _override(config: Config, key: str, value: Any, file: Path) -> None:
         return
     # Below the top level a new key may be an argument that the file leaves at its default; its builder checks it.
     if len(parts) == 1 and last not in node:
-        raise ValueError(f"unknown config key {key!r}{nearest(last, node)} ({file.name})")
+        raise ValueError(f"unknown config key {key!r}{_nearest_key(last, node, config, file)} ({file.name})")
     node[last] = copy.deepcopy(value)  # a later override may set a key inside
 
 
@@ -371,7 +382,7 @@ def _child(node: Any, part: str, path: str, file: Path, names: Config) -> Any:
     if isinstance(node, list):
         part = _index(node, part, path, file)
     elif part not in node:
-        raise ValueError(f"unknown config key {path!r}{nearest(part, node)} ({file.name})")
+        raise ValueError(f"unknown config key {path!r}{_nearest_key(part, node, names, file)} ({file.name})")
     if isinstance(node[part], str):
         node[part] = _own_copy(node[part], names, file)
     if node[part] is None:
@@ -381,6 +392,15 @@ def _child(node: Any, part: str, path: str, file: Path, names: Config) -> Any:
     if not isinstance(node[part], (Config, list)):
         raise ValueError(f"cannot set a key below {path}: it is {node[part]!r} in {file.name}")
     return node[part]
+
+
+def _nearest_key(name: str, siblings: Config, config: Config, file: Path) -> str:
+    """The hint for a mistyped key: one of its very name at another level, the nearest beside it, or a similar one."""
+    try:
+        whole = _evaluate({key: config.get(key) for key in ("data", *TRAINING)}, config, file)
+    except (ValueError, LookupError, TypeError):  # of an expression, whose fault is another one
+        whole = Config()
+    return find_key(name, whole, cutoff=1) or nearest(name, siblings) or find_key(name, whole)
 
 
 def _own_copy(value: str, names: Config, file: Path) -> Any:

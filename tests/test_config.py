@@ -119,6 +119,8 @@ def test_text_stays_text(text: str) -> None:
     [
         (["--sead", "1"], "did you mean 'seed'"),
         (["--modl.lidar", "1"], "did you mean 'model'"),
+        (["--camera", "1"], r"'camera', did you mean 'model\.camera'"),
+        (["--model.camera.d.x", "1"], r"'model\.camera\.d', did you mean 'model\.lidar\.d'"),
         (["--seed.x", "1"], "it is 0"),
         (["--steps.4", "1"], "no index"),
         (["--seed"], "needs a value"),

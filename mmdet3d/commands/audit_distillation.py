@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from itertools import islice
 
-from mmdet3d.config import load_config
 from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.engine.overrides import configured
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -41,7 +41,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.models import build_model
 
     overrides = read_overrides(rest, args.overrides_file, args.imports)
-    cfg = load_config(args.config, overrides)
+    cfg = configured(args.config, overrides)
     settings = Settings.from_config(cfg)
     check_agreement(cfg)
     device = distributed.init()

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmdet3d.config import load_config
 from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.engine.overrides import configured
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -43,7 +43,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.models import build_model
 
     if args.config:
-        model = build_model(load_config(args.config, read_overrides(rest, args.overrides_file, args.imports)).model)
+        model = build_model(configured(args.config, read_overrides(rest, args.overrides_file, args.imports)).model)
         metadata = load_checkpoint(model, args.source, args.prefix, part=args.part).metadata
         state = model.state_dict()
     else:

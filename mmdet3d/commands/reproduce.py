@@ -10,12 +10,11 @@ processes. Files may lie elsewhere; no other key can be given.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from mmdet3d.config import Config, load_config
+from mmdet3d.config import load_config
 from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.engine.overrides import configured
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -37,9 +36,7 @@ def main(words: list[str]) -> None:
 
     record, saved = read_record(args.run), args.run / "configs.yaml"
     before = load_config(saved)
-    config = load_config(saved, {"resume_from": None, **read_overrides(rest, args.overrides_file, args.imports)})
-    if (root := config.get("dataset_root")) != before.get("dataset_root"):
-        config["data"] = _moved(config["data"], before["dataset_root"], root)
+    config = configured(saved, {"resume_from": None, **read_overrides(rest, args.overrides_file, args.imports)})
     refuse_another_training(before, config, args.run)
     found = differences(record, config, distributed.init())
     prevented = [each.sentence for each in found if each.prevents]
@@ -47,10 +44,3 @@ def main(words: list[str]) -> None:
         raise ValueError("\n- ".join([f"{args.run} cannot be trained again here:", *prevented]))
     said = [f"differs from {args.run}: {each.sentence}" for each in found]
     train(f"{args.run.resolve().name}-reproduced", config, args.run_dir, said)
-
-
-def _moved(value: Any, old: str, new: str) -> Any:
-    """Data sets whose folder was the config's one `dataset_root`, in another folder."""
-    if isinstance(value, Mapping):
-        return Config({k: new if (k, v) == ("dataset_root", old) else _moved(v, old, new) for k, v in value.items()})
-    return [_moved(v, old, new) for v in value] if isinstance(value, list) else value

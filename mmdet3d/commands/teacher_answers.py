@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 
-from mmdet3d.config import load_config
 from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.engine.overrides import configured
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -30,5 +30,5 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.answers import store_answers
 
     overrides = read_overrides(rest, args.overrides_file, args.imports)
-    for teacher in store_answers(load_config(args.config, overrides)):
+    for teacher in store_answers(configured(args.config, overrides)):
         print(teacher.answers.folder)

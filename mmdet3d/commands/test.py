@@ -13,8 +13,9 @@ import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdet3d.config import Config, load_config
+from mmdet3d.config import Config
 from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.engine.overrides import configured
 
 if TYPE_CHECKING:
     from mmdet3d.structures import Detections3D
@@ -56,7 +57,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.run_dir import default_run_dir, writable_folder
     from mmdet3d.engine.trainer import seed_everything
 
-    cfg = load_config(args.config, read_overrides(rest, args.overrides_file, args.imports))
+    cfg = configured(args.config, read_overrides(rest, args.overrides_file, args.imports))
     if not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist")
     device = distributed.init()

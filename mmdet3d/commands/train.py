@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmdet3d.config import load_config
 from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.engine.overrides import configured
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -45,4 +45,4 @@ def main(words: list[str]) -> None:
     overrides = read_overrides(rest, args.overrides_file, args.imports)
     if args.resume is not None:
         overrides["resume_from"] = "auto"
-    train(args.config, load_config(args.config, overrides), args.run_dir)
+    train(args.config, configured(args.config, overrides), args.run_dir)

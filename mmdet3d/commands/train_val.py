@@ -16,8 +16,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdet3d.config import CONFIG_ROOT, Config, find_config, load_config
+from mmdet3d.config import CONFIG_ROOT, Config, find_config
 from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.engine.overrides import configured
 from mmdet3d.shell import command
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.run_dir import writable_folder
     from mmdet3d.engine.trainer import seed_everything
 
-    cfg = load_config(args.config, read_overrides(rest, args.overrides_file, args.imports))
+    cfg = configured(args.config, read_overrides(rest, args.overrides_file, args.imports))
     if not args.evaluate:
         train(args.config, cfg, args.run_dir)
         return

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdet3d.config import Config, load_config
 from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.engine.overrides import configured
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     Draw = Callable[[int], tuple[Image.Image, Sample]]
 
+_SPARE = ("point_cloud_range",)  # says how far the bird's-eye view reaches
 SLIDE = 1920  # pixels; six cameras drawn as they are would be wider than any screen
 
 
@@ -116,7 +118,7 @@ def draw_all(args: argparse.Namespace, rest: list[str], folder: Path) -> None:
     if args.video:
         check_film(Path(args.video))
     overrides = read_overrides(rest, args.overrides_file, args.imports)
-    cfg = load_config(args.config, overrides)
+    cfg = configured(args.config, overrides, _SPARE)
     if args.image:
         args.split = "test"
         cfg.data["test"] = own_frames(cfg, args.image, args.calib, folder)
@@ -260,7 +262,7 @@ def _columns(args: argparse.Namespace, cfg: Config, overrides: Mapping[str, Any]
     for title, config, checkpoint in args.also:
         if title in configs:
             raise ValueError(f"--also {title}: two models have this title; give each its own (--title for the first)")
-        configs[title] = load_config(config, overrides), checkpoint
+        configs[title] = configured(config, overrides, overrides), checkpoint
     columns = {}
     for title, (own, checkpoint) in configs.items():
         model, dataset = load_model(own, checkpoint).to(device), open_split(own, args.split)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mmdet3d.blocks import hints_from
 from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import build_split, check_data
 from mmdet3d.engine import distributed
@@ -42,7 +43,8 @@ def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None, said
     Raises:
         ValueError, FileNotFoundError: see `check_agreement`, `choose_run_dir`, `Trainer` and what the config builds.
     """
-    Settings.from_config(cfg)
+    with hints_from(cfg):
+        Settings.from_config(cfg)
     doubts = [*said, *check_agreement(cfg)]
     device = distributed.init()
     folder = choose_run_dir(run_dir, config_path, cfg)
@@ -82,7 +84,7 @@ def _fit(
 ) -> None:
     seed = cfg.get("seed") or 0
     seed_everything(seed, cfg.get("deterministic", False))
-    with distributed.together():
+    with hints_from(cfg), distributed.together():
         model = build_model(cfg.model)
         read = model.training_inputs
         train_dataset = build_split(cfg.data, "train", seed, read)
@@ -124,7 +126,7 @@ def predict_split(
         ValueError: settings that contradict each other, weights that do not fit the model, or a sample is damaged.
     """
     doubts = check_agreement(cfg, checkpoint)
-    with distributed.together():
+    with hints_from(cfg), distributed.together():
         model = build_model(cfg.model)
         dataset = build_split(data, split, 0, model.inputs, test_mode=True)
         check_data(dataset, model.inputs, "the data set to test on")

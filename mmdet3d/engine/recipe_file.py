@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmdet3d.blocks import ConfigKeyError, check_keys, nearest, read_block
+from mmdet3d.blocks import ConfigKeyError, check_keys, hints_from, nearest, read_block
 from mmdet3d.config import Config, find_config, load_config, read_with_base
 from mmdet3d.datasets import benchmark_of
 from mmdet3d.datasets.synthetic.worlds import World, read_world
 from mmdet3d.engine.agreement import check_agreement
+from mmdet3d.engine.overrides import without_effect
 from mmdet3d.engine.settings import Settings
 from mmdet3d.evaluation.control import Column
 from mmdet3d.models import build_model
@@ -193,12 +194,14 @@ class Recipe:
             FileNotFoundError: a config that does not exist.
         """
         self._check_overrides(overrides)
+        self._check_effect(overrides)
         for name, run in self.runs.items():
             try:
                 config = self._resolve(name, overrides)
             except ValueError as error:
                 raise ValueError(self._misfit(name, overrides, str(error))) from error
-            settings = Settings.from_config(config)
+            with hints_from(config):
+                settings = Settings.from_config(config)
             check_agreement(config)
             self._check_columns(name, benchmark_of(config.data.get("val")).metrics)
             start, interval = settings.evaluation.start, settings.evaluation.interval
@@ -235,11 +238,26 @@ class Recipe:
                 if _covers(inner, fixed):
                     raise ValueError(f"--{key} has no effect in this recipe: {remedy}")
 
+    def _check_effect(self, overrides: Mapping[str, Any]) -> None:
+        """Raises ValueError if an override changes nothing in any run that it is given to."""
+        for key, value in overrides.items():
+            addressee, inner = _address(key, self.runs)
+            runs = [addressee] if addressee else list(self.runs)
+            idle = []
+            for run in (self.runs[name] for name in runs):
+                try:
+                    idle.append(without_effect(run.config, {inner: value}).get(inner))
+                except ValueError:  # it does not fit, which `_misfit` explains
+                    idle.append(None)
+            if all(idle):
+                raise ValueError(idle[0])
+
     def _resolve(self, name: str, overrides: Mapping[str, Any]) -> Config:
         """The config of a run, whose model can be built."""
         run = self.runs[name]
         config = load_config(run.config, run.overrides_with(overrides, {n: f"{{{n}}}" for n in self.runs}))
-        build_model(config.get("model"))
+        with hints_from(config):
+            build_model(config.get("model"))
         return config
 
     def _misfit(self, name: str, overrides: Mapping[str, Any], problem: str) -> str:
