@@ -28,6 +28,7 @@ __all__ = [
     "check_data",
     "named_split",
     "open_folder",
+    "require_sensors",
 ]
 
 
@@ -70,7 +71,8 @@ def build_split(
     Args:
         data: of a config.
         split: train, val or test.
-        sensors: what is read of camera, lidar and radar, for a data set that can do without the others.
+        sensors: what is read of camera, lidar and radar, for a data set that can do without the others; beside those
+            that its block names.
         seed, fixed: see `build_dataset`.
 
     Raises:
@@ -79,9 +81,9 @@ def build_split(
     # A data set of another project need not know what a cache is as long as none is asked for.
     wanted = data.get("cache", "none") != "none"
     cache = {key: data[key] for key in ("cache", "cache_limit") if wanted and key in data}
-    block = data[split]["dataset"] if isinstance(data[split].get("dataset"), Mapping) else data[split]
-    if sensors is not None and "sensors" in inspect.signature(DATASETS.get(block["type"])).parameters:
-        fixed["sensors"] = list(sensors)
+    block = _inner(data[split])
+    if sensors is not None and _takes_sensors(block):
+        fixed["sensors"] = list(dict.fromkeys([*(block.get("sensors") or ()), *sensors]))
     dataset = build_dataset(data[split], seed, f"data.{split}", **cache, **fixed)
     extra = data.get("unlabelled") if split == "train" else None
     if extra is None:
@@ -108,10 +110,25 @@ def open_folder(
     Raises:
         ValueError, FileNotFoundError: see the data set.
     """
-    block = block["dataset"] if isinstance(block.get("dataset"), Mapping) else block
+    block = _inner(block)
     with tempfile.TemporaryDirectory() as folder:
         moved = DATASETS.get(block["type"]).elsewhere(block, Path(root), part, Path(folder))
         return build_split({"val": moved}, "val", 0, sensors, test_mode=True)
+
+
+def require_sensors(block: dict[str, Any], sensors: Sequence[str]) -> None:
+    """Let the data set of a block use only frames that have these sensors, if it can leave out others; in place."""
+    if sensors and _takes_sensors(_inner(block)):
+        _inner(block)["sensors"] = list(sensors)
+
+
+def _inner(block: Any) -> Any:
+    """The block of the data set itself, without what repeats it."""
+    return block["dataset"] if isinstance(block.get("dataset"), Mapping) else block
+
+
+def _takes_sensors(block: Mapping[str, Any]) -> bool:
+    return "sensors" in inspect.signature(DATASETS.get(block["type"])).parameters
 
 
 def named_split(data: Mapping[str, Any], split: str) -> Mapping[str, Any]:

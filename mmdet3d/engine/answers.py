@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from tqdm import tqdm
 
@@ -15,7 +18,38 @@ from mmdet3d.engine.data import TrainSampler, batches, build_loader
 from mmdet3d.engine.settings import Settings, autocast_dtype
 from mmdet3d.models import build_model
 
-__all__ = ["store_answers"]
+__all__ = ["check_that_samples_return", "store_answers"]
+
+
+def check_that_samples_return(cfg: Mapping[str, Any]) -> None:
+    """Load one sample where a teacher's answers are to be kept and `views` is not set, before any model is built.
+
+    Raises:
+        ValueError: it is augmented anew in every epoch, so that no answer would be asked for again.
+    """
+    model = cfg.get("model")
+    named = model if isinstance(model, Mapping) else {}
+    blocks = {"teacher": named.get("teacher")}
+    blocks |= {f"teachers.{name}": block for name, block in (named.get("teachers") or {}).items()}
+    keeping = [key for key, block in blocks.items() if _keeps_answers(block)]
+    train = (cfg.get("data") or {}).get("train") or {}
+    if not keeping or (train.get("dataset") or train).get("views"):
+        return
+    # No sensor is needed to see whether a sample comes back, so that a set that lacks some can be looked at.
+    dataset = build_split(cfg["data"], "train", cfg.get("seed") or 0, sensors=())
+    if len(dataset) and (sample := dataset[0]).view is None:
+        raise ValueError(
+            f"model.{keeping[0]}.answers stores answers, but sample {sample.token} is augmented anew in every epoch "
+            "and would never be asked about again; set views to the number of fixed augmentations per sample (such as "
+            f"4), or model.{keeping[0]}.answers to null"
+        )
+
+
+def _keeps_answers(block: Any) -> bool:
+    """Of a teacher's block: a model is asked, and what it answers is kept."""
+    return (
+        isinstance(block, Mapping) and bool(block.get("answers")) and bool(block.keys() & {"config", "model", "type"})
+    )
 
 
 def store_answers(cfg: Config) -> list[StoredTeacher]:
@@ -38,6 +72,7 @@ def store_answers(cfg: Config) -> list[StoredTeacher]:
     """
     settings = Settings.from_config(cfg)
     check_agreement(cfg)
+    check_that_samples_return(cfg)
     device = distributed.init()
     model = build_model(cfg.model)
     if not isinstance(model, Distiller) or not model.losses:

@@ -14,6 +14,7 @@ from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import build_split, check_data
 from mmdet3d.engine import distributed
 from mmdet3d.engine.agreement import check_agreement
+from mmdet3d.engine.answers import check_that_samples_return
 from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.evaluate import predict
 from mmdet3d.engine.logging import get_logger, hold_log, log_to_folder
@@ -85,6 +86,7 @@ def _fit(
     seed = cfg.get("seed") or 0
     seed_everything(seed, cfg.get("deterministic", False))
     with hints_from(cfg), distributed.together():
+        check_that_samples_return(cfg)
         model = build_model(cfg.model)
         read = model.training_inputs
         train_dataset = build_split(cfg.data, "train", seed, read)

@@ -260,6 +260,17 @@ class Recipe:
             build_model(config.get("model"))
         return config
 
+    @property
+    def compared(self) -> list[str]:
+        """Runs whose difference the table shows, so that they must see the same frames."""
+        roles = [self.table[role] for role in ("control", "distilled") if role in self.table]
+        return list(dict.fromkeys([*roles, *self.variants.values(), *self.controls.values()]))
+
+    def compared_sensors(self, overrides: Mapping[str, Any]) -> list[str]:
+        """What the compared runs read together, a teacher's sensors included (`Trainable.training_inputs`)."""
+        read = [build_model(self._resolve(name, overrides).model).training_inputs for name in self.compared]
+        return list(dict.fromkeys(sensor for inputs in read for sensor in inputs))
+
     def _misfit(self, name: str, overrides: Mapping[str, Any], problem: str) -> str:
         """What is wrong with a run, and which runs the override fits that it stumbles over."""
         culprit: str | None = None

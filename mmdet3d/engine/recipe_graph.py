@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.config import Config, load_config
-from mmdet3d.datasets import build_dataset
+from mmdet3d.datasets import build_dataset, require_sensors
 from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.executor import Spent, Task
 from mmdet3d.engine.recipe_file import Recipe
@@ -174,6 +174,8 @@ def build_graph(
         ValueError: a folder holds a run of another config.
     """
     graph: dict[tuple[str, int], Node] = {}
+    # A world that the recipe makes has all files; of another data set a run without teacher could use more frames.
+    sensors = recipe.compared_sensors(overrides) if recipe.data is None else []
     shared: dict[tuple[str, Path | None], Node] = {}
     for seed in seeds:
         root = data_root(roots, seed)
@@ -185,6 +187,8 @@ def build_graph(
             earlier = {other: graph[other, seed] for other in run.references.values()}
             checkpoints = {other: str(node.weights) for other, node in earlier.items()}
             config = load_config(run.config, {**run.overrides_with(given, checkpoints), "seed": seed})
+            if name in recipe.compared:
+                require_sensors(config.data.train, sensors)
             needs = tuple(dict.fromkeys(node.name for node in earlier.values()))
             starts = tuple(node.weights for node in earlier.values())
             node = Node(name, seed, run.config, config, run_dir / f"{name}-seed{seed}", needs, run.cost, starts)

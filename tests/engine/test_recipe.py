@@ -10,6 +10,7 @@ import pytest
 
 from mmdet3d.config import CONFIG_ROOT, load_config
 from mmdet3d.engine.recipe import Plan, Recipe, control_table, join_results, read_results
+from mmdet3d.engine.recipe_graph import build_graph
 
 RECIPES = sorted(p.relative_to(CONFIG_ROOT).as_posix() for p in CONFIG_ROOT.rglob("recipes/*.yaml"))
 
@@ -44,6 +45,16 @@ def test_kitti_world_and_table(tmp_path: Path) -> None:
 
 def test_samples_are_known_before_the_world_is_made() -> None:
     assert Recipe.load("synthetic/recipes/crkd_demo.yaml").training_samples() == 228  # 38 scenes of 6 key frames
+
+
+def test_control_and_distilled_ask_for_the_same_sensors_of_data_that_may_lack_some(tmp_path: Path) -> None:
+    """Else a control without teacher would see frames whose scan is missing, and its distilled twin would not."""
+    path = tmp_path / "own.yaml"
+    path.write_text("base: [synthetic/recipes/crkd_small.yaml]\ndata: null\npictures: null\n")
+    graph = build_graph(Recipe.load(path), tmp_path / "run", [0], {})
+    asked = {run: node.config.data.train.get("sensors") for (run, _), node in graph.items()}
+    both = ["camera", "radar", "lidar"]
+    assert asked == {"teacher": None, "student": None, "control": both, "distilled": both}
 
 
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:

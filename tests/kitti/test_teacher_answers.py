@@ -76,9 +76,15 @@ def test_frames_without_labels_are_answered_ahead_where_a_loss_sees_them(configu
     assert stored_tokens(configured, str(tmp_path / "all"), **{"model.losses": {"looks": loss}}) == frames
 
 
-def test_augmentation_that_does_not_come_back_is_refused(configured, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is augmented anew in every epoch"):
-        train(DISTILLATION, configured(views=None), tmp_path / "run")
+@pytest.mark.parametrize("command", ["train", "store"])
+def test_augmentation_that_does_not_come_back_is_refused_before_models_are_built(
+    configured, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = configured(views=None)
+    monkeypatch.setattr(MODELS, "build", lambda *_: pytest.fail("a model was built"))
+    with pytest.raises(ValueError, match=r"model\.teacher\.answers .* is augmented anew in every epoch .* set views"):
+        train(DISTILLATION, cfg, tmp_path / "run") if command == "train" else store_answers(cfg)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_has_no_folder_or_no_teacher_is_refused(configured) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdet3d.datasets import CBGSDataset, FrameDataset, NuScenesDataset, build_dataset, build_split
+from mmdet3d.datasets import CBGSDataset, FrameDataset, NuScenesDataset, build_dataset, build_split, require_sensors
 from mmdet3d.datasets.nuscenes.create import create_nuscenes
 from mmdet3d.datasets.nuscenes.infos import read_infos, write_infos
 from mmdet3d.datasets.records import Context, FrameRecord, SensorRecord, Transform
@@ -164,6 +164,7 @@ def left_out(caplog: pytest.LogCaptureFixture) -> set[str]:
     return {message for message in caplog.messages if "are left out" in message}
 
 
+SENSORS = ["camera", "lidar"]
 RADAR = {"type": "LoadRadarPointsMultiSweeps"}
 
 
@@ -209,6 +210,18 @@ def test_what_a_model_does_not_read_may_be_missing(
     assert dataset.tokens == used
     if used[0] == "t0" and not depth:
         assert dataset[0].points.shape == (0, 5)
+
+
+def test_a_student_without_teacher_is_shown_the_frames_of_one_with(incomplete: Path) -> None:
+    """The runs of a recipe on own data see the same frames, whatever each of them reads."""
+    block = {"type": "NuScenesDataset", "ann_file": "infos.pkl", "dataset_root": str(incomplete), "pipeline": [SCAN]}
+    frames = {}
+    for name, wrapped in (("alone", block), ("resampled", {"type": "CBGSDataset", "dataset": dict(block)})):
+        control, distilled = [build_split({"train": wrapped}, "train", 0, read) for read in (["camera"], SENSORS)]
+        require_sensors(wrapped, SENSORS)
+        shown = build_split({"train": wrapped}, "train", 0, ["camera"])
+        frames[name] = [getattr(each, "dataset", each).tokens for each in (control, distilled, shown)]
+    assert frames["alone"] == frames["resampled"] == [["t0", "t2"], ["t2"], ["t2"]]
 
 
 def test_numbers_of_cameras_that_differ(incomplete: Path) -> None:

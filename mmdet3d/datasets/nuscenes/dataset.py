@@ -61,8 +61,8 @@ class NuScenesDataset(FrameDataset):
         frame: of points, boxes and predictions: `lidar`, the scanner's, or `ego`, the vehicle's at the same time.
         cache, cache_limit: see `open_cache`.
         views: fixed augmentations of each sample, the same for every seed; None augments anew in every epoch.
-        sensors: what the model reads of camera, lidar and radar, so that a frame without another sensor's files can be
-            used; None for all that the pipeline reads. The engine fills it in.
+        sensors: what a frame must have of camera, lidar and radar; None for all that the pipeline reads. The engine
+            adds what the model and its teachers read; `[lidar]` shows a student without teacher the frames of one with.
 
     Raises:
         FileNotFoundError: no such info file.
