@@ -242,7 +242,7 @@ def _heat_panel(title: str, subtitle: str, heat: Heat, scene: Scene) -> Panel:
 def _truth_panel(truth: Layer, scene: Scene) -> Panel:
     sensors = {"lidar": scene.points, "camera": scene.images or None, "radar": scene.radar}
     seen = " + ".join(_SENSORS[name] for name, data in sensors.items() if data is not None)
-    subtitle = f"{seen}: {len(truth.boxes)} objects"
+    subtitle = f"{seen}\n{len(truth.boxes)} objects"
     return Panel(
         "ground truth", subtitle, [truth], scene.calibration, scene.images, scene.names, scene.points, scene.radar
     )
@@ -255,7 +255,7 @@ def _panel(title: str, inputs: Collection[str], layers: Sequence[Layer], scene: 
     )
     return Panel(
         title,
-        f"{' + '.join(name for sensor, name in _SENSORS.items() if sensor in inputs)}: {counts}",
+        f"{' + '.join(name for sensor, name in _SENSORS.items() if sensor in inputs)}\n{counts}",
         layers,
         scene.calibration,
         scene.images if "camera" in inputs else (),

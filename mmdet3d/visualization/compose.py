@@ -12,14 +12,13 @@ from mmdet3d.structures import Calibration
 from mmdet3d.visualization.bev import draw_bev
 from mmdet3d.visualization.cameras import box_segments, draw_camera, draw_cameras
 from mmdet3d.visualization.heat import Heat
-from mmdet3d.visualization.layers import BACKGROUND, INK, Color, Layer, fitting
+from mmdet3d.visualization.layers import BACKGROUND, INK, SLIDE, Color, Layer, fitting
 from mmdet3d.visualization.legend import draw_legend
 from mmdet3d.visualization.strokes import Pad
 
-__all__ = ["WIDTH", "Panel", "draw_frame", "draw_panels"]
+__all__ = ["Panel", "draw_frame", "draw_panels"]
 
-WIDTH = 1920  # of a slide, pixels
-_HEAD = 76  # height of title and subtitle
+_TITLE, _SUBTITLE = 44, 34  # height of a line above a panel
 _GAP = 12
 _TILE, _ALONE = 640, 1280  # width of a camera image among others, and of a single one
 _NOTHING: Color = (238, 240, 243)
@@ -30,7 +29,7 @@ class Panel:
     """What one model sees and finds of a frame.
 
     Args:
-        title, subtitle: above it.
+        title, subtitle: above it; a subtitle may have several lines.
         layers: boxes.
         calibration: of the images.
         images: one per camera; none if the model has no cameras.
@@ -81,7 +80,7 @@ def draw_panels(
     classes: Sequence[str],
     extent: float,
     behind: float | None = None,
-    width: int = WIDTH,
+    width: int = SLIDE,
     camera: str | None = None,
 ) -> Image.Image:
     """Models side by side on one frame, each under its title: one camera, below it the bird's-eye view; one legend.
@@ -102,9 +101,10 @@ def draw_panels(
     column = (width - _GAP * (len(panels) - 1)) // len(panels)
     seeing = next((panel for panel in panels if panel.images), None)
     shown = 0 if seeing is None else _camera(seeing, camera)
+    lines = max(len(panel.subtitle.splitlines()) for panel in panels)
     columns = []
     for panel in panels:
-        views = [_head(panel, column)]
+        views = [_head(panel, column, lines)]
         if panel.images:
             image, name = panel.images[shown], panel.names[shown]
             if panel.heat is not None and panel.heat.grid is None:
@@ -139,10 +139,12 @@ def _camera(panel: Panel, name: str | None) -> int:
     return max(range(len(panel.images)), key=count)
 
 
-def _head(panel: Panel, width: int) -> Image.Image:
-    pad = Pad.blank((width, _HEAD))
-    pad.text((4, 4), panel.title, INK, size=fitting(panel.title, width - 8, 30))
-    pad.text((4, 42), panel.subtitle, INK, size=fitting(panel.subtitle, width - 8, 22))
+def _head(panel: Panel, width: int, lines: int) -> Image.Image:
+    """Title and subtitle, with room for so many lines of that."""
+    pad = Pad.blank((width, _TITLE + _SUBTITLE * lines))
+    pad.text((4, 4), panel.title, INK, size=fitting(panel.title, width - 8, 34))
+    for number, line in enumerate(panel.subtitle.splitlines()):
+        pad.text((4, _TITLE + _SUBTITLE * number), line, INK, size=fitting(line, width - 8, 28))
     return pad.finish()
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "PALETTE",
     "POINT",
     "RADAR",
+    "SLIDE",
     "TRUTH",
     "Color",
     "Layer",
@@ -51,6 +52,7 @@ INK: Color = (40, 40, 40)
 POINT: Color = (150, 155, 163)
 RADAR: Color = (70, 85, 95)
 TRUTH: Color = (205, 208, 213)
+SLIDE = 1920  # width of a slide, pixels
 
 
 @dataclass

@@ -8,24 +8,25 @@ from dataclasses import dataclass
 from PIL import Image
 
 from mmdet3d.visualization.heat import Heat
-from mmdet3d.visualization.layers import INK, POINT, RADAR, TRUTH, Color, Layer, Style, class_color, font
+from mmdet3d.visualization.layers import INK, POINT, RADAR, SLIDE, TRUTH, Color, Layer, Style, class_color, font
 from mmdet3d.visualization.strokes import Pad
 
 __all__ = ["draw_legend"]
 
-_ROW, _TEXT, _SWATCH = 34, 22, 34  # pixels
+_ROW, _TEXT, _SWATCH = 50, 34, 50  # pixels of a slide, so that it can be read on one of half the size
+_LEAST = 0.7  # of these sizes, in small pictures
+
+# Draws a swatch at (left, middle), all measures times the last argument.
+_Draw = Callable[[Pad, float, float, float], None]
 
 
 @dataclass
 class _Entry:
-    """`draw(pad, left, middle)` draws the swatch."""
-
     text: str
-    draw: Callable[[Pad, float, float], None]
+    draw: _Draw
 
-    @property
-    def width(self) -> int:
-        return _SWATCH + 8 + round(font(_TEXT).getlength(self.text)) + 26
+    def width(self, zoom: float) -> float:
+        return (_SWATCH + 10 + font(_TEXT).getlength(self.text) + 34) * zoom
 
 
 def draw_legend(
@@ -37,7 +38,7 @@ def draw_legend(
     heats: Sequence[Heat] = (),
 ) -> Image.Image:
     """The titles of maps and layers with their colours and line styles, the sensors, and on a row of their own the
-    classes.
+    classes; the larger the wider the picture is, because that is shrunk to the width of a slide.
     """
     entries = [_heat(heat) for heat in {heat.title: heat for heat in heats}.values()]
     styles = {layer.title: layer.style for layer in layers}
@@ -45,55 +46,57 @@ def draw_legend(
     entries += [_Entry("LiDAR", _draw_points)] * points + [_Entry("radar, moving on for 1 s", _draw_radar)] * radar
     present = sorted({label for layer in layers for label in layer.labels.tolist()})
     names = [(label, classes[label].replace("_", " ") if label >= 0 else "other class") for label in present]
-    rows = [*_wrap(entries, width), *_wrap([_line(name, "solid", class_color(k, classes)) for k, name in names], width)]
-    pad = Pad.blank((width, _ROW * len(rows) + 8))
+    lines = [_line(name, "solid", class_color(k, classes)) for k, name in names]
+    zoom = max(width / SLIDE, _LEAST)
+    rows = [*_wrap(entries, width, zoom), *_wrap(lines, width, zoom)]
+    pad = Pad.blank((width, round(_ROW * zoom * len(rows)) + 8))
     for number, row in enumerate(rows):
-        x, y = 6.0, 4 + _ROW * (number + 0.5)
+        x, y = 6.0, 4 + _ROW * zoom * (number + 0.5)
         for entry in row:
-            entry.draw(pad, x, y)
-            pad.text((x + _SWATCH + 8, y - 0.6 * _TEXT), entry.text, INK, _TEXT)
-            x += entry.width
+            entry.draw(pad, x, y, zoom)
+            pad.text((x + (_SWATCH + 10) * zoom, y - 0.6 * _TEXT * zoom), entry.text, INK, round(_TEXT * zoom))
+            x += entry.width(zoom)
     return pad.finish()
 
 
 def _line(text: str, style: Style, color: Color) -> _Entry:
-    def draw(pad: Pad, x: float, y: float) -> None:
+    def draw(pad: Pad, x: float, y: float, zoom: float) -> None:
+        end, half = x + _SWATCH * zoom, 14 * zoom
         if style == "filled":
-            corners = [(x, y - 9), (x + _SWATCH, y - 9), (x + _SWATCH, y + 9), (x, y + 9)]
-            pad.polygon(corners, TRUTH)
+            pad.polygon([(x, y - half), (end, y - half), (end, y + half), (x, y + half)], TRUTH)
         elif style == "dotted":
-            pad.ring((x + _SWATCH / 2, y), 12, color, width=1.5)
-            pad.line((x + 6, y), (x + _SWATCH - 6, y), color, 4, style)
+            pad.ring(((x + end) / 2, y), 18 * zoom, color, width=2 * zoom)
+            pad.line((x + 9 * zoom, y), (end - 9 * zoom, y), color, 6 * zoom, style)
         else:
-            pad.line((x, y), (x + _SWATCH, y), color, 5, style)
+            pad.line((x, y), (end, y), color, 8 * zoom, style)
 
     return _Entry(text, draw)
 
 
 def _heat(heat: Heat) -> _Entry:
-    def draw(pad: Pad, x: float, y: float) -> None:
-        pad.paste(heat.strip((_SWATCH, 18)), (x, y - 9))
+    def draw(pad: Pad, x: float, y: float, zoom: float) -> None:
+        pad.paste(heat.strip((round(_SWATCH * zoom), round(28 * zoom))), (x, y - 14 * zoom))
 
     return _Entry(heat.title, draw)
 
 
-def _draw_points(pad: Pad, x: float, y: float) -> None:
-    pad.dots([(x + 4 * i, y + 3 * (-1) ** i) for i in range(1, 8)], POINT, size=2)
+def _draw_points(pad: Pad, x: float, y: float, zoom: float) -> None:
+    pad.dots([(x + 6 * i * zoom, y + 4 * (-1) ** i * zoom) for i in range(1, 8)], POINT, size=3 * zoom)
 
 
-def _draw_radar(pad: Pad, x: float, y: float) -> None:
-    pad.ring((x + 6, y), 4, RADAR, width=1.5)
-    pad.arrow((x + 6, y), (x + _SWATCH, y), RADAR, 1)
+def _draw_radar(pad: Pad, x: float, y: float, zoom: float) -> None:
+    pad.ring((x + 9 * zoom, y), 6 * zoom, RADAR, width=2 * zoom)
+    pad.arrow((x + 9 * zoom, y), (x + _SWATCH * zoom, y), RADAR, 2 * zoom)
 
 
-def _wrap(entries: Sequence[_Entry], width: int) -> list[list[_Entry]]:
+def _wrap(entries: Sequence[_Entry], width: int, zoom: float) -> list[list[_Entry]]:
     """Entries in rows that fit."""
     rows: list[list[_Entry]] = []
-    left = 0
+    left = 0.0
     for entry in entries:
-        if not rows or left + entry.width > width:
+        if not rows or left + entry.width(zoom) > width:
             rows.append([])
-            left = 6
+            left = 6.0
         rows[-1].append(entry)
-        left += entry.width
+        left += entry.width(zoom)
     return rows

@@ -28,7 +28,8 @@ from mmdet3d.visualization import (
     judge,
     verdict_layers,
 )
-from mmdet3d.visualization.layers import fitting, font
+from mmdet3d.visualization.layers import INK, fitting, font
+from mmdet3d.visualization.legend import draw_legend
 
 WHITE = (255, 255, 255)
 EDGES = [(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)]
@@ -251,6 +252,16 @@ def test_legend_names_what_occurs() -> None:
     assert seen == [[True, False, True], [True, False, False], [False, False, True]]
 
 
+@pytest.mark.parametrize("width", [800, 1920, 2800])
+def test_the_legend_can_be_read_at_half_the_size_of_a_slide(width: int) -> None:
+    """In a picture 960 pixels wide, whatever it was drawn as, capitals are 11 pixels high."""
+    layer = Layer("HHHH", Boxes3D(torch.zeros(0, 9)), torch.zeros(0, dtype=torch.int64))
+    strip = np.asarray(draw_legend([layer], [], width))
+    beside_the_swatch = round(70 * max(width / 1920, 0.7))
+    rows = (strip[:, beside_the_swatch:] == INK).all(-1).any(1).nonzero()[0]
+    assert (rows[-1] - rows[0] + 1) * 960 / width >= 11
+
+
 def test_panels_show_the_sensors_of_their_models(calibration: Calibration) -> None:
     plain = replace(calibration, image_aug=torch.eye(4).repeat(2, 1, 1), lidar_aug=torch.eye(4))
     # Only the second camera sees the box.
@@ -266,10 +277,10 @@ def test_panels_show_the_sensors_of_their_models(calibration: Calibration) -> No
     picture = draw_panels(panels, ["car"], extent=40)
     assert picture.width == 1920
     pixels = np.asarray(picture)
-    views = pixels[76 : 76 + round(90 * 954 / 160)]
+    views = pixels[78 : 78 + round(90 * 954 / 160)]
     green, red = ((views == c).all(-1) for c in ((0, 250, 0), (250, 0, 0)))
     assert green[:, 966:].mean() > 0.5 and not green[:, :954].any() and not red.any()
-    bev = pixels[len(views) + 76 :][:954]
+    bev = pixels[len(views) + 78 :][:954]
     place = round(954 * (1 - 20 / 40) / 2), round(954 * (1 + 20 / 40) / 2)  # row and column of the points
     around = (slice(place[0] - 1, place[0] + 2), slice(place[1] - 1, place[1] + 2))
     assert (bev[:, :954][around] != 255).any() and (bev[:, 966:][around] == 255).all()
