@@ -15,6 +15,7 @@ import yaml
 
 from mmdet3d.blocks import find_key, nearest
 from mmdet3d.composition import COMPOSED, TRAINING, compose, content_digest, data_part, is_named, stands_in_full
+from mmdet3d.io.files import utf8_text
 from mmdet3d.plugins import import_modules, module_names
 
 __all__ = [
@@ -318,7 +319,7 @@ def read_mapping(file: Path) -> dict[str, Any]:
         ValueError: unreadable YAML, or no mapping.
     """
     try:
-        content = parse_yaml(file.read_text())
+        content = parse_yaml(utf8_text(file))
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not valid YAML: {error}") from error
     if content is None:

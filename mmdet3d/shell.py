@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from distill3d import COMMANDS
 
-__all__ = ["command", "script"]
+__all__ = ["command", "quote", "script"]
 
 _TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
@@ -20,3 +21,8 @@ def script(name: str) -> str:
     """What `python` or `torchrun` is given: `tools/train.py`, or `-m distill3d train`."""
     file = f"{COMMANDS[name][0]}.py"
     return f"tools/{file}" if (_TOOLS / file).is_file() else f"-m distill3d {name}"
+
+
+def quote(word: str | Path) -> str:
+    """A file name or another word as a shell takes it, whatever is in it."""
+    return shlex.quote(str(word))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import shlex
 from pathlib import Path
 
 import pytest
 
 from mmdet3d import shell
+from mmdet3d.engine.resuming import refuse_changes
 
 PACKAGE = Path(shell.__file__).parent
 
@@ -30,3 +32,18 @@ def test_no_message_writes_the_path_of_a_tool_itself() -> None:
             if "tools/" in text and ".py" in text and id(node) not in docstrings:
                 wrong.append(f"{file.relative_to(PACKAGE)}:{node.lineno}")
     assert wrong == []
+
+
+def test_a_folder_in_a_message_can_be_typed_whatever_is_in_its_name(tmp_path: Path) -> None:
+    """The command of the message, read as a shell does, names the folder."""
+    folder = tmp_path / "größe $1; 'my run'"
+    folder.mkdir()
+    (folder / "configs.yaml").write_text("seed: 0\n")
+    with pytest.raises(ValueError) as error:
+        refuse_changes(folder, {"seed": 1}, "my config.yaml")
+    assert shlex.split(str(error.value).split("--resume ")[1].split("; to train")[0]) == [str(folder)]
+    assert shlex.split(str(error.value).split("from its weights: ")[1])[2:] == [
+        "my config.yaml",
+        "--load_from",
+        str(folder / "latest.safetensors"),
+    ]

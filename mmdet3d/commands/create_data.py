@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from mmdet3d.io.files import in_words
 from mmdet3d.machine import cpus
 
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parse_arguments(arguments)
         args.run(args)
     except (ValueError, OSError) as error:
-        print(f"create_data: {error}", file=sys.stderr)
+        print(f"create_data: {in_words(error)}", file=sys.stderr)
         return 2
     return 0
 

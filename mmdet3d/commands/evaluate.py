@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from mmdet3d.io.files import check_place, in_words, json_content
+from mmdet3d.shell import quote
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -16,7 +18,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -65,6 +67,9 @@ def _nuscenes(args: argparse.Namespace) -> None:
     titles = _titles(args)
     # A report is a place of its own, so that what testing left beside the results stays.
     out = args.out or args.report or _free_place(args, args.results.parent, "metrics_summary.json").parent
+    if args.report:
+        check_place(args.report, "--report")
+    check_place(out, "--out")
     tokens = _read_tokens(args.tokens) if args.tokens else None
     scored = score_submission(args.results, args.dataroot, args.version, args.split, out, tokens)
     print(format_metrics(scored.metrics))
@@ -102,6 +107,7 @@ def _kitti(args: argparse.Namespace) -> None:
     from mmdet3d.evaluation.kitti_table import format_metrics, metrics_by_name
 
     path = _free_place(args, args.detections.parent, "metrics.json")
+    check_place(path.parent, "--out")
     ids = read_ids(args.ids) if args.ids else split_ids("val")
     strict, loose = evaluate_folder(args.detections, args.labels, ids, parse_class_map(args.class_map))
     write_metrics(strict, path)
@@ -113,7 +119,9 @@ def _free_place(args: argparse.Namespace, default: Path, name: str) -> Path:
     """Where metrics go; what an earlier evaluation left beside the results is replaced only if --out says so."""
     path = (args.out or default) / name
     if args.out is None and path.exists():
-        raise ValueError(f"{path} exists; give --out FOLDER for the new metrics, or --out {default} to replace it")
+        raise ValueError(
+            f"{path} exists; give --out FOLDER for the new metrics, or --out {quote(default)} to replace it"
+        )
     return path
 
 
@@ -121,9 +129,9 @@ def _read_tokens(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"--tokens {path} does not exist")
     try:
-        tokens = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--tokens {path} is no JSON ({error}); it must hold a list of sample tokens") from None
+        tokens = json_content(path)
+    except ValueError as error:
+        raise ValueError(f"--tokens: {error}; it must hold a list of sample tokens") from None
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise ValueError(f"--tokens {path} must hold a list of sample tokens")
     return tokens

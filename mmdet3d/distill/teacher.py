@@ -18,7 +18,7 @@ from mmdet3d.composition import is_named
 from mmdet3d.distill.answers import Answers, join
 from mmdet3d.distill.outline import Outline, plain_outline
 from mmdet3d.interop.checkpoints import load_checkpoint
-from mmdet3d.io.files import file_digest
+from mmdet3d.io.files import file_digest, json_content
 from mmdet3d.io.weights import metadata_path
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector, Trainable
@@ -292,7 +292,7 @@ def recorded_metrics(checkpoint: str | Path) -> dict[str, float]:
     side = metadata_path(checkpoint)
     if not side.is_file():
         return {}
-    record = json.loads(side.read_text())
+    record = json_content(side)
     if not record.get("metrics") or record.get("sha256") != file_digest(checkpoint):
         return {}
     return record["metrics"]

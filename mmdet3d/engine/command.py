@@ -22,6 +22,7 @@ from mmdet3d.config import parse_overrides, parse_yaml
 from mmdet3d.engine.habits import translate
 from mmdet3d.engine.interrupt import Interrupted
 from mmdet3d.engine.launchers import environment_rank
+from mmdet3d.io.files import in_words, utf8_text
 from mmdet3d.plugins import module_names
 
 __all__ = ["OVERRIDES_HELP", "add_override_options", "read_overrides", "rejoin", "run"]
@@ -95,7 +96,7 @@ def read_overrides(words: Sequence[str], file: str | None = None, imports: str |
         if not Path(file).is_file():
             raise FileNotFoundError(f"--overrides-file {file} does not exist")
         try:
-            content = parse_yaml(Path(file).read_text())
+            content = parse_yaml(utf8_text(file))
         except yaml.YAMLError as error:
             raise ValueError(f"--overrides-file {file} is not valid YAML: {error}") from error
         if not isinstance(content, dict):
@@ -123,7 +124,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except (ValueError, OSError) as error:
         if "--debug" in words:
             traceback.print_exc()
-        _report(str(error), words)
+        _report(in_words(error), words)
         _leave(2)
     except Exception as error:
         if _is_out_of_memory(error):

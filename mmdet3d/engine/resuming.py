@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.config import composed, parse_yaml
-from mmdet3d.shell import command
+from mmdet3d.shell import command, quote
 
 __all__ = ["MAY_CHANGE", "config_changes", "model_changes", "refuse_another_training", "refuse_changes"]
 
@@ -56,8 +56,8 @@ def refuse_changes(run: Path, config: Mapping[str, Any], config_path: str | Path
     if changed := _listed(changes):
         raise ValueError(
             f"{run} was begun with another config ({changed}); to go on as it was: {command('train')} --resume "
-            f"{run}; to train with the new config from its weights: {command('train')} {config_path} --load_from "
-            f"{run / 'latest.safetensors'}"
+            f"{quote(run)}; to train with the new config from its weights: {command('train')} {quote(config_path)} "
+            f"--load_from {quote(run / 'latest.safetensors')}"
         )
 
 
@@ -67,7 +67,7 @@ def refuse_another_training(before: Mapping[str, Any], config: Mapping[str, Any]
     if changed := _listed(changes):
         raise ValueError(
             f"this would not be the training of {run} again ({changed}); leave these out, or train it as another one: "
-            f"{command('train')} {run / 'configs.yaml'}"
+            f"{command('train')} {quote(run / 'configs.yaml')}"
         )
 
 

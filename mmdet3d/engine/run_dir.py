@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from mmdet3d.config import Config
 from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.resuming import refuse_changes
-from mmdet3d.shell import command
+from mmdet3d.io.files import check_place
+from mmdet3d.shell import command, quote
 
 __all__ = ["begin_run", "choose_run_dir", "default_run_dir", "writable_folder"]
 
@@ -64,19 +64,19 @@ def choose_run_dir(run_dir: str | Path | None, config_path: str | Path, config: 
     folder = Path(run_dir)
 
     def decide() -> str | None:
-        _check_place(folder)
+        check_place(folder, "--run-dir")
         latest = RunCheckpoints(folder).resumable()[-1:]
         if resume == "auto" and not latest:
             raise ValueError(f"resume_from auto: {folder} holds no checkpoint; leave it out to start a training there")
         if latest and not resume:
             raise ValueError(
                 f"{folder} already holds a run ({latest[0].name}); continue it with {command('train')} --resume "
-                f"{folder}, or pass another --run-dir to start a new one"
+                f"{quote(folder)}, or pass another --run-dir to start a new one"
             )
         if latest and resume != "auto" and Path(resume).resolve() != latest[0].resolve():
             raise ValueError(
                 f"{folder} already holds a run up to {latest[0].name}, which going on from {resume} would overwrite; "
-                f"continue it with {command('train')} --resume {folder}, or pass another --run-dir"
+                f"continue it with {command('train')} --resume {quote(folder)}, or pass another --run-dir"
             )
         if source := latest[0] if resume == "auto" else resume:
             refuse_changes(Path(source).parent, config, config_path)
@@ -101,11 +101,3 @@ def begin_run(folder: Path, config: Config) -> None:
         target.write_text(config.dump())
 
     distributed.on_main(write)
-
-
-def _check_place(folder: Path) -> None:
-    """Raises ValueError if `folder` is sure not to be writable."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        reason = "no permission" if there.is_dir() else f"{there} is a file"
-        raise ValueError(f"cannot write into {folder} ({reason}); pass another folder with --run-dir")

@@ -23,7 +23,7 @@ import torch
 from mmdet3d import __version__
 from mmdet3d.composition import stands_in_full
 from mmdet3d.engine import distributed
-from mmdet3d.io.files import file_digest
+from mmdet3d.io.files import file_digest, json_content
 from mmdet3d.models.backbones.pretrained import weight_file
 
 __all__ = ["RECORD", "Difference", "differences", "read_record", "run_record", "write_record"]
@@ -73,7 +73,7 @@ def read_record(run: Path) -> dict[str, Any]:
     """
     if not (run / RECORD).is_file():
         raise FileNotFoundError(f"{run} has no {RECORD}, so it is not known what that run was; train its configs.yaml")
-    return json.loads((run / RECORD).read_text())
+    return json_content(run / RECORD)
 
 
 def input_files(config: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:

@@ -34,7 +34,7 @@ from mmdet3d.engine.settings import AUTO, GradClip, Settings, autocast_dtype
 from mmdet3d.interop.checkpoints import load_checkpoint, load_state
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar
-from mmdet3d.shell import command
+from mmdet3d.shell import command, quote
 from mmdet3d.structures import Batch
 
 __all__ = ["Trainer", "seed_everything"]
@@ -427,7 +427,7 @@ class Trainer:
             self._stop(latest[-1] if latest else None)
 
     def _stop(self, saved: Path | None) -> None:
-        kept = f"{saved} holds everything; continue with: {command('train')} --resume {self.run_dir}"
+        kept = f"{saved} holds everything; continue with: {command('train')} --resume {quote(self.run_dir)}"
         raise Interrupted(kept if saved else "nothing was trained yet", self._interrupt.number)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-__all__ = ["atomic_write", "file_digest", "read_text"]
+__all__ = [
+    "atomic_write",
+    "check_place",
+    "file_digest",
+    "in_words",
+    "json_content",
+    "read_text",
+    "utf8_text",
+]
+
+_REMEDIES = {
+    errno.EEXIST: "a file lies where a folder is needed; choose another place, or move it away",
+    errno.ENOTDIR: "a file lies where a folder is needed; choose another place, or move it away",
+    errno.EISDIR: "it is a folder, and a file is needed; name the file in it",
+    errno.EACCES: "no permission; choose another place, or change its rights",
+    errno.EPERM: "no permission; choose another place, or change its rights",
+    errno.EROFS: "it can only be read; choose another place",
+    errno.ENOSPC: "no space is left; make room, or choose another place",
+    errno.ENOENT: "it does not exist",
+}
 
 
 @contextmanager
@@ -65,3 +86,47 @@ def file_digest(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def utf8_text(path: str | Path) -> str:
+    """The content of a text file, with or without the mark that Windows programs put before it.
+
+    Raises:
+        ValueError: it is no UTF-8.
+        OSError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+
+
+def json_content(path: str | Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it is no JSON.
+        OSError: it cannot be read.
+    """
+    try:
+        return json.loads(utf8_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def check_place(folder: str | Path, option: str) -> None:
+    """Raise ValueError if `folder`, which `option` of a command names, is sure not to be writable; nothing is made."""
+    folder = Path(folder)
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "no permission" if there.is_dir() else f"{there} is a file"
+        raise ValueError(f"cannot write into {folder} ({reason}); pass another folder with {option}")
+
+
+def in_words(error: Exception) -> str:
+    """The message of a user's mistake; the system's own about a file is told with what to do."""
+    if isinstance(error, OSError) and error.errno and error.filename is not None:
+        return f"{error.filename}: {_REMEDIES.get(error.errno, (error.strerror or '').lower())}"
+    return str(error)

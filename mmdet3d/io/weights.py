@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mmdet3d.io.files import atomic_write, file_digest
+from mmdet3d.io.files import atomic_write, file_digest, json_content
 
 __all__ = ["metadata_path", "read_state", "read_weights", "save_metadata", "save_state", "save_weights"]
 
@@ -87,7 +87,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return _read_pytorch(path)
     side = metadata_path(path)
     try:
-        return _plain_names(load_file(path)), json.loads(side.read_text()) if side.is_file() else {}
+        return _plain_names(load_file(path)), json_content(side) if side.is_file() else {}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file ({error}); copy or download it again") from error
 

@@ -136,6 +136,18 @@ def test_unknown_categories_are_counted_and_named(own: Callable[..., Path], caps
     assert tally.left_out["Car of no class here"] > 0 and "car" not in tally.counting
 
 
+def test_half_a_name_of_a_category_is_completed(own: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
+    create(own(category=renamed("name", {"human.pedestrian.adult": "adult"})))
+    assert (
+        "their category 'adult' is none of nuScenes', did you mean 'human.pedestrian.adult'?" in capsys.readouterr().out
+    )
+
+
+def test_the_command_that_makes_missing_info_files_names_the_tables_that_are_there(own: Callable[..., Path]) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"--extra-tag none --version {VERSION}$"):
+        NuScenesDataset("none_infos_val.pkl", str(own()))
+
+
 def test_points_that_nobody_counted(own: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
     """One sentence at once, instead of a search for a sample that ends with the ranges being blamed."""
     root = own(sample_annotation=everywhere(num_lidar_pts=0, num_radar_pts=0))

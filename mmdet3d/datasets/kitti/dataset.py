@@ -37,7 +37,7 @@ from mmdet3d.evaluation.kitti import CLASSES
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects
 from mmdet3d.evaluation.kitti_table import metrics_by_name
 from mmdet3d.registry import DATASETS
-from mmdet3d.shell import command
+from mmdet3d.shell import command, quote
 from mmdet3d.structures import Calibration, Detections3D, ImageObjects, Sample, limit_period
 from mmdet3d.structures.camera_boxes import boxes_from_kitti
 
@@ -174,7 +174,7 @@ class KittiDataset(torch.utils.data.Dataset):
             sample = self._load(token, stream.rng)
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(
-                f"{error}; `{command('create-data')} kitti --root-path {self.root}` checks all files"
+                f"{error}; `{command('create-data')} kitti --root-path {quote(self.root)}` checks all files"
             ) from None
         sample.view = stream.name(token)
         return sample
@@ -363,7 +363,7 @@ class KittiDataset(torch.utils.data.Dataset):
         path = self.depth_dir / f"{token}.png"
         if not path.is_file():
             raise FileNotFoundError(
-                f"depth map {path} is missing; `{command('create-data')} kitti --root-path {self.root} --depth` "
+                f"depth map {path} is missing; `{command('create-data')} kitti --root-path {quote(self.root)} --depth` "
                 "makes it from the LiDAR, and `depth_dir: null` does without"
             )
         (depth,) = self._read(read_depths, [path], size[::-1])

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdet3d.blocks import at_least
 from mmdet3d.datasets.nuscenes.database import create_database
 from mmdet3d.datasets.nuscenes.frames import FrameReader
 from mmdet3d.datasets.nuscenes.infos import FORMAT, record_from_dict, write_infos
@@ -15,6 +16,7 @@ from mmdet3d.datasets.nuscenes.plausible import check_files
 from mmdet3d.datasets.nuscenes.report import report
 from mmdet3d.datasets.nuscenes.resumable import digest, digest_files, resumable_map
 from mmdet3d.datasets.nuscenes.tables import load_tables, version_splits
+from mmdet3d.io.files import check_place
 from mmdet3d.io.pickles import load_pickle
 
 __all__ = ["create_nuscenes", "list_frames"]
@@ -57,6 +59,10 @@ def create_nuscenes(
         ValueError: a bad split file or calibration, no scene of a split, or files of another layout, see `check_files`.
     """
     root, out_dir = Path(root), Path(out_dir)
+    check_place(out_dir, "--out-dir")
+    at_least(0, max_sweeps, "max_sweeps")
+    if not tag:
+        raise ValueError("the prefix of the info files is empty; give one by --extra-tag")
     version = "v1.0-trainval" if version == "v1.0" else version
     roles = version_splits(root, version)
     _check_scenes(root, version, roles)

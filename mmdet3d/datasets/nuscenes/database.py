@@ -124,7 +124,7 @@ def create_database(infos: Path, root: Path, out_dir: Path, tag: str, workers: i
         for record in piece:
             objects.setdefault(record["name"], []).append(record)
     dump_pickle({"metadata": metadata, "objects": objects}, path)
-    print(f"{path}: " + ", ".join(f"{len(v)} {k}" for k, v in objects.items()))
+    print(f"{path}: " + (", ".join(f"{len(v)} {k}" for k, v in objects.items()) or "no object to paste"))
     return path
 
 

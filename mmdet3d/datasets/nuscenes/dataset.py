@@ -26,7 +26,7 @@ from mmdet3d.evaluation.benchmark import Benchmark
 from mmdet3d.evaluation.nuscenes import CLASSES
 from mmdet3d.io.files import file_digest
 from mmdet3d.registry import DATASETS
-from mmdet3d.shell import command
+from mmdet3d.shell import command, quote
 from mmdet3d.structures import Detections3D, Sample
 
 __all__ = ["NuScenesDataset"]
@@ -207,10 +207,12 @@ def _find_info_file(root: Path, ann_file: str) -> Path:
     if not root.is_dir():
         raise FileNotFoundError(f"dataset_root {root} does not exist")
     there = sorted(p.name for p in root.glob("*infos*.pkl") if "dbinfos" not in p.name)
+    versions = sorted(p.parent.name for p in root.glob("*/sample_data.json"))
+    version = versions[0] if versions and "v1.0-trainval" not in versions else "v1.0-trainval"
     raise FileNotFoundError(
         f"info file {path} does not exist (info files there: {', '.join(there) or 'none'}); set ann_file / info_prefix "
-        f"to one of them, or create it: {command('create-data')} nuscenes --root-path {root} --out-dir {root} "
-        f"--extra-tag {ann_file.split('_infos_')[0]} --version v1.0-trainval"
+        f"to one of them, or create it: {command('create-data')} nuscenes --root-path {quote(root)} --out-dir "
+        f"{quote(root)} --extra-tag {quote(ann_file.split('_infos_')[0])} --version {version}"
     )
 
 

@@ -53,8 +53,8 @@ def _objects(annotated: Sequence[FrameRecord]) -> Iterator[str]:
         yield f"no object is of a detection class ({', '.join(CLASSES)}), so there is nothing to train on or to score"
     names = {name for record in annotated for name in record.names.tolist()}
     for name in sorted(names - {*CLASSES, *CATEGORIES}):
-        number, guess = tally.left_out[f"{name} of no class here"], nearest(name.lower(), [*CATEGORIES, *CLASSES])
-        yield f"{number} objects are left out: their category {name!r} is none of nuScenes'{guess}"
+        number = tally.left_out[f"{name} of no class here"]
+        yield f"{number} objects are left out: their category {name!r} is none of nuScenes'{_guess(name.lower())}"
     counts = [n for r in annotated for n in (r.num_lidar_pts, r.num_radar_pts) if n is not None]
     if not any(n.any() for n in counts):
         yield (
@@ -63,3 +63,9 @@ def _objects(annotated: Sequence[FrameRecord]) -> Iterator[str]:
         )
     if not any(np.isfinite(r.boxes[:, 7:]).any() for r in annotated):
         yield "no object has a velocity, which needs prev and next of its annotations; all are learnt as standing still"
+
+
+def _guess(name: str) -> str:
+    """The hint for an unknown category: the class of that name, the category that ends so, or a similar one."""
+    whole = [known for known in (*CLASSES, *CATEGORIES) if f".{known}".endswith(f".{name}")]
+    return nearest(whole[0], whole[:1]) if whole else nearest(name, [*CATEGORIES, *CLASSES])

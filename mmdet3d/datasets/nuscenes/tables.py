@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdet3d.blocks import nearest
+from mmdet3d.io.files import json_content
 
 if TYPE_CHECKING:
     from nuscenes import NuScenes
@@ -198,10 +198,7 @@ def _custom_splits(root: str | Path, version: str) -> dict[str, list[str]]:
             f"{version} is no official version ({', '.join(OFFICIAL_SPLITS)}), so it needs {file}: "
             "a JSON object from split name to list of scene names"
         )
-    try:
-        splits = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from None
+    splits = json_content(file)
     if not isinstance(splits, dict) or not all(isinstance(v, list) for v in splits.values()):
         raise ValueError(f"{file} must be a JSON object from split name to list of scene names")
     return splits

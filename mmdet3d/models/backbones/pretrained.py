@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mmdet3d.io.weights import read_weights
-from mmdet3d.shell import command
+from mmdet3d.shell import command, quote
 
 __all__ = ["FOLDER", "Pretrained", "backbone_weights", "load_fitting", "weight_file"]
 
@@ -67,7 +67,7 @@ def backbone_weights(checkpoint: str, owner: str, option: str = _OPTION) -> dict
         if len(prefixes) > 1:
             raise ValueError(
                 f"{path} holds several networks ({', '.join(prefixes)}...), so it is not clear which is the image "
-                f"backbone of {owner}; take one out: {command('convert')} {path} OUT.safetensors "
+                f"backbone of {owner}; take one out: {command('convert')} {quote(path)} OUT.safetensors "
                 f"--prefix {prefixes[0].rstrip('.')}"
             )
         if prefixes:
