@@ -27,6 +27,7 @@ __all__ = [
     "kind_name",
     "nearest",
     "number",
+    "positive",
     "read_block",
 ]
 
@@ -92,6 +93,10 @@ def read_block(cls: Callable[..., Block], given: Any, key: str) -> Block:
         check_keys(given, named, key)
     for name, value in given.items():
         check_kind(value, hints.get(name, Any), _below(key, name))
+        default = named[name].default if name in named else None
+        if value is None and default not in (None, inspect.Parameter.empty) and not _fits(None, hints.get(name, Any)):
+            kind = kind_name(hints[name])
+            raise ConfigKeyError(_below(key, name), f" must be {kind}, got null; leave it out for {default!r}")
     required = [name for name, p in named.items() if p.default is p.empty]
     check_keys([n for n, v in given.items() if v is not None or _fits(v, hints.get(n, Any))], given, key, required)
     values = {}
@@ -161,6 +166,13 @@ def at_least(least: int, value: Any, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigKeyError(key, f" must be an integer of at least {least}, got {value!r}")
     return value
+
+
+def positive(value: Any, key: str) -> float:
+    """`value` of the config's `key`; raises ConfigKeyError if it is no finite number above 0."""
+    if number(value, key) <= 0:
+        raise ConfigKeyError(key, f" must be above 0, got {value!r}")
+    return float(value)
 
 
 def check_kind(value: Any, hint: Any, key: str) -> None:

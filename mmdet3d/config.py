@@ -441,7 +441,12 @@ def _evaluate(value: Any, names: Config, file: Path, depth: int = 0) -> Any:
     if isinstance(value, list):
         return [_evaluate(v, names, file, depth) for v in value]
     if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
-        block = _expression(_parse(value, file), names, value, file, depth)
+        try:
+            block = _expression(_parse(value, file), names, value, file, depth)
+        except (ArithmeticError, LookupError, TypeError) as error:
+            used = {n.id for n in ast.walk(_parse(value, file)) if isinstance(n, ast.Name)}
+            given = "; ".join(f"{name}: {names.get(name)!r}" for name in sorted(used))
+            raise ValueError(f"{value} in {file} cannot be worked out ({error}) with {given:.200}") from None
         return _evaluate(copy.deepcopy(block), names, file, depth + 1)
     return value
 

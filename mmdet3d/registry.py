@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d import plugins
-from mmdet3d.blocks import nearest, read_block
+from mmdet3d.blocks import ConfigKeyError, nearest, read_block
 
 __all__ = ["DATASETS", "MODELS", "STEPS", "TRANSFORMS", "Registry"]
 
@@ -86,6 +86,9 @@ class Registry:
         if not isinstance(cfg, Mapping) or "type" not in cfg:
             where = f" ({key})" if key else ""
             raise ValueError(f"a {self.kind} config{where} needs a `type` key, got {cfg!r}")
+        if not isinstance(cfg["type"], str) or not cfg["type"]:
+            place = f"{key}.type" if key else "type"
+            raise ConfigKeyError(place, f" must name a {self.kind} type, got {cfg['type']!r}")
         cls = self.get(cfg["type"])
         arguments = {k: v for k, v in cfg.items() if k != "type"} | extra
         return read_block(cls, arguments, key or cls.__name__)

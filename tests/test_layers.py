@@ -74,6 +74,7 @@ def test_leaves_import_nothing_of_the_project() -> None:
     assert imported_parts(PACKAGE / "composition.py") == set()
     assert imported_parts(PACKAGE / "plugins.py") == set()
     assert imported_parts(PACKAGE / "blocks.py") == set()
+    assert imported_parts(PACKAGE / "io" / "files.py") == set()
     assert imported_parts(PACKAGE / "machine.py") == set()
 
 

@@ -18,6 +18,8 @@ from mmdet3d.datasets import benchmark_of
 from mmdet3d.distill.providers import DetectorBlock
 from mmdet3d.engine.agreement_sides import DataSide, Disagreement, ModelSide, data_sides, model_sides, shown
 from mmdet3d.engine.settings import AUTO
+from mmdet3d.io.files import json_content
+from mmdet3d.io.weights import metadata_path
 
 __all__ = ["check_agreement", "disagreements"]
 
@@ -64,7 +66,8 @@ def check_agreement(cfg: Mapping[str, Any], checkpoint: str | Path | None = None
 
     Args:
         cfg: a resolved config.
-        checkpoint: that is tested; its data is compared with that of the `configs.yaml` beside it, if there is one.
+        checkpoint: that is tested; its data is compared with that of the `configs.yaml` beside it, if there is one,
+            otherwise its classes with those that its metadata names.
 
     Returns:
         Sentences to warn with, of settings that differ where that may be meant.
@@ -98,6 +101,8 @@ def disagreements(cfg: Mapping[str, Any], checkpoint: str | Path | None = None) 
     if run is not None and run.is_file():
         trained = data_sides(load_config(run), f" of {run}")
         found += _between(data, trained)
+    elif checkpoint is not None and metadata_path(checkpoint).is_file():
+        found += _recorded_classes(data, metadata_path(checkpoint))
     return list({each.sentence: each for each in found}.values())
 
 
@@ -127,6 +132,17 @@ def _between(
         for group in mine:
             if shown(group[1]) != shown(theirs[0][1]):
                 yield _data_disagreement(key, group, theirs[0])
+
+
+def _recorded_classes(data: Sequence[DataSide], record: Path) -> Iterator[Disagreement]:
+    """Of weights that no longer lie in the folder of their run."""
+    trained = json_content(record).get("classes")
+    for names, classes in [*_grouped(data, "object_classes"), *_grouped(data, "classes")] if trained else ():
+        if list(classes) != trained:
+            yield Disagreement(
+                f"{names} is {shown(classes)}, but {record} says that its weights were trained with {shown(trained)}: "
+                "a label is a place in this list; give the same"
+            )
 
 
 def _data_disagreement(key: str, first: tuple[str, Any], second: tuple[str, Any]) -> Disagreement:
@@ -201,10 +217,10 @@ def _classes(model: ModelSide, data: Sequence[DataSide]) -> Iterator[Disagreemen
     key = model.name("heads.object.tasks" if tasks is not None else "classes")
     for names, classes in [*_grouped(data, "object_classes"), *_grouped(data, "classes")]:
         if listed is not None and list(classes) != list(listed):
-            same = sorted(classes) == sorted(listed)
+            swapped = ", so names would be swapped" if sorted(classes) == sorted(listed) else ""
             yield Disagreement(
-                f"{key} names {', '.join(listed)}, but {names} is {', '.join(classes)}: a label is a place in both "
-                f"lists{', so names would be swapped' if same else ''}; give both the same classes in the same order"
+                f"{key} names {', '.join(listed)}, but {names} is {', '.join(classes) or 'empty'}: a label is a place "
+                f"in both lists{swapped}; give both the same classes in the same order"
             )
         elif listed is None and count is not None and count != len(classes):
             yield Disagreement(

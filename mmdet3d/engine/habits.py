@@ -12,6 +12,8 @@ __all__ = ["translate"]
 
 _SAME = {"--work-dir": "--run-dir", "--resume-from": "--resume_from", "--load-from": "--load_from"}
 _OVERRIDES = ("--cfg-options", "--options")
+# An empty folder would be the current one; it mostly comes from a variable of the shell that is not set.
+_PLACES = ("--run-dir", "--out-dir", "--out", "--data-dir", "--resume", "--checkpoint", "--overrides-file")
 _RANK = ("--local_rank", "--local-rank")  # what torch.distributed.launch adds; the environment says it too
 
 _OURS = {
@@ -36,13 +38,15 @@ def translate(words: Sequence[str], env: Mapping[str, str] = os.environ) -> list
     """The words of a command line with our options in place of mmdetection's.
 
     Raises:
-        ValueError: an option that we have another way for; the message tells it.
+        ValueError: an option that we have another way for; the message tells it. Or an empty name of a place.
     """
     ours: list[str] = []
     queue = list(words)
     while queue:
         word = queue.pop(0)
         option, equals, value = word.partition("=")
+        if _SAME.get(option, option) in _PLACES and value == "" and (equals or queue[:1] == [""]):
+            raise ValueError(f"{option} is empty; name a folder or file, or leave the option out")
         if option in _OURS:
             raise ValueError(f"{option} is an option of mmdetection; here {_OURS[option]}")
         if option in _SAME:

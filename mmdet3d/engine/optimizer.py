@@ -55,6 +55,8 @@ def build_optimizer(model: nn.Module, cfg: Mapping[str, Any]) -> Optimizer:
     name = keys.pop("type", None)
     paramwise = keys.pop("paramwise_cfg", None)
     known = [n for n, c in vars(torch.optim).items() if inspect.isclass(c) and issubclass(c, Optimizer)]
+    if name is None:
+        raise ConfigKeyError("optimizer.type", " is missing; name an optimiser of torch.optim, such as AdamW")
     if name not in known:
         raise ConfigKeyError(
             "optimizer.type", f" must be an optimiser of torch.optim, got {name!r}{nearest(str(name), known)}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
 
-from mmdet3d.blocks import at_least, read_block
+from mmdet3d.blocks import ConfigKeyError, at_least, number, positive, read_block
 from mmdet3d.datasets.cache import check_cache
 
 __all__ = ["AUTO", "Settings", "autocast_dtype"]
@@ -83,6 +84,11 @@ class GradClip:
     max_norm: float = 35
     norm_type: float = 2
 
+    def __post_init__(self) -> None:
+        positive(self.max_norm, "max_norm")  # a negative one would turn every gradient round
+        if self.norm_type != math.inf:
+            positive(self.norm_type, "norm_type")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -111,6 +117,12 @@ class EMASettings:
 
     decay: float = 0.999
     ramp: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= number(self.decay, "decay") < 1:
+            raise ConfigKeyError("decay", f" must lie in [0, 1), got {self.decay!r}")
+        if self.ramp is not None:
+            positive(self.ramp, "ramp")
 
 
 @dataclass(frozen=True)

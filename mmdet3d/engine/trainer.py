@@ -85,7 +85,7 @@ class Trainer:
     ) -> None:
         self.settings = s = Settings.from_config(cfg)
         self.run_dir = Path(run_dir)
-        self._cfg_model = cfg.get("model")
+        self._about = {"model_config": cfg.get("model"), "classes": [*getattr(train_dataset, "class_names", ())]}
         if device is None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = device
@@ -169,7 +169,7 @@ class Trainer:
         with distributed.together():
             if s.resume_from:
                 resumed = read_training_state(s.resume_from)
-                if changed := model_changes(resumed[1].get("model_config"), self._cfg_model):
+                if changed := model_changes(resumed[1].get("model_config"), self._about["model_config"]):
                     raise ValueError(
                         f"{s.resume_from} was trained with another model ({changed}); bring that config back, or train "
                         f"the new one from these weights: --load_from {s.resume_from}"
@@ -464,7 +464,7 @@ class Trainer:
             "best": self._best,
             "model": type(self.model).__name__,
             "averaged": self._ema is not None,
-            "model_config": self._cfg_model,
+            **self._about,
             "versions": {"mmdet3d": __version__, "torch": torch.__version__},
             "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         }

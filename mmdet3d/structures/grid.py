@@ -26,8 +26,16 @@ class BEVGrid:
 
     @classmethod
     def from_range(cls, point_cloud_range: list[float], cell: list[float]) -> BEVGrid:
-        """The grid over `(x0, y0, z0, x1, y1, z1)` metres with cells of `cell` metres."""
+        """The grid over `(x0, y0, z0, x1, y1, z1)` metres with cells of `cell` metres.
+
+        Raises:
+            ValueError: it covers nothing.
+        """
         x0, y0, _, x1, y1, _ = point_cloud_range
+        if not (x1 > x0 and y1 > y0 and min(cell[:2]) > 0):
+            raise ValueError(
+                f"a grid over point_cloud_range {list(point_cloud_range)} with cells of {cell} m has no cell"
+            )
         shape = (round((x1 - x0) / cell[0]), round((y1 - y0) / cell[1]))
         return cls((float(x0), float(y0)), (float(cell[0]), float(cell[1])), shape)
 

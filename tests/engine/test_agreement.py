@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -130,11 +131,26 @@ def test_a_checkpoint_is_tested_on_the_classes_it_was_trained_with(tmp_path: Pat
     assert check_agreement(load_config(VOXELS), tmp_path / "latest.safetensors") == []
 
 
+def test_weights_that_were_copied_out_of_their_run_say_their_classes(tmp_path: Path) -> None:
+    swapped = load_config(VOXELS, {"object_classes": SWAPPED})
+    record = tmp_path / "copied.json"
+    record.write_text(json.dumps({"classes": load_config(VOXELS).object_classes}))
+    with pytest.raises(ValueError, match=r"object_classes of data.*, but .*copied\.json says .* with \[car, "):
+        check_agreement(swapped, tmp_path / "copied.safetensors")
+    assert check_agreement(load_config(VOXELS), tmp_path / "copied.safetensors") == []
+    record.write_text("{}")  # of before
+    assert check_agreement(swapped, tmp_path / "copied.safetensors") == []
+
+
 def test_metrics_that_only_training_asks_for_do_not_matter_in_a_test(tmp_path: Path) -> None:
     pedestrians = load_config(KITTI, {"eval_classes": ["Pedestrian"], "evaluation.save_best": "Car/3d/R40/moderate"})
     with pytest.raises(ValueError, match=r"save_best is Car/3d/R40/moderate, .*, did you mean 'Pedestrian/3d/R40/mod"):
         check_agreement(pedestrians)
     assert check_agreement(pedestrians, tmp_path / "latest.safetensors") == []
+
+
+def test_a_class_list_that_is_a_text_is_left_to_the_data_set() -> None:
+    check_agreement(load_config(VOXELS, {"object_classes": "car"}))
 
 
 def test_what_is_of_the_wrong_type_is_left_to_its_part() -> None:

@@ -33,6 +33,8 @@ def test_what_means_the_same_is_understood(words: str, ours: str, env: dict) -> 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("c.yaml --run-dir= --seed 1", "--run-dir is empty; name a folder"),
+        ("c.yaml --work-dir=", "--work-dir is empty; name a folder"),
         ("--gpus 2", r"--gpus is an option of mmdetection; here .*torchrun"),
         ("--no-validate", r"--data\.val null"),
         ("--auto-resume", r"--resume DIR"),

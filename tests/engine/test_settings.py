@@ -39,6 +39,10 @@ WRONG = [
     ({"optimizer_config": {"grad_clip": {"max_norm": "abc"}}}, "grad_clip.max_norm must be a number, got 'abc'"),
     ({"ema": {"decay": "abc"}}, "ema.decay must be a number, got 'abc'"),
     ({"ema": {"ramp": "abc"}}, "ema.ramp must be a number, got 'abc'"),
+    ({"ema": {"decay": 2}}, r"ema.decay must lie in \[0, 1\), got 2"),
+    ({"ema": {"ramp": 0}}, "ema.ramp must be above 0, got 0"),
+    ({"optimizer_config": {"grad_clip": {"max_norm": -1}}}, "grad_clip.max_norm must be above 0, got -1"),
+    ({"optimizer_config": {"grad_clip": {"norm_type": 0}}}, "grad_clip.norm_type must be above 0, got 0"),
     ({"deterministic": "no"}, "deterministic must be true or false, got 'no'"),
     ({"find_unused_parameters": "no"}, "find_unused_parameters must be true or false, got 'no'"),
     ({"optimizer": "AdamW"}, "optimizer must be a mapping, got 'AdamW'"),
@@ -97,6 +101,14 @@ def test_schedules_name_values_of_another_kind(changes: dict, message: str) -> N
             {"camera_encoder.vtransform.dbound": "abc"},
             "model.encoders.camera.vtransform.dbound must be a list of numbers",
         ),
+        ("lidar", {"model.type": None}, r"config key model\.type must name a model type, got None"),
+        ("lidar", {"model.decoder.backbone.type": 3}, r"decoder\.backbone\.type must name a model type, got 3"),
+        (
+            "lidar",
+            {"point_cloud_range": [1, 2]},
+            r"cannot be worked out \(.*with .*point_cloud_range: \[1, 2\]",
+        ),
+        ("lidar", {"voxel_size": [0, 0, 0]}, r"\[0, 0\] m has no cell"),
         ("lidar", {"model.encoders.lidar.voxelize.max_num_points": "abc"}, "voxelize.max_num_points must be a whole"),
     ],
 )
@@ -113,6 +125,11 @@ def test_transforms_and_data_sets_name_values_of_another_kind(tmp_path: Path) ->
         build_dataset(block | {"test_mode": "no"})
     with pytest.raises(ValueError, match=r"LoadPointsFromMultiSweeps.sweeps_num must be a whole number, got 'abc'"):
         TRANSFORMS.build({"type": "LoadPointsFromMultiSweeps", "sweeps_num": "abc"})
+    for loader, least in (("LoadPointsFromMultiSweeps", 0), ("LoadRadarPointsMultiSweeps", 1)):
+        with pytest.raises(ValueError, match=rf"{loader}.sweeps_num must be an integer of at least {least}, got -1"):
+            TRANSFORMS.build({"type": loader, "sweeps_num": -1})
+    with pytest.raises(ValueError, match=r"NuScenesDataset.pipeline must be a list, got null; leave it out for \(\)"):
+        build_dataset(block | {"pipeline": None})
 
 
 def test_every_value_of_the_shipped_configs_is_of_its_kind() -> None:

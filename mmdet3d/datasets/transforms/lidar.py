@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mmdet3d.blocks import at_least
 from mmdet3d.datasets.records import Context, SensorRecord, Transform
 from mmdet3d.datasets.transforms.loading import need, read_bytes
 from mmdet3d.registry import TRANSFORMS
@@ -160,7 +161,7 @@ class LoadPointsFromMultiSweeps(Transform):
         future_sweeps: int = 0,
         max_distance: float | None = None,
     ) -> None:
-        self.sweeps_num = sweeps_num
+        self.sweeps_num = at_least(0, sweeps_num, "sweeps_num")
         self.future_sweeps = future_sweeps
         self.pad_empty_sweeps = pad_empty_sweeps
         self.remove_close = remove_close

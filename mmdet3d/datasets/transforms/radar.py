@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mmdet3d.blocks import at_least
 from mmdet3d.datasets.records import Context, Transform
 from mmdet3d.datasets.transforms.loading import read_bytes
 from mmdet3d.registry import TRANSFORMS
@@ -187,7 +188,7 @@ class LoadRadarPointsMultiSweeps(Transform):
                 f"use_dim of the radar loader must start with {_LEADING} (x, y, z, rcs, vx, vy, time lag) and stay "
                 f"below {_WIDTH}, got {list(use_dim)}"
             )
-        self.sweeps_num = sweeps_num
+        self.sweeps_num = at_least(1, sweeps_num, "sweeps_num")
         self.use_dim = list(use_dim)
         self.max_num = max_num
         self.compensate_velocity = compensate_velocity
