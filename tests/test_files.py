@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from mmdet3d.commands import create_data, evaluate
+from mmdet3d.commands import create_data, curves, evaluate, test, visualize
 from mmdet3d.config import load_config
 from mmdet3d.engine.command import read_overrides
 from mmdet3d.io.files import check_place, in_words, json_content, utf8_text
@@ -61,6 +63,38 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_scored(
     assert capsys.readouterr().err == (
         f"error: cannot write into {place} ({tmp_path / 'file'} is a file); pass another folder with {option}\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        (visualize, ["config.yaml", "--out-dir", "file/pictures"], "is a file); pass another folder with --out-dir"),
+        (visualize, ["config.yaml", "--video", "file/a.gif"], "is a file); pass another folder with --video"),
+        (test, ["config.yaml", "x.pth", "--out", "file/a.pkl"], "is a file); pass another folder with --out"),
+        (test, ["config.yaml", "x.pth", "--out", "folder.pkl"], "--out folder.pkl is a folder; name a file"),
+        (curves, ["folder.pkl", "--out", "file/a.png"], "is a file); pass another folder with --out"),
+    ],
+)
+def test_places_of_other_commands_are_looked_at_first(
+    command: ModuleType, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Config and weights are not there, and would be missed next."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("folder.pkl").mkdir()
+    Path("folder.pkl/metrics.jsonl").touch()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        command.main(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--limit", "-1"], ["--limit", "0"], ["--width", "-5"], ["--width", "x"], ["--fps", "0"], ["--fps", "nan"]],
+)
+def test_numbers_of_options_that_cannot_be_meant(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        visualize.parse(["config.yaml", *words])
+    assert f"argument {words[0]}: must be a" in capsys.readouterr().err
 
 
 def test_info_files_are_not_begun_where_they_cannot_lie(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from itertools import islice
 
-from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.engine.command import add_override_options, natural, read_overrides
 from mmdet3d.engine.overrides import configured
 
 
@@ -22,7 +22,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("config", help="YAML file of a distillation; also looked for below configs/")
     parser.add_argument("--checkpoint", help="of a distillation run; default: the student as training starts")
-    parser.add_argument("--batches", type=int, default=8, help="training batches to average over (default: 8)")
+    parser.add_argument("--batches", type=natural, default=8, help="training batches to average over (default: 8)")
     add_override_options(parser)
     return parser.parse_known_args(words)
 

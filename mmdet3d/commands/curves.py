@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mmdet3d.io.files import check_place
+
 
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -27,5 +29,6 @@ def main(words: list[str]) -> None:
 
     runs = find_runs(args.runs)
     path = Path(args.out or Path(args.runs[0]) / "curves.png")
+    check_place(path.parent, "--out")
     drawn = draw_curves(runs, path, args.keys)
     print(f"{len(runs)} runs, {', '.join(drawn)}: {path}")

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.engine.command import add_override_options, natural, read_overrides
 from mmdet3d.machine import cpus
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="instead of --seeds and --world: so many worlds, each with its own data, teacher and training seed",
     )
     parser.add_argument("--data-dir", help="folder of the synthetic world (default: data/RECIPE-world-SEED)")
-    parser.add_argument("--workers", type=int, default=cpus(), help="processes that make the data")
-    parser.add_argument("--jobs", type=int, help="trainings at once (default: one per core; 1 with a GPU)")
+    parser.add_argument("--workers", type=natural, default=cpus(), help="processes that make the data")
+    parser.add_argument("--jobs", type=natural, help="trainings at once (default: one per core; 1 with a GPU)")
     parser.add_argument(
         "--on-failure",
         choices=("continue", "stop"),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mmdet3d.config import Config
 from mmdet3d.engine.command import add_override_options, read_overrides
 from mmdet3d.engine.overrides import configured
+from mmdet3d.io.files import check_place
 
 if TYPE_CHECKING:
     from mmdet3d.structures import Detections3D
@@ -42,6 +43,10 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         raise ValueError("nothing to do: give at least one of --eval bbox, --format-only, --out FILE.pkl")
     if args.out and Path(args.out).suffix not in (".pkl", ".pickle"):
         raise ValueError(f"--out {args.out} must end in .pkl or .pickle")
+    if args.out:
+        check_place(Path(args.out).parent, "--out")
+        if Path(args.out).is_dir():
+            raise ValueError(f"--out {args.out} is a folder; name a file for the detections")
     options = read_overrides(args.eval_options)
     if options.keys() - {"jsonfile_prefix"}:
         raise ValueError(f"--eval-options knows jsonfile_prefix only, got {', '.join(options)}")

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdet3d.config import Config, load_config
-from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.engine.command import above_zero, add_override_options, natural, read_overrides
 from mmdet3d.engine.overrides import configured
+from mmdet3d.io.files import check_place
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--bbox-score", type=float, default=0.1, help="lowest score of a detection (default: 0.1)")
     parser.add_argument("--scores", action="store_true", help="write the scores beside the detections")
     parser.add_argument("--bbox-classes", nargs="+", metavar="CLASS", help="only these classes (names or labels)")
-    parser.add_argument("--limit", type=int, help="stop after so many samples")
+    parser.add_argument("--limit", type=natural, help="stop after so many samples")
     parser.add_argument("--title", default="model", help="of the first model where there are several (default: model)")
     parser.add_argument(
         "--also",
@@ -82,8 +83,8 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--video", metavar="FILE", help="one film of a scene instead: .gif, .webp, or .mp4 (extra `video`)"
     )
     parser.add_argument("--scene", type=int, default=0, help="number of the scene of --video in the split (default: 0)")
-    parser.add_argument("--fps", type=float, default=4.0, help="pictures per second of --video (default: 4)")
-    parser.add_argument("--width", type=int, help=f"of each picture, pixels (default: at most {SLIDE})")
+    parser.add_argument("--fps", type=above_zero, default=4.0, help="pictures per second of --video (default: 4)")
+    parser.add_argument("--width", type=natural, help=f"of each picture, pixels (default: at most {SLIDE})")
     add_override_options(parser)
     args, rest = parser.parse_known_args(words)
     args.mode = args.mode or ("pred" if args.image else "both" if args.also else "gt")
@@ -117,6 +118,9 @@ def draw_all(args: argparse.Namespace, rest: list[str], folder: Path) -> None:
 
     if args.video:
         check_film(Path(args.video))
+        check_place(Path(args.video).parent, "--video")
+    else:
+        check_place(args.out_dir, "--out-dir")
     overrides = read_overrides(rest, args.overrides_file, args.imports)
     cfg = configured(args.config, overrides, _SPARE)
     if args.image:
@@ -153,7 +157,7 @@ def draw_all(args: argparse.Namespace, rest: list[str], folder: Path) -> None:
         print(f"{len(indices)} pictures: {write_film((p for p, _ in pictures()), Path(args.video), args.fps)}")
     else:
         for picture, sample in pictures():
-            out_dir = writable_folder(args.out_dir)  # now that there is something to put there
+            out_dir = writable_folder(args.out_dir, "--out-dir")  # now that there is something to put there
             time = sample.meta.get("timestamp")
             picture.save(out_dir / f"{'' if time is None else f'{time}-'}{sample.token}.png")
         print(f"{len(indices)} pictures: {args.out_dir}")

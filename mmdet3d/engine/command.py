@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import re
 import resource
 import sys
@@ -25,7 +26,7 @@ from mmdet3d.engine.launchers import environment_rank
 from mmdet3d.io.files import in_words, utf8_text
 from mmdet3d.plugins import module_names
 
-__all__ = ["OVERRIDES_HELP", "add_override_options", "read_overrides", "rejoin", "run"]
+__all__ = ["OVERRIDES_HELP", "above_zero", "add_override_options", "natural", "read_overrides", "rejoin", "run"]
 
 OVERRIDES_HELP = """\
 Config keys are overridden by `--a.b.c VALUE` or `a.b.c=VALUE`; a value is YAML and may be several words. `torchpack
@@ -45,6 +46,24 @@ def add_override_options(parser: argparse.ArgumentParser) -> None:
         help="modules that register parts of your own, in this folder or installed; added to the config's `imports`",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def natural(word: str) -> int:
+    """Type of an option: a whole number of at least 1."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {word!r}")
+    return int(word)
+
+
+def above_zero(word: str) -> float:
+    """Type of an option: a number above 0."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {word!r}")
+    return value
 
 
 def rejoin(words: Sequence[str]) -> list[str]:

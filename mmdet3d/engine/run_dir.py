@@ -22,7 +22,7 @@ def default_run_dir(config_path: str | Path, suffix: str = "") -> Path:
     return Path(distributed.broadcast_object(f"runs/{stem}{suffix}-{time.strftime('%Y%m%d-%H%M%S')}"))
 
 
-def writable_folder(folder: str | Path) -> Path:
+def writable_folder(folder: str | Path, option: str = "--run-dir") -> Path:
     """Create `folder` and make sure that files can be written there; every rank must call.
 
     Raises:
@@ -38,7 +38,7 @@ def writable_folder(folder: str | Path) -> Path:
             probe.unlink()
         except OSError as error:
             raise ValueError(
-                f"cannot write into {folder} ({error.strerror}); pass another folder with --run-dir"
+                f"cannot write into {folder} ({error.strerror}); pass another folder with {option}"
             ) from error
 
     distributed.on_main(create)

@@ -170,6 +170,9 @@ class LearningRate:
     def __init__(self, cfg: Mapping[str, Any] | None, max_epochs: int, epoch_iters: int) -> None:
         self._epoch_iters = epoch_iters
         self._policy = _read_policy(cfg or {"policy": "constant"}, POLICIES, "lr_config")
+        for key in ("warmup_iters", "warmup_ratio"):
+            if getattr(self._policy, key) < 0:
+                raise ConfigKeyError(f"lr_config.{key}", f" must not be negative, got {getattr(self._policy, key)}")
         self._curve = self._policy.curve(max_epochs, max_epochs * epoch_iters)
 
     def at(self, lr: float, epoch: int, iteration: int) -> float:

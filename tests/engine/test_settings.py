@@ -60,6 +60,8 @@ def test_values_of_another_kind_are_named_by_their_key(changes: dict, message: s
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"policy": "constant", "warmup_iters": -5}, "lr_config.warmup_iters must not be negative, got -5"),
+        ({"policy": "constant", "warmup_ratio": -0.1}, "lr_config.warmup_ratio must not be negative, got -0.1"),
         ({"policy": "CosineAnnealing", "min_lr": "abc"}, "lr_config.min_lr must be a number, got 'abc'"),
         (
             {"policy": "CosineAnnealing", "min_lr_ratio": 0.1, "by_epoch": "no"},

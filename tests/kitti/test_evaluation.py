@@ -334,4 +334,4 @@ def test_command_names_what_is_missing(folders: Path, capsys: pytest.CaptureFixt
 def test_command_whose_output_folder_is_a_file(folders: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["--labels", folders / "labels", "--ids", folders / "ids.txt", "--out", folders / "ids.txt"]
     assert command("kitti", folders / "results", *words) == 2
-    assert "File exists" in capsys.readouterr().err
+    assert "ids.txt is a file); pass another folder with --out" in capsys.readouterr().err

@@ -263,6 +263,7 @@ def test_missing_info_file_tells_what_is_there(created: dict[str, Path]) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"sensors": ["sonar"]}, "sensors may name camera, lidar, radar, got 'sonar'"),
         ({"object_classes": ["car", "bicylce"]}, "unknown class 'bicylce'.*did you mean 'bicycle'"),
         ({"object_classes": ["car", "car"]}, "names a class twice"),
         ({"modality": {"use_lidra": True}}, "unknown config key .*modality.use_lidra, did you mean 'use_lidar'"),

@@ -9,9 +9,9 @@ from typing import Any
 
 from mmdet3d.datasets.records import FrameRecord
 
-__all__ = ["incomplete_frames"]
+__all__ = ["SENSORS", "incomplete_frames"]
 
-_SENSORS = ("camera", "lidar", "radar")
+SENSORS = ("camera", "lidar", "radar")
 _READERS = {"LoadMultiViewImageFromFiles", "LoadPointsFromFile", "LoadRadarPointsMultiSweeps"}
 _NAMED = 3  # frames that a message names
 
@@ -37,7 +37,7 @@ def incomplete_frames(
         ValueError: no frame can be used.
     """
     steps = {step.get("type") for step in pipeline if isinstance(step, Mapping)}
-    needed = set(_SENSORS if sensors is None else sensors)
+    needed = set(SENSORS if sensors is None else sensors)
     if "GTDepth" in steps and not test_mode:
         needed.add("lidar")
     # Batches hold the geometry of all cameras, so their number must be the same whatever is read.

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmdet3d.blocks import check_keys, nearest
+from mmdet3d.blocks import ConfigKeyError, check_keys, nearest
 from mmdet3d.datasets.base import FrameDataset, unannotated, with_annotations
-from mmdet3d.datasets.nuscenes.complete import incomplete_frames
+from mmdet3d.datasets.nuscenes.complete import SENSORS, incomplete_frames
 from mmdet3d.datasets.nuscenes.create import list_frames
 from mmdet3d.datasets.nuscenes.ego_frame import in_ego_frame
 from mmdet3d.datasets.nuscenes.infos import read_infos
@@ -98,6 +98,9 @@ class NuScenesDataset(FrameDataset):
         check_keys(self.modality, MODALITIES, "modality")
         if load_interval < 1:
             raise ValueError(f"load_interval: {load_interval} must be at least 1")
+        for sensor in sensors or ():
+            if sensor not in SENSORS:
+                raise ConfigKeyError("sensors", f" may name {', '.join(SENSORS)}, got {sensor!r}")
         if frame not in ("lidar", "ego"):
             raise ValueError(f"frame: {frame!r} is unknown, use lidar or ego")
         info_file = _find_info_file(Path(dataset_root), ann_file)
