@@ -60,6 +60,9 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _worlds(args: argparse.Namespace, recipe: Recipe) -> tuple[list[int], dict[int, Path], DataRoots]:
     """Training seeds, folder per world that is made, and the data of the seeds."""
+    for option, numbers in {"seeds": args.seeds, "worlds": args.worlds, "world": args.world and [args.world]}.items():
+        if numbers and (min(numbers) < 0 or len(set(numbers)) < len(numbers)):
+            raise ValueError(f"--{option} takes different numbers from 0 on, got {' '.join(map(str, numbers))}")
     if args.worlds is not None:
         for option, given in {"seeds": args.seeds, "world": args.world, "data-dir": args.data_dir}.items():
             if given is not None:
@@ -80,12 +83,14 @@ def _worlds(args: argparse.Namespace, recipe: Recipe) -> tuple[list[int], dict[i
 
 def main(words: list[str]) -> None:
     args, rest = parse(words)
-    from mmdet3d.engine.recipe import Plan, Recipe, run_recipe
+    from mmdet3d.engine.recipe import Plan, Recipe, read_results, run_recipe
     from mmdet3d.engine.run_dir import writable_folder
 
     recipe = Recipe.load(args.recipe)
     overrides = read_overrides(rest, args.overrides_file, args.imports)
     seeds, worlds, roots = _worlds(args, recipe)
+    for file in args.also:  # now, not after the trainings
+        read_results(file, recipe, "world" if isinstance(roots, dict) else "seed", seeds)
     if args.dry_run:
         print(Plan.make(recipe, args.run_dir, seeds, overrides, roots, args.jobs).describe())
         return

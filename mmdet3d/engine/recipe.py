@@ -213,6 +213,7 @@ def read_results(
         ValueError: it is of another recipe, or has one of `seeds`.
     """
     stored = json_content(file)
+    stored = stored if isinstance(stored, dict) else {}
     runs = stored.get("runs", {})
     if f"{unit}s" not in stored or stored.get("title") != recipe.title or set(runs) != set(recipe.runs):
         raise ValueError(

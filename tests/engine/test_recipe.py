@@ -187,6 +187,11 @@ def test_the_tool_refuses_before_it_makes_data(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError, match="run teacher has 3 epochs and is not evaluated after the last one"):
         tool([*words, "--max_epochs", "3", "--evaluation.start", "2", "--evaluation.interval", "2"])
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "list.json").write_text("[1]")
+    for further in ([], ["--dry-run"]):
+        with pytest.raises(ValueError, match=r"list\.json has no seeds of the recipe"):
+            tool([*words, "--also", f"{tmp_path}/list.json", *further])
+    assert list(tmp_path.iterdir()) == [tmp_path / "list.json"]
 
 
 def test_worlds_take_the_place_of_seeds_and_world() -> None:
@@ -204,6 +209,11 @@ def test_worlds_take_the_place_of_seeds_and_world() -> None:
     for option in ("--seeds", "--world"):
         with pytest.raises(ValueError, match=f"--worlds takes the place of {option}"):
             chosen("--worlds", "1000", option, "0")
+    for words in (["--seeds", "-1"], ["--seeds", "0", "0"], ["--worlds", "3", "3"], ["--world", "-2"]):
+        with pytest.raises(
+            ValueError, match=rf"{words[0]} takes different numbers from 0 on, got {' '.join(words[1:])}"
+        ):
+            chosen(*words)
 
 
 def test_seeds_of_another_day_join_the_table(tmp_path: Path) -> None:
