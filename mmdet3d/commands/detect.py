@@ -12,6 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mmdet3d.commands.export import place_of
+from mmdet3d.engine.command import natural
 
 if TYPE_CHECKING:
     from mmdet3d.engine.detector import Detector
@@ -26,7 +27,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--frames", required=True, metavar="ROOT", help="data folder")
     parser.add_argument("--info", metavar="FILE", help="info file in it, or split of KITTI (default: the config's)")
     parser.add_argument("--tokens", nargs="+", metavar="TOKEN", help="these frames only")
-    parser.add_argument("--limit", type=int, help="stop after so many frames")
+    parser.add_argument("--limit", type=natural, help="stop after so many frames")
     parser.add_argument("--out-dir", default="runs/detections", help="default: runs/detections")
     parser.add_argument("--bbox-score", type=float, default=0.3, help="lowest score in a picture (default: 0.3)")
     parser.add_argument("--no-pictures", action="store_true", help="write the JSON alone")
@@ -39,13 +40,14 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.detector import Detector
     from mmdet3d.engine.pictures import draw_sample
     from mmdet3d.engine.run_dir import writable_folder
-    from mmdet3d.io.files import atomic_write
+    from mmdet3d.io.files import atomic_write, check_place
 
+    check_place(args.out_dir, "--out-dir")
     name = args.model.removeprefix("zoo:")
     detector = Detector.from_zoo(name) if args.model.startswith("zoo:") else Detector.from_file(name)
     frames = detector.frames(args.frames, args.info)
     chosen = [place_of(frames.tokens, t) for t in args.tokens] if args.tokens else range(len(frames))
-    out_dir = writable_folder(args.out_dir)
+    out_dir = writable_folder(args.out_dir, "--out-dir")
     found = {}
     for index in list(chosen)[: args.limit]:
         sample = frames[index]

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 import mmdet3d
-from mmdet3d.config import Config, load_config
+from mmdet3d.config import Config
 from mmdet3d.datasets import open_folder
 from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.data import PictureDataset
 from mmdet3d.engine.export import Facts, export_detector, open_exported
+from mmdet3d.engine.overrides import configured
 from mmdet3d.engine.pictures import detect, picture_extent
 from mmdet3d.engine.zoo import zoo_file
 from mmdet3d.io.files import file_digest
@@ -90,7 +91,7 @@ class Detector:
         if path.suffix in _EXPORTED:
             model = open_exported(path)
             return cls(model, model.facts.data, model.facts)
-        cfg = load_config(_config_of(path) if config is None else config, overrides)
+        cfg = configured(_config_of(path) if config is None else config, overrides)
         model = build_model(_shipped_block(cfg))
         load_checkpoint(model, path)
         data = json.loads(json.dumps(Config(cfg.data["val"]).to_dict()))

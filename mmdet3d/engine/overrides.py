@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmdet3d.composition import TRAINING
-from mmdet3d.config import Config, assembled, find_config, load_config
+from mmdet3d.config import Config, assembled, find_config, load_config, parse_overrides
 
 __all__ = ["configured", "without_effect"]
 
 
-def configured(path: str | Path, overrides: Mapping[str, Any], spare: Collection[str] = ()) -> Config:
-    """A config with the overrides of a command line.
+def configured(path: str | Path, overrides: Sequence[str] | Mapping[str, Any], spare: Collection[str] = ()) -> Config:
+    """A config with the overrides of a command line, as `load_config` takes them.
 
     In the config of a run, which stands in full, `dataset_root` moves the data sets that lie there.
 
@@ -25,6 +25,7 @@ def configured(path: str | Path, overrides: Mapping[str, Any], spare: Collection
         ValueError: an override changes a constant that nothing refers to; see also `load_config`.
         FileNotFoundError: see `load_config`.
     """
+    overrides = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     idle = without_effect(path, overrides)
     config = load_config(path, overrides)
     if "dataset_root" in idle:

@@ -30,7 +30,7 @@ def run_config(tmp_path: Path) -> Path:
 def test_a_constant_that_nothing_refers_to_is_refused() -> None:
     named = r"--voxel_size has no effect: .*small\.yaml refers to voxel_size.*--model\.student\.overrides\.voxel_size"
     with pytest.raises(ValueError, match=named):
-        configured(CRKD, {"voxel_size": [1, 1, 8]})
+        configured(CRKD, ["--voxel_size", "[1, 1, 8]"])
     with pytest.raises(ValueError, match=r"--radar_encoder\.in_channels has no effect"):
         configured("synthetic/lidar/small.yaml", {"radar_encoder.in_channels": 3})
 
