@@ -95,7 +95,7 @@ def read_overrides(words: Sequence[str], file: str | None = None, imports: str |
         if not Path(file).is_file():
             raise FileNotFoundError(f"--overrides-file {file} does not exist")
         try:
-            content = parse_yaml(Path(file).read_text())
+            content = parse_yaml(Path(file).read_bytes())
         except yaml.YAMLError as error:
             raise ValueError(f"--overrides-file {file} is not valid YAML: {error}") from error
         if not isinstance(content, dict):

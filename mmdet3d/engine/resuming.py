@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mmdet3d.config import composed, parse_yaml
 from mmdet3d.shell import command
 
@@ -47,7 +49,10 @@ def refuse_changes(run: Path, config: Mapping[str, Any], config_path: str | Path
             may have been meant.
     """
     saved = run / "configs.yaml"
-    before = parse_yaml(saved.read_text()) if saved.is_file() else None
+    try:
+        before = parse_yaml(saved.read_bytes()) if saved.is_file() else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{saved}, the config of the run, is damaged ({error}); bring it back or remove it") from error
     if not isinstance(before, Mapping):
         return
     if isinstance(before.get("model"), Mapping):  # of a run of old, whose config only names teacher and student

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-__all__ = ["atomic_write", "file_digest", "read_text"]
+__all__ = ["atomic_write", "file_digest", "read_json", "read_text"]
 
 
 @contextmanager
@@ -55,6 +56,23 @@ def read_text(path: str | Path, what: str) -> str:
         raise ValueError(f"{what} {path} is a folder, not a file") from None
     except UnicodeDecodeError:
         raise ValueError(f"{what} {path} holds bytes that are not ASCII text") from None
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """The content of a JSON file; `what` says in error messages which kind of file it should be.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{what} {path} does not exist") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{what} {path} is not valid JSON ({error}); it is damaged or cut off") from None
+    except RecursionError:
+        raise ValueError(f"{what} {path} is nested too deeply; it is damaged, or made to do harm") from None
 
 
 def file_digest(path: str | Path) -> str:

@@ -48,6 +48,10 @@ def read_infos(path: str | Path) -> tuple[list[FrameRecord], dict[str, Any]]:
         raise ValueError(
             f"{path}: an info has no key {error}; create the file anew with {command('create-data')}"
         ) from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: an info is of another layout ({error}); create the file anew with {command('create-data')}"
+        ) from None
     for record in records:
         check_calibration(record, path)
         drop_bad_boxes(record)
