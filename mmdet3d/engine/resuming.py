@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "max_epochs",
     "optimizer",
     "optimizer_config.grad_clip",
+    "optimizer_config.not_finite",
     "lr_config",
     "momentum_config",
     "evaluation",

@@ -91,10 +91,13 @@ class OptimizerConfig:
     Args:
         grad_clip: null leaves gradients as long as they are.
         cumulative_iters: iterations whose gradients make one step.
+        not_finite: `skip` leaves a step out whose gradients are not finite, and ends the training when that lasts for a
+            log interval; `stop` ends it at the first.
     """
 
     grad_clip: GradClip | None = None
     cumulative_iters: int = 1
+    not_finite: Literal["skip", "stop"] = "skip"
 
     def __post_init__(self) -> None:
         at_least(1, self.cumulative_iters, "cumulative_iters")

@@ -24,7 +24,7 @@ from mmdet3d.engine.compilation import compile_dense_stages
 from mmdet3d.engine.data import DetectionDataset, batches, build_loader, train_sampler
 from mmdet3d.engine.divergence import Divergence
 from mmdet3d.engine.ema import EMA
-from mmdet3d.engine.evaluate import evaluate
+from mmdet3d.engine.evaluate import evaluate, say_if_nothing_is_found
 from mmdet3d.engine.interrupt import Interrupt, Interrupted
 from mmdet3d.engine.logging import Window, Writer, finite, get_logger
 from mmdet3d.engine.optimizer import build_optimizer
@@ -108,7 +108,7 @@ class Trainer:
         scaled = self._dtype is torch.float16
         self._scaler = torch.amp.GradScaler(device.type, enabled=scaled, growth_interval=2000)
         patience = None if scaled else math.ceil(s.log_config.interval / s.optimizer_config.cumulative_iters)
-        self._divergence = Divergence(self.run_dir, patience)
+        self._divergence = Divergence(self.run_dir, patience, s.optimizer_config.not_finite == "stop")
         self._checkpoints = RunCheckpoints(self.run_dir, s.checkpoint_config.max_keep_ckpts)
         self._ema: EMA | None = None
         self._best: dict[str, Any] | None = None
@@ -319,6 +319,7 @@ class Trainer:
             with torch.autocast(self.device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None):
                 total, values = self._step_module(batch)
             self._scaler.scale(total / group).backward()
+        self._divergence.saw(batch, values)
         if steps:
             values |= self._step()
         self.batch += 1
@@ -377,6 +378,8 @@ class Trainer:
         position = {"epoch": self.epoch, "iter": 0, "iteration": self.iteration}
         if distributed.is_main():
             self._writer.evaluation(position, self.metrics, self._benchmark.table(self.metrics))
+            say_if_nothing_is_found(self.metrics, self._benchmark.main, self.epoch)
+            self.model.evaluated(self.metrics)
 
     def _keep_metrics(self, weights: Mapping[str, Tensor]) -> None:
         """Note the metrics in the epoch's checkpoint; keep the weights if they are the best so far."""
