@@ -28,6 +28,8 @@ MAY_CHANGE = (
     "data.workers_per_gpu",
     "data.cache",
     "data.cache_limit",
+    "data.on_error",
+    "data.max_left_out",
     "compile",
     "find_unused_parameters",
     "imports",

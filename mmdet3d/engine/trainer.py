@@ -21,7 +21,7 @@ from mmdet3d.datasets import benchmark_of
 from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import RunCheckpoints, load_start, random_state, read_training_state, set_random_state
 from mmdet3d.engine.compilation import compile_dense_stages
-from mmdet3d.engine.data import DetectionDataset, batches, build_loader, train_sampler
+from mmdet3d.engine.data import DetectionDataset, LeftOut, batches, build_loader, train_sampler
 from mmdet3d.engine.divergence import Divergence
 from mmdet3d.engine.ema import EMA
 from mmdet3d.engine.evaluate import evaluate, say_if_nothing_is_found
@@ -98,7 +98,10 @@ class Trainer:
         self._sampler = train_sampler(train_dataset, s.data.samples_per_gpu, s.seed, rank, world)
         cores = distributed.share_cores(s.data.workers_per_gpu)
         get_logger().info("%s", cores)
-        self._loader = build_loader(train_dataset, self._sampler, cores.workers, s.seed + rank)
+        self._loader = build_loader(
+            train_dataset, self._sampler, cores.workers, s.seed + rank, s.data.on_error == "skip"
+        )
+        self._left_out = LeftOut(s.data.max_left_out)
         self.epoch_iters = len(self._sampler)
         self.epoch = self.batch = 0
         self._lr = LearningRate(s.lr_config, s.max_epochs, self.epoch_iters)
@@ -272,7 +275,7 @@ class Trainer:
         window, began, first = Window(), time.perf_counter(), self.iteration
         save_due = False
         previous = began
-        for batch in self._agreed(batches(self._loader)):
+        for batch in self._agreed(batches(self._loader, self._left_out)):
             loaded = time.perf_counter()
             values = self._iterate(batch.to(self.device, non_blocking=True))
             self._begin_writing(first)
