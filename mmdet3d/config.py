@@ -67,6 +67,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes the text that the loader would take for a number."""
 
 
+_LARGEST_FILE = 1 << 24  # bytes
 _MOST_VALUES = 1_000_000  # of YAML text, and entries of the result of an expression
 
 
@@ -328,8 +329,10 @@ def read_mapping(file: Path) -> dict[str, Any]:
     """The content of a YAML file, empty if the file is.
 
     Raises:
-        ValueError: unreadable YAML, or no mapping.
+        ValueError: unreadable YAML, no mapping, or larger than any config is.
     """
+    if (size := file.stat().st_size) > _LARGEST_FILE:
+        raise ValueError(f"{file} has {size} bytes, more than any config ({_LARGEST_FILE})")
     try:
         content = parse_yaml(file.read_bytes())
     except yaml.YAMLError as error:

@@ -58,14 +58,19 @@ def read_text(path: str | Path, what: str) -> str:
         raise ValueError(f"{what} {path} holds bytes that are not ASCII text") from None
 
 
-def read_json(path: str | Path, what: str) -> Any:
+def read_json(path: str | Path, what: str, most: int | None = None) -> Any:
     """The content of a JSON file; `what` says in error messages which kind of file it should be.
+
+    Args:
+        most: bytes that such a file may have; None for any number.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no JSON, or nested too deeply to be read.
+        ValueError: it is no JSON, nested too deeply to be read, or larger than such files are.
     """
     try:
+        if most is not None and (size := Path(path).stat().st_size) > most:
+            raise ValueError(f"{what} {path} has {size} bytes, more than {most}; it is none, or damaged")
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"{what} {path} does not exist") from None

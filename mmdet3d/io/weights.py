@@ -46,6 +46,8 @@ _PARALLEL, _COMPILED = "module.", "_orig_mod."
 # In the JSON beside weights: of its other entries; and what it said of weights that are being replaced.
 _CHECKSUM, _REPLACED = "checksum", "replaced"
 
+_LARGEST_METADATA = 1 << 26  # bytes
+
 _TERMINAL = re.compile(r"\x1b\[[0-9;]*m")
 _REFUSED = re.compile(r"(?:GLOBAL|global|class) ([A-Za-z_][\w.]*\.\w+)")
 
@@ -95,7 +97,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     side = linked if linked.is_file() else metadata_path(path)
     if not side.is_file():
         return {}
-    record = read_json(side, "metadata")
+    record = read_json(side, "metadata", _LARGEST_METADATA)
     if not isinstance(record, dict):
         raise ValueError(f"metadata {side} holds a {type(record).__name__} instead of an object; it is damaged")
     checksum = record.pop(_CHECKSUM, None)
