@@ -69,6 +69,10 @@ class _Dumper(yaml.SafeDumper):
     """Quotes the text that the loader would take for a number."""
 
 
+_LARGEST_FILE = 1 << 24  # bytes
+_MOST_VALUES = 1_000_000  # of YAML text, and entries of the result of an expression
+
+
 class Config(dict):
     """A dict whose keys are attributes too; a missing one is an error that names the nearest."""
 
@@ -90,13 +94,34 @@ class Config(dict):
         return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str | bytes) -> Any:
     """The content of YAML text, with YAML 1.2's numbers (`1e-3`).
 
     Raises:
-        yaml.YAMLError: it is not valid.
+        yaml.YAMLError: it is not valid, nested too deeply, or stands for more than a million values by its aliases.
     """
-    return yaml.load(text, Loader=_Loader)
+    try:
+        content = yaml.load(text, Loader=_Loader)
+        size = _size(content, {})
+    except (ValueError, RecursionError) as error:  # a date that there is not, for one
+        raise yaml.YAMLError(str(error)) from error
+    if size > _MOST_VALUES:
+        raise yaml.YAMLError(f"aliases make {size} values of it, more than {_MOST_VALUES}")
+    return content
+
+
+def _size(value: Any, known: dict[int, int | None]) -> int:
+    """How many values there are with aliases written out."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = None
+        items = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(item, known) for item in items)
+    size = known[id(value)]
+    if size is None:
+        raise yaml.YAMLError("an alias stands for something that it lies in itself")
+    return size
 
 
 def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
@@ -316,8 +341,10 @@ def read_mapping(file: Path) -> dict[str, Any]:
     """The content of a YAML file, empty if the file is.
 
     Raises:
-        ValueError: unreadable YAML, or no mapping.
+        ValueError: unreadable YAML, no mapping, or larger than any config is.
     """
+    if (size := file.stat().st_size) > _LARGEST_FILE:
+        raise ValueError(f"{file} has {size} bytes, more than any config ({_LARGEST_FILE})")
     try:
         content = parse_yaml(utf8_text(file))
     except yaml.YAMLError as error:
@@ -451,11 +478,21 @@ def _evaluate(value: Any, names: Config, file: Path, depth: int = 0) -> Any:
     return value
 
 
+def _combined(op: ast.operator, left: Any, right: Any) -> Any:
+    """Raises TypeError where text or lists would be multiplied, or become too long."""
+    sizes = [len(side) if isinstance(side, (str, list)) else 0 for side in (left, right)]
+    if isinstance(op, ast.Mult) and any(isinstance(side, (str, list)) for side in (left, right)):
+        raise TypeError("only numbers are multiplied")
+    if sum(sizes) > _MOST_VALUES:
+        raise TypeError("its result is too long")
+    return _BINARY[type(op)](left, right)
+
+
 def _parse(value: str, file: Path) -> ast.expr:
     try:
         return ast.parse(value[2:-1].strip(), mode="eval").body
-    except SyntaxError:
-        raise ValueError(f"{value} in {file} is no expression") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of too many brackets
+        raise ValueError(f"{value[:200]} in {file} is no expression") from None
 
 
 def _expression(node: ast.expr, names: Config, text: str, file: Path, depth: int) -> Any:
@@ -489,7 +526,7 @@ def _expression(node: ast.expr, names: Config, text: str, file: Path, depth: int
                 raise ValueError(f"{text} in {file}: no key {key!r}{hint}; there are {known}")
             return base[key]
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-            return _BINARY[type(op)](visit(left), visit(right))
+            return _combined(op, visit(left), visit(right))
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -visit(operand)
         case ast.List(elts=items) | ast.Tuple(elts=items):

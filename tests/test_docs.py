@@ -44,6 +44,27 @@ def test_every_deviation_has_a_reason_and_a_test_that_exists() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_every_promise_names_a_fault_and_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if row[0].strip() != "promise"]
+    assert len(rows) > 30
+    wrong = [f"no four cells: {row}" for row in rows if len(row) != 4]
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row[2])
+        if not named:
+            wrong.append(f"no test: {row[0]}")
+        wrong += [f"{file}::{name}" for file, name in named if name not in functions(ROOT / file)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_test_of_faults_is_a_promise() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    files = [*(ROOT / "tests" / "faults").glob("test_*.py"), ROOT / "tests" / "engine" / "test_checkpoint_faults.py"]
+    tests = {name for file in files for name in functions(file) if name.startswith("test_")}
+    assert sorted(name for name in tests if name not in text) == []
+
+
 def functions(file: Path) -> set[str]:
     return {n.name for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +13,7 @@ import pytest
 from mmdet3d.commands import create_data, curves, evaluate, test, visualize
 from mmdet3d.config import load_config
 from mmdet3d.engine.command import read_overrides
-from mmdet3d.io.files import check_place, in_words, json_content, utf8_text
+from mmdet3d.io.files import atomic_write, check_place, in_words, read_json, utf8_text
 
 BINARY = b"\xff\xfe\x00\x81"
 
@@ -21,7 +22,7 @@ def test_text_of_windows_programs_is_read(tmp_path: Path) -> None:
     """With a byte order mark and carriage returns, in a file whose name has spaces and umlauts."""
     for name, content in (("größe 1.json", '{"a": 1}\r\n'), ("config größe.yaml", "a: 1\r\nb: 2\r\n")):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
-    assert json_content(tmp_path / "größe 1.json") == {"a": 1}
+    assert read_json(tmp_path / "größe 1.json", "file") == {"a": 1}
     assert load_config(tmp_path / "config größe.yaml") == {"a": 1, "b": 2}
     assert read_overrides([], str(tmp_path / "config größe.yaml")) == {"a": 1, "b": 2}
 
@@ -29,7 +30,12 @@ def test_text_of_windows_programs_is_read(tmp_path: Path) -> None:
 def test_what_is_no_text_is_named(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_bytes(BINARY)
-    for read in (utf8_text, json_content, load_config, lambda path: read_overrides([], str(path))):
+    for read in (
+        utf8_text,
+        lambda path: read_json(path, "file"),
+        load_config,
+        lambda path: read_overrides([], str(path)),
+    ):
         with pytest.raises(ValueError, match=r"x\.yaml is no text in UTF-8 \(invalid start byte at byte 0\)"):
             read(file)
 
@@ -122,3 +128,14 @@ def test_messages_of_the_system_say_what_to_do(tmp_path: Path) -> None:
     assert in_words(FileNotFoundError("config x not found")) == "config x not found"
     check_place(tmp_path / "new" / "folder", "--out")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """As --out /dev/null would be by somebody with all rights."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit(pipe.read_text)
+        with atomic_write(pipe) as file:
+            file.write("through")
+        assert read.result(timeout=10) == "through" and pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]

@@ -1,10 +1,10 @@
 """Ask what every distillation term pulls the student towards, before or after training.
 
-distill3d audit CONFIG [--checkpoint FILE] [--batches 8] [--a.b.c VALUE ...]
+distill3d audit CONFIG [--checkpoint FILE] [--batches 8] [--batch FILE] [--a.b.c VALUE ...]
 
 Prints, per part of the student, how large the gradient of each term is beside that of the detection losses, and whether
-the two point the same way (cosine). Without --checkpoint the student is as the config starts it. Nothing is trained or
-written.
+the two point the same way (cosine). Without --checkpoint the student is as the config starts it. --batch takes a batch
+that a training kept because something in it was not finite. Nothing is trained or written.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("config", help="YAML file of a distillation; also looked for below configs/")
     parser.add_argument("--checkpoint", help="of a distillation run; default: the student as training starts")
     parser.add_argument("--batches", type=natural, default=8, help="training batches to average over (default: 8)")
+    parser.add_argument("--batch", help="a batch that a training kept (RUN/not_finite/...), instead of --batches")
     add_override_options(parser)
     return parser.parse_known_args(words)
 
@@ -35,6 +36,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine import distributed
     from mmdet3d.engine.agreement import check_agreement
     from mmdet3d.engine.data import TrainSampler, batches, build_loader
+    from mmdet3d.engine.kept_batch import read_batch
     from mmdet3d.engine.settings import Settings
     from mmdet3d.engine.trainer import seed_everything
     from mmdet3d.interop.checkpoints import load_checkpoint
@@ -57,6 +59,9 @@ def main(words: list[str]) -> None:
     model.setup_training(None)  # the teacher's score is training's business; here it is only listened to
     model.start_epoch(settings.max_epochs)  # whatever a schedule holds back at first counts
     model.train()
+    if args.batch:
+        print(audit_table(audit(model, [read_batch(args.batch).to(device)])))
+        return
     dataset = build_split(cfg.data, "train", settings.seed, model.training_inputs)
     sampler = TrainSampler(len(dataset), settings.data.samples_per_gpu, settings.seed)
     loader = build_loader(dataset, sampler, 0, settings.seed)

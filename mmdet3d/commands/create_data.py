@@ -51,6 +51,14 @@ def count(word: str) -> int:
     return min(int(word), cpus())
 
 
+def _add_check(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--check",
+        action="store_true",
+        help="make nothing: read every file once, and list what is wrong (also in check.json of the folder)",
+    )
+
+
 def _add_nuscenes(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "nuscenes",
@@ -68,12 +76,17 @@ def _add_nuscenes(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="use what exists of an incomplete data set; frames that lack what others have are then left out",
     )
+    _add_check(command)
     command.set_defaults(run=_nuscenes)
 
 
 def _nuscenes(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.nuscenes.check import check_nuscenes
     from mmdet3d.datasets.nuscenes.create import create_nuscenes
 
+    if args.check:
+        out_dir = args.out_dir or args.root_path
+        return check_nuscenes(args.root_path, out_dir, args.version, args.workers, args.max_sweeps)
     create_nuscenes(
         args.root_path,
         args.out_dir or args.root_path,
@@ -115,16 +128,21 @@ def _add_kitti(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--depth", action="store_true", help="make missing maps of training/depth_dense first")
     _add_workers(command)
     command.add_argument("--class-map", nargs="+", default=[], metavar="OWN=KITTI", help="what own classes count as")
+    _add_check(command)
     command.set_defaults(run=_kitti)
 
 
 def _kitti(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.kitti.check import check_kitti
     from mmdet3d.datasets.kitti.create import check_tree, make_depth
     from mmdet3d.datasets.kitti.labels import parse_class_map
 
+    class_map = parse_class_map(args.class_map)
+    if args.check:
+        return check_kitti(args.root_path, class_map, args.workers)
     if args.depth:
         print(f"{make_depth(args.root_path, args.workers)} depth maps made")
-    for line in check_tree(args.root_path, parse_class_map(args.class_map)):
+    for line in check_tree(args.root_path, class_map):
         print(line)
     print(f"{args.root_path} is complete")
 

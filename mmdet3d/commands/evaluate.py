@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmdet3d.io.files import check_place, in_words, json_content
+from mmdet3d.io.files import check_place, in_words, read_json
 from mmdet3d.shell import quote
 
 
@@ -126,12 +126,7 @@ def _free_place(args: argparse.Namespace, default: Path, name: str) -> Path:
 
 
 def _read_tokens(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"--tokens {path} does not exist")
-    try:
-        tokens = json_content(path)
-    except ValueError as error:
-        raise ValueError(f"--tokens: {error}; it must hold a list of sample tokens") from None
+    tokens = read_json(path, "--tokens")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise ValueError(f"--tokens {path} must hold a list of sample tokens")
     return tokens

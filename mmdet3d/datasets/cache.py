@@ -38,6 +38,7 @@ VARIABLE = "DISTILL3D_CACHE"
 SHARED_MEMORY = Path("/dev/shm")
 RESERVE = 1_000_000_000  # bytes of the file system that the cache leaves free
 _SCAN_EVERY = 64  # entries that a process writes before it looks again at what others wrote
+_FORMAT = b"2"  # of an entry
 _NOTICES = ("full", "unwritable", "damaged")
 
 # What readers return, and what they are: `reader(files, *arguments)`.
@@ -122,7 +123,7 @@ class ReadCache:
             return self._damaged(path, error)
         # Once in each process: it takes as long as everything else here.
         if path.name not in self._checked:
-            if _checksum(arrays) != checksum:
+            if _checksum(kinds, arrays) != checksum:
                 return self._damaged(path, "its checksum is another one")
             self._checked.add(path.name)
         return [_UNPACK[kind](array) for kind, array in zip(kinds, arrays, strict=True)]
@@ -138,7 +139,7 @@ class ReadCache:
                 return
             named = {str(k): array for k, array in enumerate(arrays)}
             with atomic_write(path, "wb") as file:
-                file.write(save(named, {"kinds": "".join(kinds), "crc32": _checksum(arrays)}))
+                file.write(save(named, {"kinds": "".join(kinds), "crc32": _checksum("".join(kinds), arrays)}))
         except OSError as error:
             self._open = False
             self._say(
@@ -188,15 +189,16 @@ _UNPACK: dict[str, Callable[[np.ndarray], np.ndarray | Image.Image]] = {
 }
 
 
-def _checksum(arrays: Sequence[np.ndarray]) -> str:
-    return str(functools.reduce(lambda crc, array: zlib.crc32(array, crc), arrays, 0))
+def _checksum(kinds: str, arrays: Sequence[np.ndarray]) -> str:
+    head = f"{kinds}{[(array.dtype.str, array.shape) for array in arrays]}".encode()
+    return str(functools.reduce(lambda crc, array: zlib.crc32(array, crc), arrays, zlib.crc32(head)))
 
 
 # -- keys -------------------------------------------------------------------------------------------------------------
 
 
 def _key(reader: Reader, files: Sequence[Path], arguments: Sequence[Any]) -> str:
-    digest = hashlib.blake2b(_source(reader.__module__), digest_size=20)
+    digest = hashlib.blake2b(_FORMAT + _source(reader.__module__), digest_size=20)
     digest.update(reader.__qualname__.encode())
     for file in files:
         found = os.stat(file)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class Answers:
         self.folder = Path(folder)
         self._about = dict(about)
         self._warned = False
+        self._checked: set[tuple[str, str]] = set()
 
     def read(self, sample: Batch, taps: Collection[str]) -> dict[str, Any]:
         """The answers to one sample, those of `taps` that are there, on the CPU; none if the file is damaged.
@@ -63,11 +65,18 @@ class Answers:
     def _read(self, path: Path, taps: Collection[str], sample: Batch | None = None) -> dict[str, Any]:
         try:
             with safe_open(path, "pt") as file:
-                names = file.keys()
+                names, checksums = file.keys(), file.metadata() or {}
                 if sample is not None and _SAMPLE in names:
-                    self._check(sample, file.get_tensor(_SAMPLE), path)
+                    stored = file.get_tensor(_SAMPLE)
+                    self._check_intact({_SAMPLE: stored}, checksums, path)
+                    self._check(sample, stored, path)
                 found = {tap: [n for n in names if n.split("/")[0] == tap] for tap in taps}
-                return {tap: _nested(tap, {n: file.get_tensor(n) for n in own}) for tap, own in found.items() if own}
+                if lost := [name for name in checksums if name not in names and name.split("/")[0] in found]:
+                    raise SafetensorError(f"{lost[0]} is not there")
+                tensors = {tap: {n: file.get_tensor(n) for n in own} for tap, own in found.items() if own}
+                for own in tensors.values():
+                    self._check_intact(own, checksums, path)
+                return {tap: _nested(tap, own) for tap, own in tensors.items()}
         except FileNotFoundError:
             return {}
         except SafetensorError as error:
@@ -92,7 +101,7 @@ class Answers:
             with atomic_write(self.folder / "metadata.json") as file:
                 json.dump(self._about, file, indent=1)
         with atomic_write(path, "wb") as file:
-            file.write(save(content))
+            file.write(save(content, {name: _checksum(tensor) for name, tensor in content.items()}))
         return {tap: _nested(tap, tensors) for tap in answers}
 
     def _path(self, sample: Batch) -> Path:
@@ -112,6 +121,14 @@ class Answers:
                 f"{path} holds the teacher's answers to another sample than {sample.tokens[0]} as it is loaded now; "
                 f"the sensors' files or their processing changed since: delete the folder {path.parent}"
             )
+
+    def _check_intact(self, tensors: Mapping[str, Tensor], checksums: Mapping[str, str], path: Path) -> None:
+        """Raises SafetensorError for another checksum, where there is one; each tensor is looked at once."""
+        for name, tensor in tensors.items():
+            if name in checksums and (str(path), name) not in self._checked:
+                if checksums[name] != _checksum(tensor):
+                    raise SafetensorError(f"the checksum of {name} is another one")
+                self._checked.add((str(path), name))
 
     def _warn(self, message: str) -> None:
         if not self._warned:
@@ -180,6 +197,11 @@ def _nested(name: str, tensors: Mapping[str, Tensor]) -> Any:
         return [] if "[]" in keys else {}
     entries = {key: _nested(f"{name}/{key}", tensors) for key in keys}
     return [entries[str(k)] for k in range(len(entries))] if all(k.isdecimal() for k in keys) else entries
+
+
+def _checksum(tensor: Tensor) -> str:
+    values = tensor.view(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+    return str(zlib.crc32(values, zlib.crc32(f"{tensor.dtype}{list(tensor.shape)}".encode())))
 
 
 def _is_plain(sample: Batch) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -142,6 +142,12 @@ class Balance:
         return now if math.isnan(before) else self.settings.memory * before + (1 - self.settings.memory) * now
 
 
+class Results(Protocol):
+    """What a measurement is given to, see `Balance.add`."""
+
+    def add(self, name: str, own: float, other: float, inner: float) -> None: ...
+
+
 class Measurement:
     """The gradients of one step.
 
@@ -149,10 +155,11 @@ class Measurement:
         balance: gets the results.
         detection: the sum of the student's own losses.
         wanted: names of the losses to be measured.
+        shared: over all processes, each of which must take the same.
     """
 
-    def __init__(self, balance: Balance, detection: Tensor, wanted: Collection[str]) -> None:
-        self._balance, self._detection, self.wanted = balance, detection, wanted
+    def __init__(self, balance: Results, detection: Tensor, wanted: Collection[str], shared: bool = True) -> None:
+        self._balance, self._detection, self.wanted, self._shared = balance, detection, wanted, shared
         self._own: dict[str, Tensor] = {}
 
     def take(self, name: str, loss: Tensor, tap: str, value: Tensor) -> None:
@@ -165,7 +172,7 @@ class Measurement:
             self._own[tap] = self._gradient(self._detection, value, "detection", name, tap)
         ours, theirs = self._own[tap], self._gradient(loss, value, "the loss", name, tap)
         products = torch.stack([(ours * ours).sum(), (theirs * theirs).sum(), (ours * theirs).sum()]).double()
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if self._shared and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(products)
         own, other, inner = products.tolist()
         if math.isfinite(own + other):  # otherwise the trainer names what is not finite

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from mmdet3d.blocks import nearest, read_block
 from mmdet3d.distill.adapters import AdaptedTeacher, adapted
-from mmdet3d.distill.balance import Balance, BalanceSettings
+from mmdet3d.distill.balance import Balance, BalanceSettings, Measurement
 from mmdet3d.distill.blocks import NamedModel, check_file
 from mmdet3d.distill.class_gate import ClassGate
+from mmdet3d.distill.doctor import Doctor, worse_classes
 from mmdet3d.distill.losses.center_heads import center_head
 from mmdet3d.distill.outline import Outline
 from mmdet3d.distill.providers import read_teachers
-from mmdet3d.distill.teacher import Evaluate, Teacher, build_detector, check_score
+from mmdet3d.distill.teacher import Evaluate, Teacher, build_detector, check_score, recorded_metrics
 from mmdet3d.distill.terms import Term, build_term, owner_of
 from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.models.detectors.base import Detector, Trainable
@@ -85,6 +86,7 @@ class Distiller(Trainable):
         self.student = build_detector(self._student_spec.model, "model.student")
         self._balance = None if balance is None else Balance(read_block(BalanceSettings, balance, "model.balance"))
         self._gate = None if class_gate is None else read_block(ClassGate, class_gate, "model.class_gate")
+        self._doctor = Doctor()
         self._progress = 0.0
         self._reported: set[tuple[str, str]] = set()
         self._blocks = read_teachers(teacher, teachers, needed=any(cfg is not None for cfg in losses.values()))
@@ -258,7 +260,7 @@ class Distiller(Trainable):
 
     def start_epoch(self, epoch: int) -> None:
         self.student.start_epoch(epoch)
-        faults = self._balance.faults() if self._balance else {}
+        faults = (self._balance or self._doctor).faults()
         for name, loss in self.losses.items():
             loss.start_epoch(epoch)
             for fault in (*loss.faults(), *([faults[name]] if name in faults else [])):
@@ -269,6 +271,23 @@ class Distiller(Trainable):
     def start_step(self, progress: float) -> None:
         self._progress = progress
         self.student.start_step(progress)
+
+    def evaluated(self, metrics: Mapping[str, float]) -> None:
+        for owner in dict.fromkeys(term.owner for term in self._terms.values()):
+            checkpoint = self._blocks[owner].checkpoint
+            worse = worse_classes(recorded_metrics(checkpoint), metrics) if checkpoint else {}
+            if not worse or self._gate is not None or (owner, "classes") in self._reported:
+                continue
+            self._reported.add((owner, "classes"))
+            listed = ", ".join(
+                f"{name} (AP {theirs:.3f}, student {ours:.3f})" for name, (theirs, ours) in worse.items()
+            )
+            logger.warning(
+                "%s knows worse than the student: %s; take a better teacher, or keep it from teaching these with "
+                "--model.class_gate.student CHECKPOINT of a student of old",
+                _key(owner),
+                listed,
+            )
 
     def training_state(self) -> dict[str, Any]:
         """The student's, and the balance of the losses."""
@@ -291,7 +310,7 @@ class Distiller(Trainable):
         entries = self.student.supervised(features, batch)
         factors = {name: term.weight * term.schedule.factor(self._progress) for name, term in self._terms.items()}
         counting = [name for name, factor in factors.items() if factor]
-        measured = self._balance.measurement(entries.values(), counting) if self._balance and self.training else None
+        measured = self._measurement(entries, {name: factors[name] for name in counting})
         for name in counting:
             term, factor = self._terms[name], factors[name]
             loss = self.losses[name]
@@ -308,8 +327,7 @@ class Distiller(Trainable):
             except (RuntimeError, AttributeError, LookupError, TypeError) as error:
                 raise ValueError(term.misfit(seen, answers, error)) from error
             if measured and name in measured.wanted:
-                tap = self._compared_at(term, features)
-                measured.take(name, term.total(value), tap, features[tap])
+                self._measure(measured, name, term.total(value), features)
             if self._balance:
                 factor *= self._balance.factor(name)
             entries |= term.entries(value, factor)
@@ -349,10 +367,28 @@ class Distiller(Trainable):
             answers |= {f"{owner}.{tap}" if owner else tap: value for tap, value in found.items()}
         return answers
 
+    def _measurement(self, own: Mapping[str, Tensor], weights: Mapping[str, float]) -> Measurement | None:
+        """What compares gradients in this step, if anything does."""
+        if not (self.training and weights):
+            return None
+        if self._balance:
+            return self._balance.measurement(own.values(), list(weights))
+        return self._doctor.measurement(own.values(), weights)
+
+    def _measure(self, measured: Measurement, name: str, loss: Tensor, features: Mapping[str, Any]) -> None:
+        try:
+            tap = self._compared_at(self._terms[name], features)
+            measured.take(name, loss, tap, features[tap])
+        except (ValueError, RuntimeError):
+            if self._balance:
+                raise
+            # The doctor cannot look here, which is no reason to stop.
+
     def _compared_at(self, term: Term, features: Mapping[str, Any]) -> str:
         """The tap where gradients of a loss and of detection are compared: the one that it reads, if a single map."""
         tap = term.student if isinstance(term.student, str) else ""
-        tap = tap if isinstance(features.get(tap), Tensor) else self._balance.settings.at
+        settings = self._balance.settings if self._balance else BalanceSettings()
+        tap = tap if isinstance(features.get(tap), Tensor) else settings.at
         if not isinstance(features.get(tap), Tensor):
             maps = ", ".join(k for k, v in features.items() if isinstance(v, Tensor))
             raise ValueError(f"model.balance.at: {tap!r} is no map of the student that is computed here (maps: {maps})")

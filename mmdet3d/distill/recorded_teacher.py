@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from mmdet3d.distill.adapters import carried
 from mmdet3d.distill.answers import Answers, join
 from mmdet3d.distill.outline import Outline
 from mmdet3d.distill.teacher import Teacher
+from mmdet3d.io.files import file_digest, read_json
 from mmdet3d.structures import Batch
 
 __all__ = ["RecordedTeacher"]
@@ -38,10 +37,9 @@ class RecordedTeacher(Teacher):
 
     def __init__(self, folder: str | Path, key: str = "model.teacher") -> None:
         folder = _of_one_teacher(Path(folder), f"{key}.answers")
-        text = (folder / "metadata.json").read_text()
-        self.about = json.loads(text)
+        self.about = read_json(folder / "metadata.json", "answers' metadata")
         self.answers = Answers(folder, self.about)
-        self.digest = str(self.about.get("digest") or hashlib.sha256(text.encode()).hexdigest()[:16])
+        self.digest = str(self.about.get("digest") or file_digest(folder / "metadata.json")[:16])
         outline = (self.about.get(name) for name in ("grid", "tasks", "norm_bbox"))
         self.model = Outline.read(_taps(folder, f"{key}.answers"), *outline, f"{folder}/metadata.json")
 

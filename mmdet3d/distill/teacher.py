@@ -18,8 +18,8 @@ from mmdet3d.composition import is_named
 from mmdet3d.distill.answers import Answers, join
 from mmdet3d.distill.outline import Outline, plain_outline
 from mmdet3d.interop.checkpoints import load_checkpoint
-from mmdet3d.io.files import file_digest, json_content
-from mmdet3d.io.weights import metadata_path
+from mmdet3d.io.files import file_digest
+from mmdet3d.io.weights import metadata_path, read_metadata
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.models.folding import fold_batch_norm
@@ -289,10 +289,7 @@ def recorded_score(checkpoint: str | Path, metric: str) -> float | None:
 
 def recorded_metrics(checkpoint: str | Path) -> dict[str, float]:
     """`metrics` of the JSON beside the checkpoint, if its `sha256` is that of this checkpoint; else empty."""
-    side = metadata_path(checkpoint)
-    if not side.is_file():
-        return {}
-    record = json_content(side)
+    record = read_metadata(checkpoint)
     if not record.get("metrics") or record.get("sha256") != file_digest(checkpoint):
         return {}
     return record["metrics"]

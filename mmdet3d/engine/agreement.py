@@ -18,7 +18,7 @@ from mmdet3d.datasets import benchmark_of
 from mmdet3d.distill.providers import DetectorBlock
 from mmdet3d.engine.agreement_sides import DataSide, Disagreement, ModelSide, data_sides, model_sides, shown
 from mmdet3d.engine.settings import AUTO
-from mmdet3d.io.files import json_content
+from mmdet3d.io.files import read_json
 from mmdet3d.io.weights import metadata_path
 
 __all__ = ["check_agreement", "disagreements"]
@@ -136,7 +136,7 @@ def _between(
 
 def _recorded_classes(data: Sequence[DataSide], record: Path) -> Iterator[Disagreement]:
     """Of weights that no longer lie in the folder of their run."""
-    trained = json_content(record).get("classes")
+    trained = read_json(record, "metadata").get("classes")
     for names, classes in [*_grouped(data, "object_classes"), *_grouped(data, "classes")] if trained else ():
         if list(classes) != trained:
             yield Disagreement(

@@ -5,16 +5,16 @@ complete:
 
 * `NAME.safetensors`: the weights to use (the average, where training keeps one),
 * `NAME.state.pt`: optimiser, scaler, random states, position, and the raw weights where they differ,
-* `NAME.json`: position, metrics, versions, SHA-256 of the weights.
+* `NAME.json`: position, metrics, versions, SHA-256 of the other two.
 
 `latest.safetensors` and `latest.json` are links to the newest.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import random
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,18 @@ import torch
 from torch import Tensor
 
 from mmdet3d.interop.checkpoints import LoadReport, in_our_layout, load_checkpoint
-from mmdet3d.io.weights import metadata_path, read_state, read_weights, save_metadata, save_state, save_weights
+from mmdet3d.io.files import file_digest
+from mmdet3d.io.weights import (
+    metadata_path,
+    naming_disk_errors,
+    read_metadata,
+    read_state,
+    read_weights,
+    save_metadata,
+    save_state,
+    save_weights,
+    verified_metadata,
+)
 from mmdet3d.models.detectors.base import Trainable
 
 __all__ = [
@@ -65,6 +76,11 @@ def _holds(state: Mapping[str, Tensor], part: str) -> bool:
     return any(key.startswith(f"{part}.") for key in state)
 
 
+_NAME = re.compile(r"epoch_(\d+)(?:_iter_(\d+))?")
+_STATE = "state_sha256"
+logger = logging.getLogger(__name__)
+
+
 def state_path(weights: str | Path) -> Path:
     """The training-state file beside a weight file."""
     return Path(weights).with_suffix(".state.pt")
@@ -84,26 +100,41 @@ class RunCheckpoints:
 
     def resumable(self) -> list[Path]:
         """Weight files with a complete training state, by position in training."""
-        found = [p.with_suffix(".safetensors") for p in self._run_dir.glob("epoch_*.json")]
+        found = [p.with_suffix(".safetensors") for p in self._run_dir.glob("epoch_*.json") if _NAME.fullmatch(p.stem)]
         complete = [p for p in found if p.is_file() and state_path(p).is_file()]
-        return sorted(complete, key=lambda p: json.loads(metadata_path(p).read_text())["iteration"])
+        return sorted(complete, key=_position)
+
+    def newest_intact(self) -> Path | None:
+        """The last of `resumable` that is as it was written; the log names those after it that are not."""
+        for path in reversed(self.resumable()):
+            try:
+                check_intact(path)
+                return path
+            except ValueError as error:
+                logger.warning("%s is not resumed: %s", path.name, error)
+        return None
 
     def save(
         self, name: str, weights: Mapping[str, Tensor], state: Mapping[str, Any], metadata: Mapping[str, Any]
     ) -> Path:
-        """Write a checkpoint, then delete those that are no longer to be kept."""
+        """Write a checkpoint, then delete those that are no longer to be kept.
+
+        Raises:
+            ValueError: it cannot be written; or it does not read back as it was written, and nothing was deleted.
+        """
         path = self._run_dir / f"{name}.safetensors"
-        # An older checkpoint of this name must not pass for complete while its files are replaced.
-        metadata_path(path).unlink(missing_ok=True)
-        save_state(state, state_path(path))
-        save_weights(weights, path, metadata)
-        self._link_latest(path)
-        self._prune(path)
+        with naming_disk_errors(path):
+            # An older checkpoint of this name must not pass for complete while its files are replaced.
+            metadata_path(path).unlink(missing_ok=True)
+            digest = save_state(state, state_path(path))
+            save_weights(weights, path, {**metadata, _STATE: digest})
+            self._link_latest(path)
+            self._prune(path)
         return path
 
     def annotate(self, path: Path, entries: Mapping[str, Any]) -> None:
         """Add entries to the JSON of a checkpoint."""
-        save_metadata(path, {**json.loads(metadata_path(path).read_text()), **entries})
+        save_metadata(path, {**read_metadata(path), **entries})
 
     def save_best(self, weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
         path = self._run_dir / "best.safetensors"
@@ -126,11 +157,27 @@ class RunCheckpoints:
         if self._max_keep is not None:
             kept = self._max_keep - ("_iter_" not in newest.name)
             surplus = surplus + ends[: max(0, len(ends) - kept)]
+        if surplus:
+            check_intact(newest)
         for path in surplus:
             for file in (metadata_path(path), state_path(path), path):
                 file.unlink(missing_ok=True)
-        for cut_off in self._run_dir.glob(".epoch_*.partial"):  # of a training that was killed while it wrote
-            cut_off.unlink(missing_ok=True)
+        for name in ("epoch_*", "best"):
+            for cut_off in self._run_dir.glob(f".{name}.*.partial"):  # of a training that was killed while it wrote
+                cut_off.unlink(missing_ok=True)
+
+
+def _position(path: Path) -> tuple[int, int]:
+    """Epochs that are done, and batches of the next one."""
+    epoch, batch = _NAME.fullmatch(path.stem).groups()
+    return (int(epoch), 0) if batch is None else (int(epoch) - 1, int(batch))
+
+
+def check_intact(path: Path) -> None:
+    """Raises ValueError, naming the file, unless a checkpoint's files are those that were written."""
+    recorded = verified_metadata(path).get(_STATE)
+    if recorded is not None and recorded != file_digest(state_path(path)):
+        raise ValueError(f"{state_path(path)} is damaged (another SHA-256); resume from an earlier checkpoint")
 
 
 def read_training_state(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -149,8 +196,9 @@ def read_training_state(path: str | Path) -> tuple[dict[str, Any], dict[str, Any
             f"resume_from: {path} has no training state beside it ({state.name}, {side.name}); "
             "to start from its weights alone pass it as --load_from"
         )
+    check_intact(path)
     try:
-        return read_state(state), json.loads(side.read_text())
+        return read_state(state), read_metadata(path)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{state} is damaged ({reason}); resume from an earlier checkpoint") from error

@@ -6,6 +6,7 @@ live through the whole training still augment each epoch differently.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -28,6 +29,7 @@ from mmdet3d.structures import Batch, Detections3D, Sample
 __all__ = [
     "DetectionDataset",
     "EvaluationSampler",
+    "LeftOut",
     "MixedSampler",
     "PictureDataset",
     "TrainSampler",
@@ -35,6 +37,10 @@ __all__ = [
     "build_loader",
     "train_sampler",
 ]
+
+
+logger = logging.getLogger("mmdet3d")
+_TRIES = 20  # neighbours that are tried for a sample that cannot be read
 
 
 class DetectionDataset(Protocol):
@@ -205,11 +211,19 @@ class EvaluationSampler:
 
 
 def build_loader(
-    dataset: Any, sampler: TrainSampler | MixedSampler | EvaluationSampler, workers: int, seed: int = 0
+    dataset: Any,
+    sampler: TrainSampler | MixedSampler | EvaluationSampler,
+    workers: int,
+    seed: int = 0,
+    replace: bool = False,
 ) -> DataLoader:
-    """A loader over `sampler`; its workers, if any, stay alive between epochs. Read it with `batches`."""
+    """A loader over `sampler`; its workers, if any, stay alive between epochs. Read it with `batches`.
+
+    Args:
+        replace: a sample that cannot be read gives way to the next one of the data set that can.
+    """
     return DataLoader(
-        _ByEpoch(dataset),
+        _ByEpoch(dataset, replace),
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=_collate,
@@ -221,8 +235,35 @@ def build_loader(
     )
 
 
-def batches(loader: DataLoader) -> Iterator[Batch]:
-    """The loader's batches; a user's mistake met in a worker is raised here as it was there, without its traceback."""
+class LeftOut:
+    """Counts and names the samples of a training that could not be read and gave way to others.
+
+    Args:
+        most: of one process; one more ends the training.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.count = 0
+
+    def add(self, errors: Sequence[str]) -> None:
+        """Raises ValueError if there are too many."""
+        for error in errors:
+            self.count += 1
+            if self.count > self._most:
+                raise ValueError(
+                    f"{error}; {self.count} samples could not be read, more than data.max_left_out: {self._most}; "
+                    "create_data with --check lists all that is wrong with the files"
+                )
+            logger.warning("left out sample %d of at most %d (data.max_left_out): %s", self.count, self._most, error)
+
+
+def batches(loader: DataLoader, left_out: LeftOut | None = None) -> Iterator[Batch]:
+    """The loader's batches; a user's mistake met in a worker is raised here as it was there, without its traceback.
+
+    Args:
+        left_out: is told of samples that gave way to others, see `build_loader`.
+    """
     # Workers start here. Between its start and the end of `_init_worker` a worker would die of the SIGTERM that a
     # launcher sends to the whole group, and with it the training process, before its checkpoint.
     with _deferred(signal.SIGTERM):
@@ -230,6 +271,9 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
     for batch in source:
         if isinstance(batch, _Failure):
             raise batch.error
+        if isinstance(batch, _Mended):
+            left_out.add(batch.errors)
+            batch = batch.content
         yield batch
 
 
@@ -238,35 +282,50 @@ class _Failure:
     error: Exception
 
 
+@dataclass
+class _Mended:
+    """A sample instead of others, or a batch with such samples, and why the others could not be read."""
+
+    content: Any
+    errors: list[str]
+
+
 class _ByEpoch:
     """Tells the data set the epoch that an index belongs to."""
 
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Any, replace: bool) -> None:
+        self._dataset, self._replace = dataset, replace
         self._epoch: int | None = None
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, item: Item) -> Sample | _Failure:
+    def __getitem__(self, item: Item) -> Sample | _Failure | _Mended:
         epoch, index = item
         if epoch != self._epoch:
             self._dataset.set_epoch(epoch)
             self._epoch = epoch
-        try:
-            return self._dataset[index]
-        except (ValueError, FileNotFoundError) as error:
-            return _Failure(error)
+        errors: list[str] = []
+        for _ in range(min(_TRIES, len(self)) if self._replace else 1):
+            try:
+                sample = self._dataset[(index + len(errors)) % len(self)]
+                return _Mended(sample, errors) if errors else sample
+            except (ValueError, FileNotFoundError) as error:
+                failure = error
+                errors.append(str(error))
+        return _Failure(failure)
 
 
-def _collate(samples: list[Sample | _Failure]) -> Batch | _Failure:
+def _collate(samples: list[Sample | _Failure | _Mended]) -> Batch | _Failure | _Mended:
     for sample in samples:
         if isinstance(sample, _Failure):
             return sample
+    errors = [error for sample in samples if isinstance(sample, _Mended) for error in sample.errors]
     try:
-        return Batch.collate(samples)
+        batch = Batch.collate([s.content if isinstance(s, _Mended) else s for s in samples])
     except ValueError as error:
         return _Failure(error)
+    return _Mended(batch, errors) if errors else batch
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 
 from mmdet3d.engine import distributed
 from mmdet3d.engine.data import DetectionDataset, EvaluationSampler, batches, build_loader
+from mmdet3d.engine.logging import get_logger
 from mmdet3d.engine.settings import autocast_dtype
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar
+from mmdet3d.shell import command
 from mmdet3d.structures import Detections3D
 
-__all__ = ["as_records", "evaluate", "predict"]
+__all__ = ["as_records", "evaluate", "predict", "say_if_nothing_is_found"]
 
 
 @torch.no_grad()
@@ -98,3 +100,16 @@ def as_records(detections: Sequence[Detections3D], tokens: Sequence[str]) -> lis
         {"token": t, "boxes": d.boxes.tensor.numpy(), "scores": d.scores.numpy(), "labels": d.labels.numpy()}
         for t, d in zip(tokens, detections, strict=True)
     ]
+
+
+def say_if_nothing_is_found(metrics: Mapping[str, float], main: str | None, epoch: int) -> None:
+    """Warn, with what to look at, if the data set's main metric is 0 after `epoch` epochs."""
+    if main is not None and metrics.get(main) == 0:
+        get_logger().warning(
+            "%s is 0 after epoch %d, so nothing that was predicted meets an object: look at some frames with %s, "
+            "compare the model's raster and classes with the data set's, and lower optimizer.lr if the loss does not "
+            "fall",
+            main,
+            epoch,
+            command("visualize"),
+        )

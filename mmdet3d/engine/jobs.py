@@ -75,8 +75,8 @@ def train_recipe_run(folder: Path, workers: int) -> None:
     report_to(folder / "progress.json")
     config = load_config(folder / "configs.yaml")
     config.data["workers_per_gpu"] = min(config.data.get("workers_per_gpu", 0), workers)
-    if resumable := RunCheckpoints(folder).resumable():
-        config["resume_from"] = str(resumable[-1])
+    if newest := RunCheckpoints(folder).newest_intact():
+        config["resume_from"] = str(newest)
     _fit(config, folder)
 
 

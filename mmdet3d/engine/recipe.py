@@ -22,7 +22,7 @@ from mmdet3d.engine.recipe_graph import DataRoots, Node, build_graph
 from mmdet3d.engine.recipe_graph import data_root as root_of
 from mmdet3d.engine.run_display import duration
 from mmdet3d.evaluation.control import ControlTable
-from mmdet3d.io.files import json_content
+from mmdet3d.io.files import read_json
 from mmdet3d.machine import cpus
 
 __all__ = [
@@ -212,7 +212,7 @@ def read_results(
         FileNotFoundError: no such file.
         ValueError: it is of another recipe, or has one of `seeds`.
     """
-    stored = json_content(file)
+    stored = read_json(file, "results")
     stored = stored if isinstance(stored, dict) else {}
     runs = stored.get("runs", {})
     if f"{unit}s" not in stored or stored.get("title") != recipe.title or set(runs) != set(recipe.runs):

@@ -14,7 +14,8 @@ from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.executor import Spent, Task
 from mmdet3d.engine.recipe_file import Recipe
 from mmdet3d.engine.resuming import config_changes
-from mmdet3d.io.weights import metadata_path
+from mmdet3d.io.files import atomic_write, read_json
+from mmdet3d.io.weights import read_metadata
 
 __all__ = ["DataRoots", "Node", "build_graph", "data_root"]
 
@@ -103,8 +104,9 @@ class Node:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._note.unlink(missing_ok=True)
         if RunCheckpoints(self.folder).resumable():
-            self._note.write_text(json.dumps({"seconds": None, "cpu_seconds": None}) + "\n")
-        (self.folder / "configs.yaml").write_text(self.config.dump())
+            self._write_note({"seconds": None, "cpu_seconds": None})
+        with atomic_write(self.folder / "configs.yaml") as file:
+            file.write(self.config.dump())
 
     def note(self, spent: Spent) -> None:
         """Keep what the training took, if that was one stretch, and which weights it started from.
@@ -114,7 +116,7 @@ class Node:
         """
         if self._metadata() is None:
             raise ValueError(f"{self.folder} has no evaluated final checkpoint; remove that folder to train it anew")
-        self._note.write_text(json.dumps({**vars(spent), **self._noted(), "starts": self._digests()}) + "\n")
+        self._write_note({**vars(spent), **self._noted(), "starts": self._digests()})
 
     def result(self) -> dict[str, Any] | None:
         """The entry of `results.json`; None if the training is not finished."""
@@ -135,21 +137,21 @@ class Node:
     def _note(self) -> Path:
         return self.folder / "done.json"
 
+    def _write_note(self, content: Mapping[str, Any]) -> None:
+        with atomic_write(self._note) as file:
+            file.write(json.dumps(content) + "\n")
+
     def _noted(self) -> dict[str, Any]:
-        return json.loads(self._note.read_text()) if self._note.is_file() else {}
+        return read_json(self._note, "note") if self._note.is_file() else {}
 
     def _digests(self) -> dict[str, str | None]:
         """SHA-256 of the checkpoints that it starts from, by node; None where there is none yet."""
-        sides = {path.parent.name: metadata_path(path) for path in self.starts}
-        return {name: json.loads(s.read_text()).get("sha256") if s.is_file() else None for name, s in sides.items()}
+        return {path.parent.name: read_metadata(path).get("sha256") for path in self.starts}
 
     def _metadata(self) -> dict[str, Any] | None:
         """Of the final weights, once they were evaluated."""
-        side = metadata_path(self.weights)
-        if not self.weights.is_file() or not side.is_file():
-            return None
-        metadata = json.loads(side.read_text())
-        return metadata if metadata["metrics"] else None
+        metadata = read_metadata(self.weights) if self.weights.is_file() else {}
+        return metadata if metadata.get("metrics") else None
 
 
 def data_root(roots: DataRoots, seed: int) -> Path | None:

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mmdet3d.config import composed, parse_yaml
 from mmdet3d.shell import command, quote
 
@@ -17,6 +19,7 @@ MAY_CHANGE = (
     "max_epochs",
     "optimizer",
     "optimizer_config.grad_clip",
+    "optimizer_config.not_finite",
     "lr_config",
     "momentum_config",
     "evaluation",
@@ -25,6 +28,8 @@ MAY_CHANGE = (
     "data.workers_per_gpu",
     "data.cache",
     "data.cache_limit",
+    "data.on_error",
+    "data.max_left_out",
     "compile",
     "find_unused_parameters",
     "imports",
@@ -47,7 +52,10 @@ def refuse_changes(run: Path, config: Mapping[str, Any], config_path: str | Path
             may have been meant.
     """
     saved = run / "configs.yaml"
-    before = parse_yaml(saved.read_text()) if saved.is_file() else None
+    try:
+        before = parse_yaml(saved.read_bytes()) if saved.is_file() else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{saved}, the config of the run, is damaged ({error}); bring it back or remove it") from error
     if not isinstance(before, Mapping):
         return
     if isinstance(before.get("model"), Mapping):  # of a run of old, whose config only names teacher and student

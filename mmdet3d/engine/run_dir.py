@@ -9,7 +9,7 @@ from mmdet3d.config import Config
 from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.resuming import refuse_changes
-from mmdet3d.io.files import check_place
+from mmdet3d.io.files import atomic_write, check_place
 from mmdet3d.shell import command, quote
 
 __all__ = ["begin_run", "choose_run_dir", "default_run_dir", "writable_folder"]
@@ -48,9 +48,9 @@ def writable_folder(folder: str | Path, option: str = "--run-dir") -> Path:
 def choose_run_dir(run_dir: str | Path | None, config_path: str | Path, config: Config) -> Path:
     """Decide which folder a training gets and what it resumes; nothing is written.
 
-    `resume_from: auto` in `config` is replaced by the folder's latest checkpoint, the only one that is resumed there.
-    Without `run_dir`, a resumed training goes on in the folder of its checkpoint and a new one gets `default_run_dir`.
-    Every rank must call.
+    `resume_from: auto` in `config` is replaced by the folder's latest intact checkpoint, the only one that is resumed
+    there. Without `run_dir`, a resumed training goes on in the folder of its checkpoint and a new one gets
+    `default_run_dir`. Every rank must call.
 
     Raises:
         ValueError: the folder cannot be made or written, it holds a run that is not to be resumed, it has nothing to
@@ -65,22 +65,26 @@ def choose_run_dir(run_dir: str | Path | None, config_path: str | Path, config: 
 
     def decide() -> str | None:
         check_place(folder, "--run-dir")
-        latest = RunCheckpoints(folder).resumable()[-1:]
-        if resume == "auto" and not latest:
-            raise ValueError(f"resume_from auto: {folder} holds no checkpoint; leave it out to start a training there")
-        if latest and not resume:
+        checkpoints = RunCheckpoints(folder)
+        there = checkpoints.resumable()
+        if there and not resume:
             raise ValueError(
-                f"{folder} already holds a run ({latest[0].name}); continue it with {command('train')} --resume "
+                f"{folder} already holds a run ({there[-1].name}); continue it with {command('train')} --resume "
                 f"{quote(folder)}, or pass another --run-dir to start a new one"
             )
-        if latest and resume != "auto" and Path(resume).resolve() != latest[0].resolve():
+        latest = checkpoints.newest_intact()
+        if resume == "auto" and latest is None:
+            if there:
+                raise ValueError(f"resume_from auto: no checkpoint in {folder} is intact; pass another --run-dir")
+            raise ValueError(f"resume_from auto: {folder} holds no checkpoint; leave it out to start a training there")
+        if latest and resume != "auto" and Path(resume).resolve() != latest.resolve():
             raise ValueError(
-                f"{folder} already holds a run up to {latest[0].name}, which going on from {resume} would overwrite; "
+                f"{folder} already holds a run up to {latest.name}, which going on from {resume} would overwrite; "
                 f"continue it with {command('train')} --resume {quote(folder)}, or pass another --run-dir"
             )
-        if source := latest[0] if resume == "auto" else resume:
+        if source := latest if resume == "auto" else resume:
             refuse_changes(Path(source).parent, config, config_path)
-        return str(latest[0]) if resume == "auto" else resume
+        return str(latest) if resume == "auto" else resume
 
     config["resume_from"] = distributed.on_main(decide)
     return folder
@@ -98,6 +102,7 @@ def begin_run(folder: Path, config: Config) -> None:
         target = folder / "configs.yaml"
         if target.is_file() and target.read_text() != config.dump():
             target.rename(folder / f"configs-until-{time.strftime('%Y%m%d-%H%M%S')}.yaml")
-        target.write_text(config.dump())
+        with atomic_write(target) as file:
+            file.write(config.dump())
 
     distributed.on_main(write)

@@ -23,7 +23,7 @@ import torch
 from mmdet3d import __version__
 from mmdet3d.composition import stands_in_full
 from mmdet3d.engine import distributed
-from mmdet3d.io.files import file_digest, json_content
+from mmdet3d.io.files import atomic_write, file_digest, read_json
 from mmdet3d.models.backbones.pretrained import weight_file
 
 __all__ = ["RECORD", "Difference", "differences", "read_record", "run_record", "write_record"]
@@ -59,9 +59,10 @@ def write_record(folder: Path, config: Mapping[str, Any], device: torch.device) 
     def write() -> None:
         record, target = run_record(config, device), folder / RECORD
         if config.get("resume_from") and target.is_file():
-            begun = json.loads(target.read_text())
+            begun = read_json(target, "record of the run")
             record = {**begun, "resumed": [*begun.get("resumed", []), record]}
-        target.write_text(json.dumps(record, indent=1) + "\n")
+        with atomic_write(target) as file:
+            file.write(json.dumps(record, indent=1) + "\n")
 
     distributed.on_main(write)
 
@@ -73,7 +74,7 @@ def read_record(run: Path) -> dict[str, Any]:
     """
     if not (run / RECORD).is_file():
         raise FileNotFoundError(f"{run} has no {RECORD}, so it is not known what that run was; train its configs.yaml")
-    return json_content(run / RECORD)
+    return read_json(run / RECORD, "record of the run")
 
 
 def input_files(config: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:

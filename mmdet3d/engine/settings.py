@@ -52,6 +52,9 @@ class DataSettings:
             changes no sample. 0 loads in the training process.
         cache: what keeps the files that were read, see `datasets.cache.open_cache`.
         cache_limit: size of the cache's folder, GB (10^9 bytes).
+        on_error: `fail` ends a training at the first sample that cannot be read; `skip` takes the next one that can be,
+            and the log names each.
+        max_left_out: samples of one process that `skip` leaves out; one more ends the training.
         train, val, test: a data set each.
         unlabelled: frames without labels beside `train`: `share`, of each batch, and the keys in which they differ from
             `train` (`ann_file`, `part`, ...).
@@ -61,6 +64,8 @@ class DataSettings:
     workers_per_gpu: int = 0
     cache: str = "none"
     cache_limit: float = 8
+    on_error: Literal["fail", "skip"] = "fail"
+    max_left_out: int = 100
     train: Mapping[str, Any] | None = None
     val: Mapping[str, Any] | None = None
     test: Mapping[str, Any] | None = None
@@ -69,6 +74,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         at_least(1, self.samples_per_gpu, "samples_per_gpu")
         at_least(0, self.workers_per_gpu, "workers_per_gpu")
+        at_least(1, self.max_left_out, "max_left_out")
         check_cache(self.cache, self.cache_limit)
 
 
@@ -97,10 +103,13 @@ class OptimizerConfig:
     Args:
         grad_clip: null leaves gradients as long as they are.
         cumulative_iters: iterations whose gradients make one step.
+        not_finite: `skip` leaves a step out whose gradients are not finite, and ends the training when that lasts for a
+            log interval; `stop` ends it at the first.
     """
 
     grad_clip: GradClip | None = None
     cumulative_iters: int = 1
+    not_finite: Literal["skip", "stop"] = "skip"
 
     def __post_init__(self) -> None:
         at_least(1, self.cumulative_iters, "cumulative_iters")

@@ -21,10 +21,10 @@ from mmdet3d.datasets import benchmark_of
 from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import RunCheckpoints, load_start, random_state, read_training_state, set_random_state
 from mmdet3d.engine.compilation import compile_dense_stages
-from mmdet3d.engine.data import DetectionDataset, batches, build_loader, train_sampler
+from mmdet3d.engine.data import DetectionDataset, LeftOut, batches, build_loader, train_sampler
 from mmdet3d.engine.divergence import Divergence
 from mmdet3d.engine.ema import EMA
-from mmdet3d.engine.evaluate import evaluate
+from mmdet3d.engine.evaluate import evaluate, say_if_nothing_is_found
 from mmdet3d.engine.interrupt import Interrupt, Interrupted
 from mmdet3d.engine.logging import Window, Writer, finite, get_logger
 from mmdet3d.engine.optimizer import build_optimizer
@@ -98,7 +98,10 @@ class Trainer:
         self._sampler = train_sampler(train_dataset, s.data.samples_per_gpu, s.seed, rank, world)
         cores = distributed.share_cores(s.data.workers_per_gpu)
         get_logger().info("%s", cores)
-        self._loader = build_loader(train_dataset, self._sampler, cores.workers, s.seed + rank)
+        self._loader = build_loader(
+            train_dataset, self._sampler, cores.workers, s.seed + rank, s.data.on_error == "skip"
+        )
+        self._left_out = LeftOut(s.data.max_left_out)
         self.epoch_iters = len(self._sampler)
         self.epoch = self.batch = 0
         self._lr = LearningRate(s.lr_config, s.max_epochs, self.epoch_iters)
@@ -108,7 +111,7 @@ class Trainer:
         scaled = self._dtype is torch.float16
         self._scaler = torch.amp.GradScaler(device.type, enabled=scaled, growth_interval=2000)
         patience = None if scaled else math.ceil(s.log_config.interval / s.optimizer_config.cumulative_iters)
-        self._divergence = Divergence(self.run_dir, patience)
+        self._divergence = Divergence(self.run_dir, patience, s.optimizer_config.not_finite == "stop")
         self._checkpoints = RunCheckpoints(self.run_dir, s.checkpoint_config.max_keep_ckpts)
         self._ema: EMA | None = None
         self._best: dict[str, Any] | None = None
@@ -272,7 +275,7 @@ class Trainer:
         window, began, first = Window(), time.perf_counter(), self.iteration
         save_due = False
         previous = began
-        for batch in self._agreed(batches(self._loader)):
+        for batch in self._agreed(batches(self._loader, self._left_out)):
             loaded = time.perf_counter()
             values = self._iterate(batch.to(self.device, non_blocking=True))
             self._begin_writing(first)
@@ -319,6 +322,7 @@ class Trainer:
             with torch.autocast(self.device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None):
                 total, values = self._step_module(batch)
             self._scaler.scale(total / group).backward()
+        self._divergence.saw(batch, values)
         if steps:
             values |= self._step()
         self.batch += 1
@@ -377,6 +381,8 @@ class Trainer:
         position = {"epoch": self.epoch, "iter": 0, "iteration": self.iteration}
         if distributed.is_main():
             self._writer.evaluation(position, self.metrics, self._benchmark.table(self.metrics))
+            say_if_nothing_is_found(self.metrics, self._benchmark.main, self.epoch)
+            self.model.evaluated(self.metrics)
 
     def _keep_metrics(self, weights: Mapping[str, Tensor]) -> None:
         """Note the metrics in the epoch's checkpoint; keep the weights if they are the best so far."""

@@ -17,7 +17,7 @@ __all__ = [
     "check_place",
     "file_digest",
     "in_words",
-    "json_content",
+    "read_json",
     "read_text",
     "utf8_text",
 ]
@@ -40,6 +40,7 @@ def atomic_write(path: str | Path, mode: str = "w", durable: bool = False) -> It
 
     Missing parent folders are made. An interrupted block leaves an earlier file of that name as it was. Any number of
     threads, processes and machines may write the same file; its rights are those that the umask gives to new files.
+    A device or a pipe is written to.
 
     Args:
         mode: `w` or `wb`.
@@ -48,6 +49,10 @@ def atomic_write(path: str | Path, mode: str = "w", durable: bool = False) -> It
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with open(path, mode) as file:  # a device or a pipe has no earlier content, and must stay what it is
+            yield file
+        return
     # A process number would not do: machines that share a network drive have the same ones.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -78,6 +83,28 @@ def read_text(path: str | Path, what: str) -> str:
         raise ValueError(f"{what} {path} holds bytes that are not ASCII text") from None
 
 
+def read_json(path: str | Path, what: str, most: int | None = None) -> Any:
+    """The content of a JSON file; `what` says in error messages which kind of file it should be.
+
+    Args:
+        most: bytes that such a file may have; None for any number.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no JSON in UTF-8, nested too deeply to be read, or larger than such files are.
+    """
+    try:
+        if most is not None and (size := Path(path).stat().st_size) > most:
+            raise ValueError(f"{what} {path} has {size} bytes, more than {most}; it is none, or damaged")
+        return json.loads(utf8_text(path))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{what} {path} does not exist") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{what} {path} is not valid JSON ({error}); it is damaged or cut off") from None
+    except RecursionError:
+        raise ValueError(f"{what} {path} is nested too deeply; it is damaged, or made to do harm") from None
+
+
 def file_digest(path: str | Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
     # hashlib.file_digest needs Python 3.11.
@@ -101,19 +128,6 @@ def utf8_text(path: str | Path) -> str:
         raise ValueError(
             f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from None
-
-
-def json_content(path: str | Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ValueError: it is no JSON.
-        OSError: it cannot be read.
-    """
-    try:
-        return json.loads(utf8_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
 
 
 def check_place(folder: str | Path, option: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,11 @@ class _DataUnpickler(pickle.Unpickler):
             raise PermissionError(f"{module}.{name}") from None
 
 
+# How files of `dump_pickle` begin: the digest of all that follows, as a text that any reader takes and drops again.
+_PROTOCOL, _POP = b"\x80\x04", b"0"
+_HEAD = re.compile(_PROTOCOL + rb"\x8c\x47sha256:([0-9a-f]{64})" + _POP)
+
+
 def load_pickle(path: str | Path) -> Any:
     """The content of a pickle file that holds plain data.
 
@@ -61,9 +69,15 @@ def load_pickle(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    with open(path, "rb") as file:
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty; create or fetch it again")
+    # Mapped, because a reader of a damaged length asks a file for so much, and gets what there is.
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        head = _HEAD.match(content)
+        if head and hashlib.sha256(memoryview(content)[head.end() :]).hexdigest().encode() != head[1]:
+            raise ValueError(f"{path} is damaged: it is not what was written (another SHA-256); create it anew")
         try:
-            return _DataUnpickler(file, encoding="latin1").load()
+            return _DataUnpickler(content, encoding="latin1").load()
         except PermissionError as error:
             raise ValueError(
                 f"{path} refers to {error}, which plain data does not need; the file was not read, as it could run code"
@@ -73,6 +87,9 @@ def load_pickle(path: str | Path) -> Any:
 
 
 def dump_pickle(content: Any, path: str | Path) -> None:
-    """Write plain data so that `load_pickle` reads it; the file is whole or absent."""
+    """Write plain data so that `load_pickle` reads it, and any reader of pickles; the file is whole or absent."""
+    body = pickle.dumps(content, protocol=4)
+    text = f"sha256:{hashlib.sha256(body).hexdigest()}".encode()
     with atomic_write(path, "wb") as file:
-        pickle.dump(content, file, protocol=4)
+        file.write(_PROTOCOL + b"\x8c" + bytes([len(text)]) + text + _POP)
+        file.write(body)

@@ -1,17 +1,17 @@
 """Weight files: those of any program are read, without running code; ours are written.
 
-`NAME.safetensors` holds tensors alone, `NAME.json` beside it what is to be known about them. `.pth` files hold both.
+`NAME.safetensors` holds tensors alone, `NAME.json` beside it what is to be known about them, with the SHA-256 of the
+weights and a checksum of its own. `.pth` files hold both.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import pickle
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,9 +21,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mmdet3d.io.files import atomic_write, file_digest, json_content
+from mmdet3d.io.files import atomic_write, file_digest, read_json
 
-__all__ = ["metadata_path", "read_state", "read_weights", "save_metadata", "save_state", "save_weights"]
+__all__ = [
+    "metadata_path",
+    "naming_disk_errors",
+    "read_metadata",
+    "read_state",
+    "read_weights",
+    "save_metadata",
+    "save_state",
+    "save_weights",
+    "verified_metadata",
+]
 
 # Under which key programs keep weights; averaged ones (EMA) come first, for they are what was evaluated. Not mmengine's
 # `ema_state_dict`: when it saves, it swaps the two, so that `state_dict` has the average.
@@ -32,6 +42,11 @@ _AVERAGED = _WRAPPERS[:2]
 
 # What wrappers put before the names of the whole model (DistributedDataParallel) or of any part of it (torch.compile).
 _PARALLEL, _COMPILED = "module.", "_orig_mod."
+
+# In the JSON beside weights: of its other entries; and what it said of weights that are being replaced.
+_CHECKSUM, _REPLACED = "checksum", "replaced"
+
+_LARGEST_METADATA = 1 << 26  # bytes
 
 _TERMINAL = re.compile(r"\x1b\[[0-9;]*m")
 _REFUSED = re.compile(r"(?:GLOBAL|global|class) ([A-Za-z_][\w.]*\.\w+)")
@@ -69,6 +84,53 @@ def metadata_path(path: str | Path) -> Path:
     return Path(path).with_suffix(".json")
 
 
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What the JSON beside the weight file `path` says, whatever file those are; empty if there is none.
+
+    Of a link to weights (`latest.safetensors`) it is the JSON beside the file that is linked to.
+
+    Raises:
+        ValueError: the JSON is damaged.
+    """
+    path = Path(path)
+    linked = metadata_path(path.resolve())
+    side = linked if linked.is_file() else metadata_path(path)
+    if not side.is_file():
+        return {}
+    record = read_json(side, "metadata", _LARGEST_METADATA)
+    if not isinstance(record, dict):
+        raise ValueError(f"metadata {side} holds a {type(record).__name__} instead of an object; it is damaged")
+    checksum = record.pop(_CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(record):
+        raise ValueError(
+            f"metadata {side} is not what was written (its checksum is another one): it is damaged, and so may be what "
+            f"lies beside it; if you changed it yourself, remove its entry {_CHECKSUM!r}"
+        )
+    return record
+
+
+def verified_metadata(path: str | Path) -> dict[str, Any]:
+    """`read_metadata` of the very weights in `path`, whose digest is looked at where one is recorded.
+
+    Raises:
+        ValueError: the JSON or the weights are damaged, or the JSON is of other weights.
+    """
+    record = read_metadata(path)
+    replaced = record.pop(_REPLACED, None)
+    if record.get("sha256") is None or (digest := file_digest(path)) == record["sha256"]:
+        return record
+    if isinstance(replaced, Mapping) and replaced.get("sha256") == digest:
+        return dict(replaced)  # cut off between the JSON of new weights and these
+    raise ValueError(
+        f"{path} is damaged, or {metadata_path(path).name} beside it is of another file: its SHA-256 is "
+        f"{digest[:16]}..., recorded is {str(record['sha256'])[:16]}...; copy both again, or take an earlier checkpoint"
+    )
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors by name (on the CPU) and metadata of a weight file.
 
@@ -78,16 +140,17 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file holds no weights, objects that are not safe to load, or is damaged.
+        ValueError: the file holds no weights, objects that are not safe to load, or is damaged; or see
+            `verified_metadata`.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weight file {path} does not exist")
     if path.suffix != ".safetensors":
         return _read_pytorch(path)
-    side = metadata_path(path)
+    metadata = verified_metadata(path)
     try:
-        return _plain_names(load_file(path)), json_content(side) if side.is_file() else {}
+        return _plain_names(load_file(path)), metadata
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file ({error}); copy or download it again") from error
 
@@ -122,7 +185,9 @@ def _load(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([*numbers, *((_Inert, name) for name in _RECORDS)]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged file nearly any
         text = _TERMINAL.sub("", str(error)).strip()
         refused = _REFUSED.search(text)
         if refused:
@@ -138,7 +203,7 @@ def _load(path: Path) -> Any:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote, on the CPU; whatever torch raises if it is something else."""
+    """What `save_state` wrote, on the CPU; whatever torch raises if it is something else, or damaged."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -158,29 +223,61 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
     if path.suffix == ".pth":
         save_state({"meta": dict(metadata), "state_dict": tensors}, path)
         return
+    content = save(tensors)  # not `save_file`, which makes files that nobody else may read
+    metadata = {**metadata, "sha256": hashlib.sha256(content).hexdigest()}
+    replaced = {}
+    with suppress(ValueError, FileNotFoundError):  # damaged, or none
+        replaced = verified_metadata(path)
     with _written(path) as file:
-        file.write(save(tensors))  # not `save_file`, which makes files that nobody else may read
-    save_metadata(path, {**metadata, "sha256": file_digest(path)})
+        file.write(content)
+        if replaced:
+            # Two files cannot be replaced at once: until the weights are, the JSON tells of both.
+            save_metadata(path, {**metadata, _REPLACED: replaced})
+    save_metadata(path, metadata)
 
 
 def save_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write the JSON beside the weight file `path`."""
+    """Write the JSON beside the weight file `path`, with a checksum."""
+    record = json.loads(json.dumps(metadata))  # with keys as they will be read
     with _written(metadata_path(path)) as file:
-        file.write((json.dumps(metadata, indent=2) + "\n").encode())
+        file.write((json.dumps({**record, _CHECKSUM: _checksum(record)}, indent=2) + "\n").encode())
 
 
-def save_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write tensors, plain values and containers of them as a PyTorch file, whole or not at all."""
+def save_state(state: Mapping[str, Any], path: Path) -> str:
+    """Write tensors, plain values and containers of them as a PyTorch file, whole or absent; returns its SHA-256."""
     with _written(path) as file:
-        torch.save(dict(state), file)
+        digesting = _Digesting(file)
+        torch.save(dict(state), digesting)
+    return digesting.digest.hexdigest()
+
+
+class _Digesting:
+    """A file, with the digest of what it was given, which need not be what the disk keeps."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 @contextmanager
 def _written(path: Path) -> Iterator[IO[bytes]]:
     """A file that others may be deleted for, so it has to be on the disk."""
+    with naming_disk_errors(path), atomic_write(path, "wb", durable=True) as file:
+        yield file
+
+
+@contextmanager
+def naming_disk_errors(path: Path) -> Iterator[None]:
+    """A disk that is full or fails while `path` is written is a ValueError of one sentence."""
     try:
-        with atomic_write(path, "wb", durable=True) as file:
-            yield file
+        yield
     except (OSError, SafetensorError, RuntimeError) as error:  # a full disk is the last two to safetensors and torch
         reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
         raise ValueError(

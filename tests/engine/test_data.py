@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from engine_toy import EngineToyDataset
+import torch
+from engine_toy import EngineToyDataset, EngineToyModel, toy_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmdet3d.engine.data import EvaluationSampler, MixedSampler, TrainSampler, batches, build_loader
+from mmdet3d.engine.data import EvaluationSampler, LeftOut, MixedSampler, TrainSampler, batches, build_loader
+from mmdet3d.engine.trainer import Trainer
 from mmdet3d.structures import Sample
 
 
@@ -160,3 +162,52 @@ def test_a_process_that_exits_with_a_loader_open_ends_its_workers() -> None:
         "next(builtins.source)\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, check=True, timeout=120)
+
+
+# -- samples that cannot be read ---------------------------------------------------------------------------------------
+
+
+class Broken(EngineToyDataset):
+    """Some of its samples cannot be read."""
+
+    def __init__(self, size: int, broken: set[int]) -> None:
+        super().__init__(size)
+        self.all_broken = broken
+
+    def __getitem__(self, index: int) -> Sample:
+        self.broken = index if index in self.all_broken else None
+        return super().__getitem__(index)
+
+
+def read_all(broken: set[int], most: int, workers: int = 0, size: int = 12) -> tuple[list[str], LeftOut]:
+    left_out = LeftOut(most)
+    loader = build_loader(Broken(size, broken), EvaluationSampler(size, 3), workers, replace=True)
+    return [token for batch in batches(loader, left_out) for token in batch.tokens], left_out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_that_cannot_be_read_gives_way_and_is_counted(workers: int, caplog) -> None:
+    with caplog.at_level("WARNING", "mmdet3d"):
+        tokens, left_out = read_all({2, 3, 11}, most=4, workers=workers)
+    assert tokens == [f"sample-{k}" for k in (0, 1, 4, 4, 4, 5, 6, 7, 8, 9, 10, 0)]
+    assert left_out.count == len(caplog.messages) == 4
+    assert caplog.messages[0].startswith("left out sample 1 of at most 4 (data.max_left_out): sample 2: points.bin is")
+
+
+def test_too_many_of_them_end_the_training() -> None:
+    with pytest.raises(ValueError, match=r"sample 5: points.bin .*; 3 samples could not be read, more than .*: 2; cre"):
+        read_all({1, 4, 5, 9}, most=2)
+    with pytest.raises(ValueError, match="is cut short"):  # where nothing can be read
+        read_all(set(range(12)), most=99)
+
+
+def test_training_fails_unless_it_is_told_to_go_on(tmp_path) -> None:
+    def fit(**keys: object) -> Trainer:
+        config = toy_config(max_epochs=1, data={"samples_per_gpu": 3, **keys})
+        trainer = Trainer(EngineToyModel(), Broken(12, {3}), None, config, tmp_path, torch.device("cpu"))
+        trainer.fit()
+        return trainer
+
+    with pytest.raises(ValueError, match=r"sample 3: points\.bin is cut short"):
+        fit()
+    assert fit(on_error="skip").iteration == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from engine_toy import EngineToyDataset, EngineToyModel, toy_config
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mmdet3d.engine.data import TrainSampler
+from mmdet3d.engine.kept_batch import read_batch
 from mmdet3d.engine.trainer import Trainer
 from mmdet3d.structures import Batch
 
@@ -97,3 +100,63 @@ def test_broken_weights_are_not_evaluated_as_the_best(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the weights are not finite"):
         fit(tmp_path, spoil, checkpoint_config={"interval": 2})
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def bad_from(call: int) -> Callable[[EngineToyModel, int, dict[str, Tensor]], None]:
+    def spoil(model: EngineToyModel, now: int, losses: dict[str, Tensor]) -> None:
+        if now == call:
+            losses["loss/rest"] = losses["loss/rest"] * NAN
+
+    return spoil
+
+
+def test_what_is_not_finite_is_named_and_its_batch_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With accumulation, where it is the first batch of two."""
+    with caplog.at_level("WARNING", "mmdet3d"):
+        fit(tmp_path, bad_from(3), optimizer_config={"cumulative_iters": 2}, log_config={"interval": 4})
+    (said,) = caplog.messages
+    named = re.fullmatch(
+        r"skipped the step of epoch 1, iteration 4: loss/rest is not finite on (.*) \(kept; look into it with "
+        r".*audit\S* CONFIG --batch (.*)\)",
+        said,
+    )
+    batch = read_batch(named[2])
+    sampler = TrainSampler(12, 3, 3)
+    third = [f"sample-{index}" for _, index in list(sampler)[2]]
+    assert batch.tokens == third == named[1].split(", ")
+    again = Spoiled(bad_from(1)).loss(batch)
+    assert not again["loss/rest"].isfinite() and again["loss/center"].isfinite()
+
+
+def test_gradients_of_finite_losses_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def spoil(model: EngineToyModel, call: int, losses: dict[str, Tensor]) -> None:
+        if call == 2:
+            losses["loss/root"] = (model.head.bias * 0).sum().sqrt()
+
+    with caplog.at_level("WARNING", "mmdet3d"):
+        fit(tmp_path, spoil, log_config={"interval": 4})
+    assert "epoch 1, iteration 2: the gradients of finite losses are not finite on sample-" in caplog.text
+
+
+def test_a_run_keeps_few_batches(tmp_path: Path) -> None:
+    def spoil(model: EngineToyModel, call: int, losses: dict[str, Tensor]) -> None:
+        if call % 2:
+            losses["loss/rest"] = losses["loss/rest"] * NAN
+
+    fit(tmp_path, spoil, max_epochs=3, log_config={"interval": 4})
+    assert sorted(p.name for p in (tmp_path / "not_finite").iterdir()) == [f"{k}_rank0.pt" for k in (1, 2, 3)]
+
+
+def test_the_policy_may_be_to_stop(tmp_path: Path) -> None:
+    config = {"not_finite": "stop"}
+    with pytest.raises(ValueError, match=r"^epoch 1, iteration 3: loss/rest is not finite on sample-.*" + REMEDY):
+        fit(tmp_path, bad_from(3), optimizer_config=config)
+    with pytest.raises(ValueError, match=r"optimizer_config.not_finite"):
+        fit(tmp_path, bad_from(3), optimizer_config={"not_finite": "wait"})
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x02}q\x00."])
+def test_a_file_that_is_no_kept_batch(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.pt is damaged, or no batch that a training kept"):
+        read_batch(tmp_path / "a.pt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,7 +135,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     model = EngineToyModel()
     report = load_checkpoint(model, tmp_path / "latest.safetensors")
     assert_same(model.state_dict(), trainer.model.state_dict())
-    assert report.metadata == meta
+    assert report.metadata == {k: v for k, v in meta.items() if k != "checksum"}
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     train = [x for x in lines if x["mode"] == "train"]
     assert [(x["epoch"], x["iter"]) for x in train] == [(e, i) for e in range(1, 5) for i in (2, 4)]
@@ -367,3 +368,14 @@ def test_a_broken_sample_is_one_sentence(tmp_path: Path) -> None:
     trainer = Trainer(EngineToyModel(), data, None, cfg, tmp_path, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"^sample 1: points.bin is cut short; copy it again$"):
         trainer.fit()
+
+
+def test_metrics_of_zero_are_said_with_what_to_look_at(tmp_path: Path, monkeypatch, caplog) -> None:
+    def nothing(self: EngineToyDataset, detections: list, out_dir: Path) -> dict[str, float]:
+        return {"object/map": 0.0, "object/nds": 0.0}
+
+    monkeypatch.setattr(EngineToyDataset, "evaluate", nothing)
+    with caplog.at_level(logging.WARNING, "mmdet3d"):
+        make(tmp_path, max_epochs=1).fit()
+    (said,) = caplog.messages
+    assert re.match(r"object/nds is 0 after epoch 1, so nothing .* look at some frames with .*visualize", said)

@@ -19,7 +19,7 @@ from mmdet3d.evaluation.kitti import CLASSES
 from mmdet3d.progress import progress_bar
 from mmdet3d.shell import command
 
-__all__ = ["check_tree", "make_depth"]
+__all__ = ["check_image", "check_png", "check_tree", "existing_root", "listed_ids", "make_depth"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _DEPTH = "training/depth_dense"
@@ -46,12 +46,12 @@ class _Part:
     needed: bool = True
 
     def file(self, root: Path, frame: str) -> Path:
-        if self.check is _check_image:
+        if self.check is check_image:
             return image_file(root / self.folder, frame)
         return root / self.folder / f"{frame}{self.suffix}"
 
 
-def _check_png(path: Path) -> None:
+def check_png(path: Path) -> None:
     """Beginning and end; decoding thousands of images would take minutes."""
     with path.open("rb") as file:
         head = file.read(len(_PNG))
@@ -61,9 +61,10 @@ def _check_png(path: Path) -> None:
         raise ValueError(f"{path} is no PNG or ends early; fetch it again")
 
 
-def _check_image(path: Path) -> None:
+def check_image(path: Path) -> None:
+    """Raises ValueError if a PNG or JPEG file has another beginning or end than such files have."""
     if path.suffix == ".png":
-        _check_png(path)
+        check_png(path)
         return
     with path.open("rb") as file:
         head = file.read(2)
@@ -79,14 +80,14 @@ def _check_scan(path: Path) -> None:
 
 
 _TRAINING = (
-    _Part("training/image_2", ".png", _check_image, "fetch data_object_image_2.zip"),
+    _Part("training/image_2", ".png", check_image, "fetch data_object_image_2.zip"),
     _Part("training/calib", ".txt", read_calibration, "fetch data_object_calib.zip"),
     _Part("training/label_2", ".txt", read_labels, "fetch data_object_label_2.zip"),
     _Part("training/velodyne", ".bin", _check_scan, "fetch data_object_velodyne.zip", needed=False),
-    _Part(_DEPTH, ".png", _check_png, "--depth makes them from training/velodyne"),
+    _Part(_DEPTH, ".png", check_png, "--depth makes them from training/velodyne"),
 )
 _TESTING = (
-    _Part("testing/image_2", ".png", _check_image, "fetch data_object_image_2.zip"),
+    _Part("testing/image_2", ".png", check_image, "fetch data_object_image_2.zip"),
     _Part("testing/calib", ".txt", read_calibration, "fetch data_object_calib.zip"),
 )
 
@@ -109,12 +110,12 @@ def check_tree(root: str | Path, class_map: Mapping[str, str] | None = None) -> 
             where to get them.
         ValueError: damaged files, named likewise; files of another layout; or labels with nothing to learn.
     """
-    root = _existing(root)
+    root = existing_root(root)
     labels = partial(read_labels, class_map=class_map)
     training = [replace(part, check=labels) if part.check is read_labels else part for part in _TRAINING]
-    parts = [(part, _ids(root, "trainval")) for part in training]
+    parts = [(part, listed_ids(root, "trainval")) for part in training]
     if (root / "testing").is_dir():
-        parts += [(part, _ids(root, "test")) for part in _TESTING]
+        parts += [(part, listed_ids(root, "test")) for part in _TESTING]
     lines, missing, damaged = [], [], []
     for part, ids in parts:
         absent = [f"{i}{part.suffix}" for i in ids if not part.file(root, i).is_file()]
@@ -126,7 +127,7 @@ def check_tree(root: str | Path, class_map: Mapping[str, str] | None = None) -> 
         raise ValueError(f"{len(damaged)} damaged files in {root}: {'; '.join(damaged[:_NAMED])}")
     if missing:
         raise FileNotFoundError(f"{root} is incomplete: {'; '.join(missing)}")
-    lines.append(_look_into(root / "training", _ids(root, "trainval"), class_map))
+    lines.append(_look_into(root / "training", listed_ids(root, "trainval"), class_map))
     if not (root / "testing").is_dir():
         lines.append("testing: absent, which only submissions need")
     return lines
@@ -165,9 +166,9 @@ def make_depth(root: str | Path, workers: int = 1, progress: bool = True) -> int
         FileNotFoundError: no scans, or the image or calibration of a frame is missing.
         ValueError: a damaged file, or `workers` is less than one.
     """
-    root = _existing(root)
+    root = existing_root(root)
     scans = {p.stem for p in (root / "training" / "velodyne").glob("*.bin")}
-    ids = [i for i in _ids(root, "trainval") if i in scans]
+    ids = [i for i in listed_ids(root, "trainval") if i in scans]
     if not ids:
         raise FileNotFoundError(
             f"{root / 'training' / 'velodyne'} has no scan of a training frame; dense depth is made from them: fetch "
@@ -201,7 +202,8 @@ def _complete_frame(root: Path, frame: str) -> None:
     write_depth(root / _DEPTH / f"{frame}.png", depth)
 
 
-def _existing(root: str | Path) -> Path:
+def existing_root(root: str | Path) -> Path:
+    """Raises FileNotFoundError unless it has a folder `training`."""
     root = Path(root)
     if not (root / "training").is_dir():
         raise FileNotFoundError(
@@ -211,7 +213,8 @@ def _existing(root: str | Path) -> Path:
     return root
 
 
-def _ids(root: Path, split: str) -> list[str]:
+def listed_ids(root: Path, split: str) -> list[str]:
+    """Frames of `ImageSets`, or of all KITTI."""
     listed = root / "ImageSets" / f"{split}.txt"
     return read_ids(listed) if listed.is_file() else split_ids(split)
 

@@ -144,7 +144,7 @@ def cut_objects(frame: FrameRecord, root: Path, folder: Path) -> list[DatabaseRe
         if len(inside):
             inside[:, :3] -= box[:3]
             name = str(frame.names[k])
-            file = folder / f"{frame.token}_{name}_{k}.bin"
+            file = folder / f"{frame.token}_{name.replace('/', '-')}_{k}.bin"  # a class of an own data set
             with atomic_write(file, "wb") as handle:
                 handle.write(inside.astype("<f4").tobytes())
             relative = f"{folder.name}/{file.name}"

@@ -48,7 +48,12 @@ def read_infos(path: str | Path) -> tuple[list[FrameRecord], dict[str, Any]]:
         raise ValueError(
             f"{path}: an info has no key {error}; create the file anew with {command('create-data')}"
         ) from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: an info is of another layout ({error}); create the file anew with {command('create-data')}"
+        ) from None
     for record in records:
+        check_token(record.token, path)
         check_calibration(record, path)
         drop_bad_boxes(record)
     return records, metadata
@@ -68,6 +73,12 @@ def record_from_dict(info: Mapping[str, Any]) -> FrameRecord:
     fields["cameras"] = {channel: CameraRecord(**c) for channel, c in info["cameras"].items()}
     fields["radars"] = {channel: [SensorRecord(**s) for s in sweeps] for channel, sweeps in info["radars"].items()}
     return FrameRecord(**fields)
+
+
+def check_token(token: str, source: str | Path) -> None:
+    """Raises ValueError if a sample's token is none that files can be named by without leaving their folder."""
+    if not isinstance(token, str) or not token or set(token) & {"/", "\\", "\0"} or token.startswith("."):
+        raise ValueError(f"{source}: {token!r} is no token of a sample, by which files are named")
 
 
 def check_calibration(record: FrameRecord, source: str | Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmdet3d.datasets.nuscenes.tables import evaluation_split, load_tables, split_tokens
 from mmdet3d.evaluation.nuscenes import Scored, score_results
-from mmdet3d.io.files import atomic_write, json_content
+from mmdet3d.io.files import atomic_write, read_json
 from mmdet3d.structures import Detections3D
 
 __all__ = [
@@ -216,10 +216,7 @@ def read_submission(path: str | Path) -> tuple[dict[str, list[dict[str, Any]]], 
         FileNotFoundError: no such file.
         ValueError: it is not JSON or lacks `results` or `meta`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"results file {path} does not exist")
-    content = json_content(path)
+    content = read_json(path, "results file")
     for key in ("results", "meta"):
         if not isinstance(content, dict) or not isinstance(content.get(key), dict):
             raise ValueError(f"{path} is no nuScenes submission: it needs an object {key!r} at the top level")

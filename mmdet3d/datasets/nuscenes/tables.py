@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdet3d.blocks import nearest
-from mmdet3d.io.files import json_content
+from mmdet3d.io.files import read_json
 
 if TYPE_CHECKING:
     from nuscenes import NuScenes
@@ -198,7 +198,7 @@ def _custom_splits(root: str | Path, version: str) -> dict[str, list[str]]:
             f"{version} is no official version ({', '.join(OFFICIAL_SPLITS)}), so it needs {file}: "
             "a JSON object from split name to list of scene names"
         )
-    splits = json_content(file)
+    splits = read_json(file, "splits file")
     if not isinstance(splits, dict) or not all(isinstance(v, list) for v in splits.values()):
         raise ValueError(f"{file} must be a JSON object from split name to list of scene names")
     return splits

@@ -57,6 +57,9 @@ class Trainable(nn.Module, ABC):
     def start_step(self, progress: float) -> None:
         """Called by the engine before every iteration with the share of all iterations that are done, in [0, 1)."""
 
+    def evaluated(self, metrics: Mapping[str, float]) -> None:
+        """Called by the engine after every evaluation in training with its metrics; rank 0 alone."""
+
     def training_state(self) -> dict[str, Any]:
         """Plain values that resuming needs beside the weights. In distributed training every rank calls it."""
         return {}
