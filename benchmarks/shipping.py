@@ -148,7 +148,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--calibration", type=int, default=30, help="frames for int8 (default: 30)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="each is timed for so long (default: 5)")
-    parser.add_argument("--out", help="JSON file")
+    parser.add_argument("--out", type=Path, help="JSON file")
     return parser.parse_args(arguments)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,8 +99,9 @@ def export_detector(detector: Detector, batch: Batch, path: str | Path, facts: F
     metadata = {"format": FORMAT, "interface": network.interface.as_dict(), "facts": asdict(facts)}
     (_write_onnx if path.suffix == ".onnx" else _write_program)(program, network.interface, path, json.dumps(metadata))
     with torch.no_grad():
-        wanted = dict(zip(network.interface.outputs, network(*inputs.values()), strict=True))
-    found = open_exported(path).run(inputs)
+        outputs = dict(zip(network.interface.outputs, network(*inputs.values()), strict=True))
+    wanted = network.interface.comparable(outputs)
+    found = network.interface.comparable(open_exported(path).run(inputs))
     return {name: _difference(found[name], value) for name, value in wanted.items()}
 
 
@@ -213,4 +215,6 @@ def _check_packages(names: tuple[str, ...] = _NEEDED) -> None:
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:
+    if found.shape != wanted.shape:
+        return math.inf
     return float((found.double() - wanted.double()).abs().max()) if wanted.numel() else 0.0

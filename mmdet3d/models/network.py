@@ -75,6 +75,12 @@ class Interface:
         """Detections of each sample from the network's outputs by name."""
         return self._decoder(_filled(self.structure, outputs), batch)
 
+    def comparable(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What two networks must agree on: the outputs, or what the decoder says where their order means nothing."""
+        if not hasattr(self._decoder, "comparable"):
+            return dict(outputs)
+        return self._decoder.comparable(_filled(self.structure, outputs))
+
 
 class Network(nn.Module):
     """What of a detector is computed on tensors alone: one frame to the raw outputs of its head.

@@ -41,6 +41,15 @@ def test_networks_of_tensors_answer_as_their_detectors() -> None:
         assert any(name.startswith("crops") for name in interface.inputs) == bool(changes)
 
 
+def test_what_is_compared_does_not_depend_on_the_order_of_equal_peaks() -> None:
+    model, batch = small_model(score_threshold=0.3).eval(), make_batch([[]])
+    cells = torch.tensor([[3, 1], [2, 1], [5, 5]])
+    regions = {"scores": torch.tensor([0.9, 0.9, 0.2]), "labels": torch.tensor([1, 1, 0]), "cells": cells}
+    decoder = model.decoder_step(batch)
+    one, other = decoder.comparable(regions), decoder.comparable({k: v[[1, 0, 2]] for k, v in regions.items()})
+    assert one["cells"].tolist() == other["cells"].tolist() == [[2, 1], [3, 1]]
+
+
 @pytest.mark.skipif(bool(WITHOUT_ONNX), reason=f"{', '.join(WITHOUT_ONNX)} not installed (extra `export`)")
 def test_onnx_answers_as_pytorch(tmp_path: Path) -> None:
     """Regions are ONNX's RoiAlign, and what the training's depth branch needs is not in the file."""

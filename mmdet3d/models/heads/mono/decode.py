@@ -47,6 +47,15 @@ class MonoDecoder:
         sizes = regions["size_3d"].new_tensor(self.mean_sizes)
         return decode_regions(regions, geometry, sizes, self.score_threshold, len(batch))
 
+    def comparable(self, regions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Regions above the threshold, by class and place: peaks of one height come in any order."""
+        kept = regions["scores"] >= self.score_threshold
+        found = {name: value[kept] for name, value in regions.items()}
+        rows, columns = self.map_size
+        x, y = found["cells"].unbind(1)
+        order = ((found["labels"] * rows + y) * columns + x).argsort()
+        return {name: value[order] for name, value in found.items()}
+
 
 def decode_regions(
     regions: Mapping[str, Tensor], geometry: ImageGeometry, mean_sizes: Tensor, threshold: float, batch_size: int
