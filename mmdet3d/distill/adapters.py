@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mmdet3d.distill.center_output import CenterOutput, in_classes, is_center_output, resample_output
-from mmdet3d.distill.outline import Outline
+from mmdet3d.distill.outline import Outline, head_of
 from mmdet3d.distill.rasters import covers, resample, strided, with_stride
 from mmdet3d.distill.teacher import Teacher
 from mmdet3d.models.detectors.base import Detector
@@ -155,7 +155,7 @@ def carried(
 
 
 def _center_output(model: Detector | Outline) -> CenterOutput | None:
-    head = dict(getattr(model, "heads", {})).get("object")
+    head = head_of(model)
     if not isinstance(head, (CenterHead, CenterOutput)):
         return None
     return CenterOutput(_plain(head.tasks), head.norm_bbox)

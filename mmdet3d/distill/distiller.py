@@ -362,6 +362,10 @@ class Distiller(Trainable):
         """The student's detections."""
         return self.student.predict(batch)
 
+    def predict_tasks(self, batch: Batch) -> dict[str, Sequence[Any]]:
+        """What the student's heads say."""
+        return self.student.predict_tasks(batch)
+
     def _taps(self, side: str) -> set[str]:
         return {tap for term in self._terms.values() for tap in term.taps(side)}
 

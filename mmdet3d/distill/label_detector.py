@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmdet3d.blocks import read_block
 from mmdet3d.distill.blocks import NamedModel, check_file
 from mmdet3d.distill.label_encoder import RASTERS, LabelEncoder, paint_labels
+from mmdet3d.distill.outline import head_of
 from mmdet3d.distill.teacher import build_detector, recorded_score, refuse_weak
 from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.io.weights import metadata_path
@@ -83,15 +84,16 @@ class LabelEncoderDetector(Detector):
             raise ValueError(f"model.label_encoder.raster must be one of {', '.join(RASTERS)}, got {encoder.raster!r}")
         self._raster = encoder.raster
         self.detector = build_detector(self._block.model, "model.detector").requires_grad_(False).eval()
-        if not isinstance(self.heads["object"], CenterHead):
+        head = head_of(self.detector)
+        if not isinstance(head, CenterHead):
             raise ValueError(
-                f"model.detector: a label encoder is trained through a CenterHead, but {self._block.config} has a "
-                f"{type(self.heads['object']).__name__}"
+                f"model.detector: a label encoder is trained through a CenterHead, but {self._block.config} has "
+                f"{'none' if head is None else f'a {type(head).__name__}'}"
             )
         self.grid = self.detector.grid
         strides = self.detector.decoder["backbone"].strides
         self.label_encoder = LabelEncoder(
-            len(self.heads["object"].classes), self.grid.shape, strides, encoder.channels, encoder.hidden, encoder.norm
+            head.num_classes, self.grid.shape, strides, encoder.channels, encoder.hidden, encoder.norm
         )
         _check_levels(self.detector.decoder["neck"], encoder.channels, strides, self.grid.shape)
         for stage in dict.fromkeys(self.detector._stages.values()):
@@ -142,16 +144,15 @@ class LabelEncoderDetector(Detector):
 
     def losses(self, features: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         """`loss/label/...`: the terms of the detector's head against the ground truth that was encoded."""
-        boxes, labels = _ground_truth(batch)
-        terms = self.heads["object"].loss(features["heads.label"], boxes, labels)
+        terms = self.heads["object"].box_losses(features["heads.label"], *_ground_truth(batch))
         return {f"loss/label/{name}": value for name, value in terms.items()}
 
     def predictions(self, features: Mapping[str, Any], batch: Batch) -> list[Detections3D]:
         """What the head reads out of the encoded ground truth of each sample."""
-        return self.heads["object"].decode(features["heads.label"])
+        return self.heads["object"].decode(features["heads.label"], batch)
 
     def _encode(self, batch: Batch) -> list[Tensor]:
-        maps = paint_labels(*_ground_truth(batch), len(self.heads["object"].classes), self.grid, self._raster)
+        maps = paint_labels(*_ground_truth(batch), self.heads["object"].num_classes, self.grid, self._raster)
         return self.label_encoder(*maps)
 
     def _answer(self, batch: Batch, levels: list[Tensor]) -> Any:

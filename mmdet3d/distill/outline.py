@@ -11,7 +11,7 @@ from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.structures import BEVGrid
 
-__all__ = ["Outline", "plain_outline"]
+__all__ = ["Outline", "head_of", "plain_outline"]
 
 _GRID = {"lower": float, "cell": float, "shape": int}
 
@@ -58,9 +58,14 @@ class Outline:
         return cls(tuple(taps), grid, {} if head is None else {"object": head})
 
 
+def head_of(model: Detector | Outline, name: str = "object") -> Any:
+    """The model's head of that name, or how its answers are to be read; None if it has none."""
+    return dict(getattr(model, "heads", {})).get(name)
+
+
 def plain_outline(model: Detector | Outline) -> dict[str, Any]:
     """What `Outline.read` reads, of any teacher's model."""
-    grid, head = model.grid, dict(getattr(model, "heads", {})).get("object")
+    grid, head = model.grid, head_of(model)
     found = {"grid": None if grid is None else {name: list(getattr(grid, name)) for name in _GRID}}
     if isinstance(head, (CenterHead, CenterOutput)):
         found |= {"tasks": [list(task) for task in head.tasks], "norm_bbox": head.norm_bbox}

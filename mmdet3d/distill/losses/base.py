@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.distill.outline import Outline
+from mmdet3d.distill.outline import Outline, head_of
 from mmdet3d.models.detectors.base import Detector
+from mmdet3d.models.heads.base import DetectionHead
 from mmdet3d.structures import Batch
 
-__all__ = ["DistillLoss", "Shared", "full_precision", "require_same_shape"]
+__all__ = ["DistillLoss", "Shared", "detection_head", "full_precision", "require_same_shape"]
+
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class DistillLoss(nn.Module, ABC):
@@ -66,14 +70,30 @@ class DistillLoss(nn.Module, ABC):
         """
 
 
-class Shared:
+class Shared(Generic[Module]):
     """A module that a loss uses and does not own: neither trained, saved nor copied with it."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Module) -> None:
         self.module = module
 
-    def __deepcopy__(self, memo: dict) -> Shared:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shared[Module]:
         return self
+
+
+def detection_head(student: Detector, owner: str) -> Shared[DetectionHead]:
+    """The student's head that detects, to be asked for its targets.
+
+    Raises:
+        ValueError: it has none; in the name of the loss `owner`.
+    """
+    head = head_of(student)
+    if not isinstance(head, DetectionHead):
+        found = f"has none ({type(student).__name__})" if head is None else f"has a {type(head).__name__}"
+        raise ValueError(
+            f"{owner} draws objects as the student's detection head `heads.object` draws its targets, but the student "
+            f"{found}; switch this loss off (null)"
+        )
+    return Shared(head)
 
 
 def require_same_shape(loss: DistillLoss, student: Tensor, teacher: Tensor) -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdet3d.distill.losses.base import DistillLoss, full_precision, require_same_shape
-from mmdet3d.distill.masks import enlarge, footprint_mask, object_heat
+from mmdet3d.distill.losses.base import DistillLoss, detection_head, full_precision, require_same_shape
+from mmdet3d.distill.masks import enlarge, footprint_mask
 from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.layers import conv_bn_relu
@@ -24,7 +24,7 @@ class FeatureLoss(DistillLoss):
     """Mean squared distance of two feature maps (SimDistill: intra-modal, cross-modal, fused-feature distillation).
 
     Args:
-        object_mask: multiply both maps by `object_heat`, drawn as the student's head draws its targets. The mean is
+        object_mask: multiply both maps by the `object_heat` of the student's detection head. The mean is
             still over all cells, so such a loss is small and wants a large weight.
         projection: (student's channels, teacher's channels) of a learned 3x3 convolution with BatchNorm and ReLU in
             front of the comparison; None compares the maps as they are. It is the loss's own: prediction does without.
@@ -42,10 +42,8 @@ class FeatureLoss(DistillLoss):
         return self.object_mask
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
-        self.grid = student.grid
         if self.object_mask:
-            train_cfg = student.heads["object"].train_cfg
-            self._targets = {"overlap": train_cfg.gaussian_overlap, "min_radius": train_cfg.min_radius}
+            self._head = detection_head(student, "FeatureLoss with an object mask")
 
     @full_precision
     def forward(self, student_value: Tensor, teacher_value: Tensor, batch: Batch) -> Tensor:
@@ -60,7 +58,7 @@ class FeatureLoss(DistillLoss):
             return F.mse_loss(student, teacher_value)
         boxes = batch.require("boxes", "FeatureLoss with an object mask")
         labels = batch.require("labels", "FeatureLoss with an object mask")
-        heat = object_heat(boxes, labels, self.grid, **self._targets)[:, None].to(student)
+        heat = self._head.module.object_heat(boxes, labels)[:, None].to(student)
         return F.mse_loss(heat * student, heat * teacher_value)
 
 

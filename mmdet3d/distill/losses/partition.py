@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdet3d.distill.losses.base import DistillLoss, full_precision
-from mmdet3d.distill.masks import object_heat
+from mmdet3d.distill.losses.base import DistillLoss, detection_head, full_precision
 from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.layers import BasicBlock
@@ -84,9 +83,7 @@ class PartitionedFeatureLoss(DistillLoss):
         frames = 1 + getattr(student, "history", 0)
         if frames != self.frames:
             raise ValueError(f"PartitionedFeatureLoss: the student sees {frames} frames, but frames is {self.frames}")
-        self.grid = student.grid
-        train_cfg = student.heads["object"].train_cfg
-        self._targets = {"overlap": train_cfg.gaussian_overlap, "min_radius": train_cfg.min_radius}
+        self._head = detection_head(student, "PartitionedFeatureLoss")
 
     @full_precision
     def forward(self, student_value: Sequence[Tensor], teacher_value: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -96,7 +93,7 @@ class PartitionedFeatureLoss(DistillLoss):
             ValueError: levels of other channels or sizes than expected, or no ground truth for the mask.
         """
         boxes, labels = (batch.require(name, "PartitionedFeatureLoss") for name in ("boxes", "labels"))
-        heat = object_heat(boxes, labels, self.grid, **self._targets)[:, None]
+        heat = self._head.module.object_heat(boxes, labels)[:, None]
         self._check(student_value, teacher_value)
         total = heat.new_zeros(())
         for level, third, adaptor, teacher in zip(

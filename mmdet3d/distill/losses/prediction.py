@@ -45,7 +45,7 @@ class PredictionLoss(CenterHeadLoss):
             `heatmap/task{t}` and `bbox/task{t}`; the latter is a mean over the task's objects, 0 if there are none.
         """
         objects = self._objects(batch)
-        weights = student_value[0]["heatmap"].new_tensor(self._train_cfg.code_weights)
+        weights = student_value[0]["heatmap"].new_tensor(self._student_head.module.code_weights)
         terms = {}
         for t, (classes, student, teacher) in enumerate(
             zip(self._classes(), student_value, teacher_value, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from mmdet3d.models.heads.box_coder import encode_boxes
 from mmdet3d.models.heads.gaussian import draw_gaussians, gaussian_radius
 from mmdet3d.structures import BEVGrid, Boxes3D
 
-__all__ = ["Objects", "gather_objects", "heatmap_target"]
+__all__ = ["Objects", "gather_objects", "heatmap_target", "object_heat"]
 
 
 @dataclass
@@ -80,3 +81,23 @@ def heatmap_target(
     maps = objects.samples * classes + objects.labels
     heat = draw_gaussians((batch_size * classes, *grid.shape), maps, objects.cells, radii)
     return heat.view(batch_size, classes, *grid.shape)
+
+
+def object_heat(
+    boxes: Sequence[Boxes3D], labels: Sequence[Tensor], grid: BEVGrid, overlap: float = 0.1, min_radius: int = 2
+) -> Tensor:
+    """How much of an object is near a cell: heatmap targets summed over classes (SimDistill's object-aware mask).
+
+    Objects of one class are merged by the maximum, so values exceed 1 only where classes overlap.
+
+    Args:
+        boxes, labels: of each sample, LiDAR frame.
+        grid: the raster.
+        overlap, min_radius: see `heatmap_target`.
+
+    Returns:
+        (B, X, Y) float32.
+    """
+    classes = max((int(label.max()) + 1 for label in labels if len(label)), default=1)
+    objects = gather_objects(list(boxes), list(labels), max(classes, 1), grid)
+    return heatmap_target(objects, len(boxes), max(classes, 1), grid, overlap, min_radius).sum(1)
