@@ -34,7 +34,7 @@ def bound(loss, grid: BEVGrid):
 
 
 def plain(loss: PartitionedFeatureLoss, grid: BEVGrid) -> PartitionedFeatureLoss:
-    """Without adaptors: the third itself is compared."""
+    """Without adapters: the third itself is compared."""
     loss.adaptors = nn.ModuleList(nn.Identity() for _ in loss.adaptors)
     return bound(loss, grid)
 
@@ -58,7 +58,7 @@ def test_mask_of_one_car():
         (3, "per_frame_thirds", 450, 3_760_896 - 2 * 100 * 128 * 9),
     ],
 )
-def test_published_adaptors(frames, partition, channels, parameters):
+def test_published_adapters(frames, partition, channels, parameters):
     losses = [PartitionedFeatureLoss(p, partition, frames, (channels, 300)) for p in ("label", "lidar")]
     assert sum(p.numel() for loss in losses for p in loss.parameters()) == parameters
 

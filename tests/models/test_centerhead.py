@@ -11,7 +11,7 @@ from torch import Tensor
 from mmdet3d.models.heads.box_coder import decode_boxes, encode_boxes
 from mmdet3d.models.heads.centerhead import REGRESSION, CenterHead
 from mmdet3d.models.heads.gaussian import draw_gaussians, gaussian_radius
-from mmdet3d.models.heads.targets import gather_objects, heatmap_target
+from mmdet3d.models.heads.targets import center_targets, heatmap_target
 from mmdet3d.models.losses import FocalLoss, GaussianFocalLoss, L1Loss
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import BEVGrid, Boxes3D, limit_period
@@ -78,7 +78,7 @@ def truth() -> tuple[list[Boxes3D], list[Tensor]]:
 def perfect(head: CenterHead, boxes: list[Boxes3D], labels: list[Tensor]) -> list[dict[str, Tensor]]:
     """Logits that say exactly the ground truth."""
     shape = head.grid.shape
-    objects = gather_objects(boxes, labels, 10, head.grid)
+    objects = center_targets(boxes, labels, 10, head.grid)
     raw, first = [], 0
     for task in head.tasks:
         maps = {n: torch.zeros(len(boxes), c, *shape) for n, c in REGRESSION.items()}
@@ -135,7 +135,7 @@ def boxes_from_old(boxes: torch.Tensor) -> Boxes3D:
 def test_targets_match_published_code(crkd_values: dict) -> None:
     boxes = boxes_from_old(torch.tensor(crkd_values["boxes (x,y,z_bottom,w,l,h,yaw,vx,vy)"]))
     labels = torch.tensor(crkd_values["labels"])
-    objects = gather_objects([boxes], [labels], 10, GRID)
+    objects = center_targets([boxes], [labels], 10, GRID)
     heat = heatmap_target(objects, 1, 10, GRID, overlap=0.1, min_radius=2)
     first = 0
     for names, want in zip(TASKS, crkd_values["CenterHead targets"], strict=True):
@@ -167,13 +167,13 @@ def test_boxes_off_the_raster_train_nothing() -> None:
     rows = torch.ones(4, 9)
     rows[:, 0] = torch.tensor([-54.3, 53.9, 54.1, 0.0])
     rows[3, 4] = 0
-    objects = gather_objects([Boxes3D(rows)], [torch.zeros(4, dtype=torch.int64)], 10, GRID)
+    objects = center_targets([Boxes3D(rows)], [torch.zeros(4, dtype=torch.int64)], 10, GRID)
     assert objects.cells.tolist() == [[179, 91]]
 
 
 def test_unknown_label_is_an_error(head: CenterHead) -> None:
     with pytest.raises(ValueError, match="label 10, but the head knows 10 classes"):
-        gather_objects([Boxes3D(torch.ones(1, 9))], [torch.tensor([10])], 10, head.grid)
+        center_targets([Boxes3D(torch.ones(1, 9))], [torch.tensor([10])], 10, head.grid)
 
 
 # -- losses ---------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_unknown_label_is_an_error(head: CenterHead) -> None:
 def reference_loss(head: CenterHead, raw: list, boxes: list, labels: list) -> dict[str, float]:
     """CenterPoint's losses, one object and one cell at a time."""
     result, first = {}, 0
-    objects = gather_objects(boxes, labels, 10, head.grid)
+    objects = center_targets(boxes, labels, 10, head.grid)
     heat = heatmap_target(objects, len(boxes), 10, head.grid, 0.1, 2)
     for t, task in enumerate(head.tasks):
         focal, peaks, error, count = 0.0, 0, 0.0, 0

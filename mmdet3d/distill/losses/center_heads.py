@@ -11,7 +11,7 @@ from mmdet3d.distill.losses.base import DistillLoss, Shared
 from mmdet3d.distill.outline import Outline, head_of
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import CenterHead
-from mmdet3d.models.heads.targets import Objects
+from mmdet3d.models.heads.targets import CenterTargets
 from mmdet3d.structures import Batch
 
 __all__ = ["CenterHeadLoss", "center_head", "center_output"]
@@ -90,7 +90,7 @@ class CenterHeadLoss(DistillLoss):
         taught = self._taught if task is None else self._taught[self._classes()[task]]
         return maps if all(taught) else maps * maps.new_tensor(taught)[:, None, None]
 
-    def _objects(self, batch: Batch) -> Objects:
+    def _objects(self, batch: Batch) -> CenterTargets:
         """The ground truth on the student's raster."""
         boxes, labels = (batch.require(name, type(self).__name__) for name in ("boxes", "labels"))
         return self._student_head.module.objects(boxes, labels)

@@ -13,7 +13,7 @@ from mmdet3d.distill.losses.response import quality_focal
 from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import CenterHead
-from mmdet3d.models.heads.targets import Objects
+from mmdet3d.models.heads.targets import CenterTargets
 from mmdet3d.models.losses import clamped_sigmoid
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
@@ -78,7 +78,7 @@ class CenterResponseLoss(CenterHeadLoss):
             return self._focal(p, q * heat, avg_factor=peaks)
         return quality_focal(p, q).sum() / peaks
 
-    def _box_loss(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], objects: Objects) -> Tensor:
+    def _box_loss(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], objects: CenterTargets) -> Tensor:
         mine, theirs = (CenterHead.codes_at(side, objects) for side in (student, teacher))
         distance = (mine - theirs).abs() @ torch.as_tensor(self._student_head.module.code_weights).to(mine)
         return self._box_weight * distance.sum() / (len(objects) + 1e-4)

@@ -14,7 +14,7 @@ from mmdet3d.models.heads.mono.targets import MonoTargets
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
 
-__all__ = ["ForegroundLoss", "box_mask", "foreground_distance"]
+__all__ = ["ForegroundLoss", "foreground_distance", "foreground_mask"]
 
 _MID = 512
 _TARGET_STRIDE = 4  # of `MonoTargets.boxes`
@@ -91,7 +91,7 @@ class ForegroundLoss(DistillLoss):
         terms = {}
         if self.foreground:
             found = [
-                foreground_distance(s, t, box_mask(targets, stride, (len(s), *s.shape[-2:])))
+                foreground_distance(s, t, foreground_mask(targets, stride, (len(s), *s.shape[-2:])))
                 for s, t, stride in zip(students, teachers, (32, 16, 8), strict=True)
             ]
             terms["foreground"] = self.foreground * sum(found)
@@ -112,7 +112,7 @@ class ForegroundLoss(DistillLoss):
         return fused
 
 
-def box_mask(targets: MonoTargets, stride: int, shape: tuple[int, int, int]) -> Tensor:
+def foreground_mask(targets: MonoTargets, stride: int, shape: tuple[int, int, int]) -> Tensor:
     """(B, H, W) bool: cells of a map of `stride` between the corners of the objects' 2-D boxes, rounded down."""
     rows, columns = (torch.arange(n, device=targets.boxes.device) for n in shape[1:])
     corners = (targets.boxes * (_TARGET_STRIDE / stride)).clamp(min=0).floor()

@@ -25,7 +25,7 @@ _PARTITIONS = ("per_frame_thirds", "contiguous_thirds")
 class PartitionedFeatureLoss(DistillLoss):
     """Squared distance, where objects are, of one third of the student's channels (LabelDistill, feature distillation).
 
-    Each level has an adaptor from the third's channels to the teacher's: a convolution with BatchNorm and ReLU and a
+    Each level has an adapter from the third's channels to the teacher's: a convolution with BatchNorm and ReLU and a
     residual block. They are the loss's own: prediction does without.
 
     Args:
@@ -77,7 +77,7 @@ class PartitionedFeatureLoss(DistillLoss):
         thirds = [channels // 3 for channels in shared]
         first = _PARTS.index(part)
         self.slices = [slice(first * n, (first + 1) * n) for n in thirds]
-        self.adaptors = nn.ModuleList(_adaptor(n, c) for n, c in zip(thirds, teacher_channels, strict=True))
+        self.adaptors = nn.ModuleList(_adapter(n, c) for n, c in zip(thirds, teacher_channels, strict=True))
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         frames = 1 + getattr(student, "history", 0)
@@ -96,10 +96,10 @@ class PartitionedFeatureLoss(DistillLoss):
         heat = self._head.module.object_heat(boxes, labels)[:, None]
         self._check(student_value, teacher_value)
         total = heat.new_zeros(())
-        for level, third, adaptor, teacher in zip(
+        for level, third, adapter, teacher in zip(
             student_value, self.slices, self.adaptors, teacher_value, strict=False
         ):
-            adapted = adaptor(level[:, third])
+            adapted = adapter(level[:, third])
             if adapted.shape != teacher.shape:
                 raise ValueError(
                     f"PartitionedFeatureLoss compares levels of shapes {tuple(adapted.shape)} and "
@@ -132,6 +132,6 @@ def masked_distance(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return (mask * (student - teacher).square().sum(1)).sum() / mask.sum().clamp(min=1)
 
 
-def _adaptor(in_channels: int, out_channels: int) -> nn.Sequential:
+def _adapter(in_channels: int, out_channels: int) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, padding_mode="replicate")
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True), BasicBlock(out_channels))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from mmdet3d.models.heads.config import HeadTraining
-from mmdet3d.models.heads.targets import Objects, gather_objects, heatmap_target, object_heat
+from mmdet3d.models.heads.targets import CenterTargets, center_targets, heatmap_target, object_heat
 from mmdet3d.structures import Batch, BEVGrid, Boxes3D, Detections3D
 
 __all__ = ["DetectionHead", "Head"]
@@ -75,11 +75,11 @@ class DetectionHead(Head):
         """Factors of the ten regression errors."""
         return self.train_cfg.code_weights
 
-    def objects(self, boxes: Sequence[Boxes3D], labels: Sequence[Tensor]) -> Objects:
-        """The objects of all samples on the head's raster, see `gather_objects`."""
-        return gather_objects(list(boxes), list(labels), self.num_classes, self.grid, self.norm_bbox)
+    def objects(self, boxes: Sequence[Boxes3D], labels: Sequence[Tensor]) -> CenterTargets:
+        """The objects of all samples on the head's raster, see `center_targets`."""
+        return center_targets(list(boxes), list(labels), self.num_classes, self.grid, self.norm_bbox)
 
-    def heat(self, objects: Objects, batch_size: int) -> Tensor:
+    def heat(self, objects: CenterTargets, batch_size: int) -> Tensor:
         """The target of the heatmap, (B, classes, X, Y)."""
         cfg = self.train_cfg
         return heatmap_target(objects, batch_size, self.num_classes, self.grid, cfg.gaussian_overlap, cfg.min_radius)

@@ -12,7 +12,7 @@ from mmdet3d.models.heads.base import DetectionHead
 from mmdet3d.models.heads.branches import SeparateHead, run_together
 from mmdet3d.models.heads.center_decoder import REGRESSION, CenterDecoder
 from mmdet3d.models.heads.config import CenterHeadTesting, HeadTraining, SeparateHeadSettings
-from mmdet3d.models.heads.targets import Objects
+from mmdet3d.models.heads.targets import CenterTargets
 from mmdet3d.models.layers import ConvModule
 from mmdet3d.models.losses import clamped_sigmoid
 from mmdet3d.registry import MODELS
@@ -123,7 +123,7 @@ class CenterHead(DetectionHead):
         peaks = (target == 1).sum().clamp(min=1)
         return self.loss_cls(clamped_sigmoid(logits.float()), target, avg_factor=peaks)
 
-    def _box_loss(self, predicted: Mapping[str, Tensor], objects: Objects) -> Tensor:
+    def _box_loss(self, predicted: Mapping[str, Tensor], objects: CenterTargets) -> Tensor:
         code = self.codes_at(predicted, objects).float()
         target = objects.codes.clone()
         target[:, :2] -= objects.cells
@@ -131,7 +131,7 @@ class CenterHead(DetectionHead):
         return self.loss_bbox(code, target, weight, avg_factor=len(objects) + 1e-4)
 
     @staticmethod
-    def codes_at(predicted: Mapping[str, Tensor], objects: Objects) -> Tensor:
+    def codes_at(predicted: Mapping[str, Tensor], objects: CenterTargets) -> Tensor:
         """The ten regressed numbers (N, 10) of one task at the cells of `objects`, in the order of `REGRESSION`."""
         x, y = objects.cells.unbind(1)
         return torch.cat([predicted[name][objects.samples, :, x, y] for name in REGRESSION], dim=1)

@@ -12,11 +12,11 @@ from mmdet3d.models.heads.box_coder import encode_boxes
 from mmdet3d.models.heads.gaussian import draw_gaussians, gaussian_radius
 from mmdet3d.structures import BEVGrid, Boxes3D
 
-__all__ = ["Objects", "gather_objects", "heatmap_target", "object_heat"]
+__all__ = ["CenterTargets", "center_targets", "heatmap_target", "object_heat"]
 
 
 @dataclass
-class Objects:
+class CenterTargets:
     """Objects of a batch that lie on the raster and have an extent.
 
     Args:
@@ -36,19 +36,19 @@ class Objects:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: Tensor) -> Objects:
-        return Objects(
+    def __getitem__(self, index: Tensor) -> CenterTargets:
+        return CenterTargets(
             self.samples[index], self.labels[index], self.cells[index], self.codes[index], self.extents[index]
         )
 
-    def of(self, classes: slice) -> Objects:
+    def of(self, classes: slice) -> CenterTargets:
         """Those whose label is in `classes`."""
         return self[(self.labels >= classes.start) & (self.labels < classes.stop)]
 
 
-def gather_objects(
+def center_targets(
     boxes: list[Boxes3D], labels: list[Tensor], classes: int, grid: BEVGrid, log_dims: bool = True
-) -> Objects:
+) -> CenterTargets:
     """Objects of all samples, in order; boxes outside the raster, without extent or with a negative label drop out.
 
     Raises:
@@ -65,11 +65,11 @@ def gather_objects(
     on_grid = ((cells >= 0) & (cells < cells.new_tensor(grid.shape))).all(1)
     valid = on_grid & (every.dims > 0).all(1) & (label >= 0)
     codes = encode_boxes(every[valid], grid, log_dims)
-    return Objects(samples[valid], label[valid], cells[valid].long(), codes, extents[valid])
+    return CenterTargets(samples[valid], label[valid], cells[valid].long(), codes, extents[valid])
 
 
 def heatmap_target(
-    objects: Objects, batch_size: int, classes: int, grid: BEVGrid, overlap: float, min_radius: int
+    objects: CenterTargets, batch_size: int, classes: int, grid: BEVGrid, overlap: float, min_radius: int
 ) -> Tensor:
     """(B, classes, X, Y): 1 at the cell of every object, falling off with its size.
 
@@ -99,5 +99,5 @@ def object_heat(
         (B, X, Y) float32.
     """
     classes = max((int(label.max()) + 1 for label in labels if len(label)), default=1)
-    objects = gather_objects(list(boxes), list(labels), max(classes, 1), grid)
+    objects = center_targets(list(boxes), list(labels), max(classes, 1), grid)
     return heatmap_target(objects, len(boxes), max(classes, 1), grid, overlap, min_radius).sum(1)

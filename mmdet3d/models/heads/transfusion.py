@@ -13,7 +13,7 @@ from mmdet3d.models.heads.base import DetectionHead
 from mmdet3d.models.heads.box_coder import decode_boxes
 from mmdet3d.models.heads.config import TransFusionTesting, TransFusionTraining
 from mmdet3d.models.heads.matching import HungarianAssigner3D
-from mmdet3d.models.heads.targets import Objects
+from mmdet3d.models.heads.targets import CenterTargets
 from mmdet3d.models.heads.transfusion_decoder import REGRESSION, TransFusionDecoder
 from mmdet3d.models.heads.transfusion_layers import (
     PredictionBranches,
@@ -179,7 +179,7 @@ class TransFusionHead(DetectionHead):
                 losses |= {f"{name}_loss_cls": cls, f"{name}_loss_bbox": bbox, "stats/matched_ious": iou}
         return losses
 
-    def _layer_loss(self, code: Tensor, logits: Tensor, objects: Objects) -> tuple[Tensor, Tensor, Tensor]:
+    def _layer_loss(self, code: Tensor, logits: Tensor, objects: CenterTargets) -> tuple[Tensor, Tensor, Tensor]:
         """Classification and box loss of one layer (B, P, c), and the mean IoU of its matches."""
         target = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
         predicted, wanted, ious = [], [], []
