@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from mmdet3d.datasets.sampling import MixedDataset
 from mmdet3d.datasets.scene import Scene
@@ -206,7 +206,7 @@ class EvaluationSampler:
 
 def build_loader(
     dataset: Any, sampler: TrainSampler | MixedSampler | EvaluationSampler, workers: int, seed: int = 0
-) -> DataLoader:
+) -> DataLoader[Any]:
     """A loader over `sampler`; its workers, if any, stay alive between epochs. Read it with `batches`."""
     return DataLoader(
         _ByEpoch(dataset),
@@ -221,7 +221,7 @@ def build_loader(
     )
 
 
-def batches(loader: DataLoader) -> Iterator[Batch]:
+def batches(loader: DataLoader[Any]) -> Iterator[Batch]:
     """The loader's batches; a user's mistake met in a worker is raised here as it was there, without its traceback."""
     # Workers start here. Between its start and the end of `_init_worker` a worker would die of the SIGTERM that a
     # launcher sends to the whole group, and with it the training process, before its checkpoint.
@@ -238,7 +238,7 @@ class _Failure:
     error: Exception
 
 
-class _ByEpoch:
+class _ByEpoch(Dataset[Any]):
     """Tells the data set the epoch that an index belongs to."""
 
     def __init__(self, dataset: Any) -> None:
@@ -254,17 +254,20 @@ class _ByEpoch:
             self._dataset.set_epoch(epoch)
             self._epoch = epoch
         try:
-            return self._dataset[index]
+            sample: Sample = self._dataset[index]
         except (ValueError, FileNotFoundError) as error:
             return _Failure(error)
+        return sample
 
 
 def _collate(samples: list[Sample | _Failure]) -> Batch | _Failure:
+    found: list[Sample] = []
     for sample in samples:
         if isinstance(sample, _Failure):
             return sample
+        found.append(sample)
     try:
-        return Batch.collate(samples)
+        return Batch.collate(found)
     except ValueError as error:
         return _Failure(error)
 

@@ -73,7 +73,7 @@ def choose_run_dir(run_dir: str | Path | None, config_path: str | Path, config: 
                 f"{folder} already holds a run ({latest[0].name}); continue it with {command('train')} --resume "
                 f"{quote(folder)}, or pass another --run-dir to start a new one"
             )
-        if latest and resume != "auto" and Path(resume).resolve() != latest[0].resolve():
+        if latest and resume and resume != "auto" and Path(resume).resolve() != latest[0].resolve():
             raise ValueError(
                 f"{folder} already holds a run up to {latest[0].name}, which going on from {resume} would overwrite; "
                 f"continue it with {command('train')} --resume {quote(folder)}, or pass another --run-dir"

@@ -73,7 +73,8 @@ def read_record(run: Path) -> dict[str, Any]:
     """
     if not (run / RECORD).is_file():
         raise FileNotFoundError(f"{run} has no {RECORD}, so it is not known what that run was; train its configs.yaml")
-    return json_content(run / RECORD)
+    record: dict[str, Any] = json_content(run / RECORD)
+    return record
 
 
 def input_files(config: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:

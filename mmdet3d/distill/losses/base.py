@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from mmdet3d.distill.outline import Outline, head_of
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.base import DetectionHead
-from mmdet3d.structures import Batch
+from mmdet3d.structures import Batch, BEVGrid
 
-__all__ = ["DistillLoss", "Shared", "detection_head", "full_precision", "require_same_shape"]
+__all__ = ["DistillLoss", "Shared", "detection_head", "full_precision", "raster_of", "require_same_shape", "sum_of"]
 
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -96,6 +96,16 @@ def detection_head(student: Detector, owner: str) -> Shared[DetectionHead]:
     return Shared(head)
 
 
+def raster_of(student: Detector, owner: str) -> BEVGrid:
+    """The student's raster; raises ValueError, in the name of the loss `owner`, if it sees through one camera alone."""
+    if student.grid is None:
+        raise ValueError(
+            f"{owner} compares bird's-eye views, and the student ({type(student).__name__}) has none; switch this "
+            "loss off (null)"
+        )
+    return student.grid
+
+
 def require_same_shape(loss: DistillLoss, student: Tensor, teacher: Tensor) -> None:
     """Raises ValueError if the maps of the two sides, after the loss's projection, have different shapes."""
     if student.shape != teacher.shape:
@@ -103,6 +113,11 @@ def require_same_shape(loss: DistillLoss, student: Tensor, teacher: Tensor) -> N
             f"{type(loss).__name__} compares maps of shapes {tuple(student.shape)} and {tuple(teacher.shape)}; "
             "give `projection: [student's channels, teacher's channels]` if only the channels differ"
         )
+
+
+def sum_of(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of at least one term, from the first to the last."""
+    return functools.reduce(torch.add, terms)
 
 
 def full_precision(function: Callable[..., Any]) -> Callable[..., Any]:

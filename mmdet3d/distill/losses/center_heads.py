@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from torch import Tensor
 
 from mmdet3d.distill.center_output import CenterOutput
-from mmdet3d.distill.losses.base import DistillLoss, Shared
+from mmdet3d.distill.losses.base import DistillLoss, Shared, raster_of
 from mmdet3d.distill.outline import Outline, head_of
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import CenterHead
@@ -76,7 +76,7 @@ class CenterHeadLoss(DistillLoss):
             )
         self._tasks = tasks["student"]
         self._student_head = Shared(student_head)
-        self._grid = student.grid
+        self._grid = raster_of(student, name)
 
     def gate(self, taught: Collection[str]) -> bool:
         self._taught = [name in taught for task in self._tasks for name in task]

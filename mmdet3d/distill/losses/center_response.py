@@ -75,10 +75,12 @@ class CenterResponseLoss(CenterHeadLoss):
     def _heatmap_loss(self, p: Tensor, q: Tensor, heat: Tensor) -> Tensor:
         peaks = (heat == 1).sum().clamp(min=1)
         if self.target == "product":
-            return self._focal(p, q * heat, avg_factor=peaks)
+            focal: Tensor = self._focal(p, q * heat, avg_factor=peaks)
+            return focal
         return quality_focal(p, q).sum() / peaks
 
     def _box_loss(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], objects: CenterTargets) -> Tensor:
         mine, theirs = (CenterHead.codes_at(side, objects) for side in (student, teacher))
         distance = (mine - theirs).abs() @ torch.as_tensor(self._student_head.module.code_weights).to(mine)
-        return self._box_weight * distance.sum() / (len(objects) + 1e-4)
+        weighted: Tensor = self._box_weight * distance.sum() / (len(objects) + 1e-4)
+        return weighted

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdet3d.distill.losses.base import DistillLoss, detection_head, full_precision, require_same_shape
+from mmdet3d.distill.losses.base import DistillLoss, detection_head, full_precision, raster_of, require_same_shape
 from mmdet3d.distill.masks import enlarge, footprint_mask
 from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
@@ -32,14 +32,12 @@ class FeatureLoss(DistillLoss):
 
     def __init__(self, object_mask: bool = False, projection: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.object_mask = object_mask
+        self.object_mask = self.needs_labels = object_mask
         self.projection = (
-            nn.Identity() if projection is None else nn.Sequential(*conv_bn_relu(*projection, 3, padding=1))
+            nn.Identity()
+            if projection is None
+            else nn.Sequential(*conv_bn_relu(projection[0], projection[1], 3, padding=1))
         )
-
-    @property
-    def needs_labels(self) -> bool:
-        return self.object_mask
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         if self.object_mask:
@@ -75,7 +73,7 @@ class MaskedFeatureLoss(DistillLoss):
         self.scale_boxes = scale_boxes
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
-        self.grid = student.grid
+        self.grid = raster_of(student, "MaskedFeatureLoss")
 
     @full_precision
     def forward(self, student_value: Tensor, teacher_value: Tensor, batch: Batch) -> Tensor:

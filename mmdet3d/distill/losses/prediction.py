@@ -53,8 +53,8 @@ class PredictionLoss(CenterHeadLoss):
             p, q = clamped_sigmoid(student["heatmap"]), clamped_sigmoid(teacher["heatmap"])
             terms[f"heatmap/task{t}"] = quality_focal_loss(p, q, positive=self.positive)
             mine = objects.of(classes)
-            codes = (CenterHead.codes_at(side, mine) for side in (student, teacher))
-            distance = box_distance(*codes, weights=weights, beta=self.box_beta)
+            ours, theirs = (CenterHead.codes_at(side, mine) for side in (student, teacher))
+            distance = box_distance(ours, theirs, weights, self.box_beta)
             terms[f"bbox/task{t}"] = distance / max(len(mine), 1)
         return terms
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdet3d.blocks import nearest
-from mmdet3d.distill.losses.base import Shared, full_precision
+from mmdet3d.distill.losses.base import Shared, full_precision, sum_of
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
 from mmdet3d.distill.outline import Outline, head_of
 from mmdet3d.models.detectors.base import Detector
@@ -81,7 +81,7 @@ class PseudoLabelLoss(CenterHeadLoss):
         )
         samples = range(first, len(batch))
         if not samples:
-            nothing = sum(value.sum() * 0 for task in student_value for value in task.values())
+            nothing = sum_of([value.sum() * 0 for task in student_value for value in task.values()])
             return {"heatmap/task0": nothing, "stats/boxes": nothing.detach()}
         found = self._teacher_head.module.decode(teacher)
         confident = [d[d.scores > d.scores.new_tensor(self._least)[d.labels]] for d in found]
@@ -95,7 +95,7 @@ class PseudoLabelLoss(CenterHeadLoss):
     def _targets(self, found: Detections3D, batch: Batch, sample: int) -> tuple[Boxes3D, Tensor]:
         if sample >= len(batch) - batch.unlabelled:
             return found.boxes, found.labels
-        boxes, labels = batch.boxes[sample], batch.labels[sample]
+        boxes, labels = (batch.require(name, "PseudoLabelLoss")[sample] for name in ("boxes", "labels"))
         new = found[away_from(found, boxes, labels, self.distance)]
         return Boxes3D.cat([boxes, new.boxes]), torch.cat([labels, new.labels])
 

@@ -26,8 +26,11 @@ class Trainable(nn.Module, ABC):
         optional_parts: modules that a checkpoint to start training from may lack, each as a whole.
     """
 
-    inputs: tuple[str, ...] = ("camera", "lidar", "radar")
     optional_parts: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("camera", "lidar", "radar")
 
     @property
     def training_inputs(self) -> tuple[str, ...]:
