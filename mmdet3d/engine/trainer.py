@@ -85,7 +85,8 @@ class Trainer:
     ) -> None:
         self.settings = s = Settings.from_config(cfg)
         self.run_dir = Path(run_dir)
-        self._about = {"model_config": cfg.get("model"), "classes": [*getattr(train_dataset, "class_names", ())]}
+        names = getattr(train_dataset, "class_names", ())
+        self._about: dict[str, Any] = {"model_config": cfg.get("model"), "classes": [*names]}
         if device is None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = device
