@@ -52,10 +52,12 @@ test-slow: setup-test
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu --budget $(BUDGET)
 
-# With the version that the code was formatted by; where pip cannot get it, that is said and nothing fails.
+# With the versions that the code was formatted and typed by; where pip cannot get one, that is said and nothing fails.
 lint: setup-test
 	@if $(PIP) -c constraints.txt ruff; then $(BIN)/ruff check . && $(BIN)/ruff format --check .; \
 	else echo "lint: not done, as ruff cannot be installed here (pip says why above)"; fi
+	@if $(PIP) -c constraints.txt mypy; then $(BIN)/mypy; \
+	else echo "types: not checked, as mypy cannot be installed here (pip says why above)"; fi
 
 clean:
 	rm -rf build *.egg-info

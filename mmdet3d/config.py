@@ -51,7 +51,7 @@ _FLOAT = re.compile(
 )
 
 
-def _with_our_floats(cls: type) -> type:
+def _with_our_floats(cls: Any) -> Any:
     tag = "tag:yaml.org,2002:float"
     resolvers = cls.yaml_implicit_resolvers.items()
     cls.yaml_implicit_resolvers = {first: [r for r in rules if r[0] != tag] for first, rules in resolvers}
@@ -202,7 +202,7 @@ def _students_file(config: Config, file: Path) -> Path | None:
         if not isinstance(student, Mapping) or stands_in_full(student):
             return None
         student = _evaluate(student.get(key), config, file)
-    return find_config(student) if is_named({"config": student}) else None
+    return find_config(student) if student is not None and is_named({"config": student}) else None
 
 
 def composed(model: Mapping[str, Any]) -> Config:
@@ -407,19 +407,18 @@ def _override_named(node: Config, parts: list[str], at: int, value: Any, file: P
 
 
 def _child(node: Any, part: str, path: str, file: Path, names: Config) -> Any:
-    if isinstance(node, list):
-        part = _index(node, part, path, file)
-    elif part not in node:
+    place = _index(node, part, path, file) if isinstance(node, list) else part
+    if place == part and part not in node:
         raise ValueError(f"unknown config key {path!r}{_nearest_key(part, node, names, file)} ({file.name})")
-    if isinstance(node[part], str):
-        node[part] = _own_copy(node[part], names, file)
-    if node[part] is None:
-        node[part] = Config()
-    if isinstance(node[part], dict) and not isinstance(node[part], Config):
-        node[part] = _to_config(node[part])
-    if not isinstance(node[part], (Config, list)):
-        raise ValueError(f"cannot set a key below {path}: it is {node[part]!r} in {file.name}")
-    return node[part]
+    if isinstance(node[place], str):
+        node[place] = _own_copy(node[place], names, file)
+    if node[place] is None:
+        node[place] = Config()
+    if isinstance(node[place], dict) and not isinstance(node[place], Config):
+        node[place] = _to_config(node[place])
+    if not isinstance(node[place], (Config, list)):
+        raise ValueError(f"cannot set a key below {path}: it is {node[place]!r} in {file.name}")
+    return node[place]
 
 
 def _nearest_key(name: str, siblings: Config, config: Config, file: Path) -> str:

@@ -83,7 +83,7 @@ def share(processes: int = 1, workers: int = 0) -> Share:
     cores = cpus()
     own = max(1, cores // processes)
     given = min(workers, own - 1)
-    return Share(cores, processes, min(own - given, _thread_limit()), given, workers)
+    return Share(cores, processes, int(min(own - given, _thread_limit())), given, workers)
 
 
 def single_threaded(cores: int = 1) -> dict[str, str]:
@@ -128,8 +128,8 @@ def _quota(group: Path) -> float:
         quota, period = (group / "cpu.max").read_text().split()
         return math.inf if quota == "max" else int(quota) / int(period)
     with contextlib.suppress(OSError, ValueError):
-        quota = int((group / "cpu.cfs_quota_us").read_text())
-        return quota / int((group / "cpu.cfs_period_us").read_text()) if quota > 0 else math.inf
+        allowed = int((group / "cpu.cfs_quota_us").read_text())
+        return allowed / int((group / "cpu.cfs_period_us").read_text()) if allowed > 0 else math.inf
     return math.inf
 
 

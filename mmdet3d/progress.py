@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,7 +62,7 @@ def progress_bar(
         disable: show nothing.
     """
     if total is None and iterable is not None:
-        total = len(iterable)
+        total = len(iterable) if isinstance(iterable, Sized) else None
     if disable or (_report_file is None and sys.stderr.isatty()):
         return tqdm(iterable, total=total, initial=initial, desc=desc, unit=unit, disable=disable)
     if _report_file is None:
@@ -86,7 +86,7 @@ class _States:
         interval: float,
     ) -> None:
         self._iterable, self._show, self._interval = iterable, show, interval
-        self._state = {"desc": desc, "done": initial, "total": total, "initial": initial, "unit": unit}
+        self._state: dict[str, Any] = {"desc": desc, "done": initial, "total": total, "initial": initial, "unit": unit}
         self._began = self._shown = time.monotonic()
 
     def __enter__(self) -> _States:

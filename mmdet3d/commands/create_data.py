@@ -170,9 +170,9 @@ def _add_synthetic(commands: argparse._SubParsersAction) -> None:
 
 
 def _synthetic(args: argparse.Namespace) -> None:
-    from mmdet3d.datasets.synthetic import VERSION, Settings, generate
+    from mmdet3d.datasets.synthetic import VERSION, WorldSettings, generate
 
-    settings = Settings(
+    settings = WorldSettings(
         scenes=args.scenes,
         seed=args.seed,
         keyframes=args.keyframes,

@@ -18,7 +18,7 @@ from mmdet3d.datasets.transforms import Compose
 from mmdet3d.evaluation.breakdown import (
     BUCKETS,
     REACH,
-    Objects,
+    EvaluatedBoxes,
     bucket_table,
     class_hits,
     confusion,
@@ -44,7 +44,7 @@ class _Side:
 
     title: str
     scored: Scored
-    found: Objects
+    found: EvaluatedBoxes
 
 
 def write_report(
@@ -114,7 +114,7 @@ def _summary(page: Page, sides: Sequence[_Side]) -> None:
     page.add(bars(aps))
 
 
-def _buckets(page: Page, sides: Sequence[_Side], truth: Objects, matched: Sequence[Any], by: str) -> None:
+def _buckets(page: Page, sides: Sequence[_Side], truth: EvaluatedBoxes, matched: Sequence[Any], by: str) -> None:
     page.heading(f"Average precision by {by}")
     if by == "visibility":
         page.text(
@@ -139,7 +139,9 @@ def _errors(page: Page, sides: Sequence[_Side]) -> None:
         page.add(table(head, rows))
 
 
-def _comparison(page: Page, sides: Sequence[_Side], truth: Objects, ours: np.ndarray, theirs: np.ndarray) -> None:
+def _comparison(
+    page: Page, sides: Sequence[_Side], truth: EvaluatedBoxes, ours: np.ndarray, theirs: np.ndarray
+) -> None:
     first, second = (side.title for side in sides)
     page.heading(f"Objects won and lost: {first} against {second}")
     page.text(
@@ -164,7 +166,7 @@ def _comparison(page: Page, sides: Sequence[_Side], truth: Objects, ours: np.nda
 def _pictures(
     page: Page,
     sides: Sequence[_Side],
-    truth: Objects,
+    truth: EvaluatedBoxes,
     hits: Sequence[tuple[np.ndarray, np.ndarray]],
     tokens: Sequence[str],
     tables: Any,

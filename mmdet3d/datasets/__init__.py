@@ -40,9 +40,7 @@ def benchmark_of(block: Any) -> Benchmark:
         return Benchmark()
 
 
-def build_dataset(
-    cfg: Mapping[str, Any], seed: int = 0, key: str = "", **fixed: Any
-) -> FrameDataset | CBGSDataset | KittiDataset:
+def build_dataset(cfg: Mapping[str, Any], seed: int = 0, key: str = "", **fixed: Any) -> Any:
     """The data set that a config block describes.
 
     Args:
@@ -62,7 +60,7 @@ def build_dataset(
 
 def build_split(
     data: Mapping[str, Any], split: str, seed: int = 0, sensors: Sequence[str] | None = None, **fixed: Any
-) -> FrameDataset | CBGSDataset | KittiDataset | MixedDataset:
+) -> Any:
     """The data set of a split of a config's `data`, with the cache that `data.cache` and `data.cache_limit` ask for.
 
     The training set has the frames without labels of `data.unlabelled` beside it, `{share, ...}`: the share of a batch,

@@ -139,14 +139,14 @@ class FrameDataset(torch.utils.data.Dataset):
         """Find what no frame has before anything is trained; say which annotated objects are not learnt.
 
         Args:
-            inputs: sensors that the model reads, out of camera, lidar and radar.
+            inputs: sensors that the model reads; of others than camera, lidar and radar frames know nothing.
             scored: detections will be scored.
 
         Raises:
             ValueError: no frame has anything of a sensor, or there is no object to learn or to score.
         """
         for sensor in inputs:
-            if not any(_SEES[sensor](self.frame(k)) for k in range(len(self))):
+            if sensor in _SEES and not any(_SEES[sensor](self.frame(k)) for k in range(len(self))):
                 raise ValueError(
                     f"no frame in {self.root} has a file of a {sensor}, which the model (or the teacher that it learns "
                     f"from) reads; take one without {sensor}, or complete the data set and its info files"

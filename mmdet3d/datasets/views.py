@@ -15,12 +15,12 @@ import numpy as np
 
 from mmdet3d.datasets.records import Transform
 
-__all__ = ["SampleStream", "Views", "random_state"]
+__all__ = ["SampleStream", "Views", "generator_for"]
 
 _VIEW_SEED = 0x76696577  # trainings of any seed see the same views
 
 
-def random_state(*key: int) -> np.random.RandomState:
+def generator_for(*key: int) -> np.random.RandomState:
     """An independent random stream for each tuple of non-negative integers."""
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(key)))
 
@@ -58,7 +58,7 @@ class Views:
         """The random numbers of the sample at `place` in the epoch."""
         view = epoch % self.count if self.count else epoch
         name = f"{place}.{view}" if self.count else None
-        return SampleStream(random_state(self.seed, view, place), self._digest, name)
+        return SampleStream(generator_for(self.seed, view, place), self._digest, name)
 
 
 class SampleStream:

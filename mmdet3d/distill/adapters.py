@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mmdet3d.distill.center_output import CenterOutput, in_classes, is_center_output, resample_output
-from mmdet3d.distill.outline import Outline
+from mmdet3d.distill.outline import Outline, head_of
 from mmdet3d.distill.rasters import covers, resample, strided, with_stride
 from mmdet3d.distill.teacher import Teacher
 from mmdet3d.models.detectors.base import Detector
@@ -33,7 +33,7 @@ def adapted(teacher: Teacher, student: Detector, taps: Collection[str], key: str
         sides = [grid or "none" for grid in (source, target)]
         raise ValueError(f"{key} and model.student see different BEV grids: {sides[0]} and {sides[1]}")
     same_raster = source is None or target is None or source.matches(target)
-    if not same_raster and not covers(source, target):
+    if source is not None and target is not None and not same_raster and not covers(source, target):
         raise ValueError(
             f"{key} sees {source}, less far than model.student with {target}; nothing can be compared beyond, so take "
             "a student with a smaller point_cloud_range, or a teacher with a larger one"
@@ -100,8 +100,9 @@ class AdaptedTeacher(Teacher):
         if source is not None and target is not None and not source.matches(target):
             logarithms = self._source_classes is None or self._source_classes.norm_bbox
             value = carried(tap, value, source, target, logarithms, samples=samples)
-        if is_center_output(value) and self._source_classes != self._classes:
-            value = in_classes(value, self._source_classes, self._classes)
+        theirs, ours = self._source_classes, self._classes
+        if is_center_output(value) and theirs is not None and ours is not None and theirs != ours:
+            value = in_classes(value, theirs, ours)
         return value
 
 
@@ -155,7 +156,7 @@ def carried(
 
 
 def _center_output(model: Detector | Outline) -> CenterOutput | None:
-    head = dict(getattr(model, "heads", {})).get("object")
+    head = head_of(model)
     if not isinstance(head, (CenterHead, CenterOutput)):
         return None
     return CenterOutput(_plain(head.tasks), head.norm_bbox)

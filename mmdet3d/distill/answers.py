@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,9 @@ def describe(sample: Batch) -> Tensor:
     calibration = sample.calibration
     parts = [calibration.lidar_aug, calibration.image_aug]
     parts += [value.mean((-3, -2, -1)) for value in (sample.images, sample.depths) if value is not None]
-    ragged = [sample.points, sample.radar, sample.boxes and [b.tensor for b in sample.boxes], sample.labels]
-    ragged.append(sample.objects and [objects.boxes2d for objects in sample.objects])
+    ragged: list[list[Tensor] | None] = [sample.points, sample.radar]
+    ragged += [None if sample.boxes is None else [b.tensor for b in sample.boxes], sample.labels]
+    ragged.append(None if sample.objects is None else [objects.boxes2d for objects in sample.objects])
     for values in ragged:
         if values is not None:
             rows = values[0].nan_to_num()
@@ -167,7 +168,7 @@ def join(answers: Sequence[Any], device: torch.device) -> Any:
         return {key: join(own.get(key) or [a[key] for a in answers], device) for key in first}
     if isinstance(first, list):
         return [join(entries, device) for entries in zip(*answers, strict=True)]
-    joined = torch.cat(answers).to(device)
+    joined = torch.cat(list(answers)).to(device)
     return joined.float() if joined.is_floating_point() else joined
 
 
@@ -176,6 +177,7 @@ def _flat(name: str, value: Any) -> dict[str, Tensor]:
         return {name: value}
     if isinstance(value, (Mapping, list, tuple)) and not value:
         return {f"{name}/{'{}' if isinstance(value, Mapping) else '[]'}": torch.zeros(0)}
+    entries: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping):
         entries = value.items()
     elif isinstance(value, (list, tuple)):
@@ -206,7 +208,8 @@ def _checksum(tensor: Tensor) -> str:
 
 def _is_plain(sample: Batch) -> bool:
     """Whether it is a frame without augmentation, of which there is one answer and not one per view."""
-    return sample.views[0].rpartition("/")[2] == sample.tokens[0]
+    view = sample.views[0]
+    return view is not None and view.rpartition("/")[2] == sample.tokens[0]
 
 
 def _packed(name: str, value: Tensor, small: bool) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from mmdet3d.distill.balance import Balance, BalanceSettings, Measurement
 from mmdet3d.distill.blocks import NamedModel, check_file
 from mmdet3d.distill.class_gate import ClassGate
 from mmdet3d.distill.doctor import Doctor, worse_classes
+from mmdet3d.distill.losses.base import DistillLoss
 from mmdet3d.distill.losses.center_heads import center_head
 from mmdet3d.distill.outline import Outline
 from mmdet3d.distill.providers import read_teachers
@@ -136,6 +137,10 @@ class Distiller(Trainable):
         return next(iter(self.instructors.values()))
 
     @property
+    def _losses(self) -> dict[str, DistillLoss]:
+        return cast("dict[str, DistillLoss]", dict(self.losses.items()))
+
+    @property
     def instructors(self) -> dict[str, Teacher]:
         """Who answers, by name in `model.teachers`; the name is empty for `model.teacher`.
 
@@ -197,7 +202,7 @@ class Distiller(Trainable):
             return
         owners = dict.fromkeys(term.owner for term in self._terms.values())
         teachers = {owner: self._hire(owner, evaluate) for owner in owners}
-        for name, loss in self.losses.items():
+        for name, loss in self._losses.items():
             teacher = teachers[self._terms[name].owner]
             if loss.uses_teacher:
                 teacher.loaded()
@@ -224,7 +229,7 @@ class Distiller(Trainable):
             check_file(self._gate.student, "model.class_gate.student")
         better: dict[str, list[str]] = {}
         gated: dict[tuple[str, ...], list[str]] = {}
-        for name, loss in self.losses.items():
+        for name, loss in self._losses.items():
             owner = self._terms[name].owner
             reads_head = any(tap.startswith("heads.") for tap in self._terms[name].asked)
             unknown = teachers[owner].unknown if reads_head else ()
@@ -242,8 +247,8 @@ class Distiller(Trainable):
                 )
         if self._gate is not None and not gated:
             raise ValueError("model.class_gate: no loss tells classes apart, such as ResponseLoss or CrossHeadLoss")
-        for taught, names in gated.items():
-            logger.info("%s teach %s", ", ".join(names), ", ".join(taught) or "no class")
+        for classes, names in gated.items():
+            logger.info("%s teach %s", ", ".join(names), ", ".join(classes) or "no class")
 
     def _better_classes(self, owner: str) -> list[str]:
         """The student's classes, with a gate those that the teacher knows better."""
@@ -261,7 +266,7 @@ class Distiller(Trainable):
     def start_epoch(self, epoch: int) -> None:
         self.student.start_epoch(epoch)
         faults = (self._balance or self._doctor).faults()
-        for name, loss in self.losses.items():
+        for name, loss in self._losses.items():
             loss.start_epoch(epoch)
             for fault in (*loss.faults(), *([faults[name]] if name in faults else [])):
                 if (name, fault) not in self._reported:
@@ -304,7 +309,7 @@ class Distiller(Trainable):
         What a loss only reports becomes `stats/kd/<name>/<part>`. Losses that need labels see the samples that have
         some; if all need them, the teacher is asked about those alone.
         """
-        asked = batch.labelled if all(loss.needs_labels for loss in self.losses.values()) else batch
+        asked = batch.labelled if all(loss.needs_labels for loss in self._losses.values()) else batch
         taught = self.taught(asked) if self._terms else {}
         features = self.student.extract(batch, {*self.student.loss_taps, *self._taps("student")})
         entries = self.student.supervised(features, batch)
@@ -313,8 +318,10 @@ class Distiller(Trainable):
         measured = self._measurement(entries, {name: factors[name] for name in counting})
         for name in counting:
             term, factor = self._terms[name], factors[name]
-            loss = self.losses[name]
-            seen, answers, samples = features, taught, batch
+            loss = self._losses[name]
+            seen: Mapping[str, Any] = features
+            answers: Mapping[str, Any] = taught
+            samples = batch
             if loss.needs_labels and batch.unlabelled:
                 seen, samples = self.student.of_labelled(features, batch), batch.labelled
                 answers = self.student.of_labelled(taught, batch) if asked is batch else taught
@@ -361,7 +368,7 @@ class Distiller(Trainable):
 
     def taught(self, batch: Batch) -> dict[str, Any]:
         """What the teachers say to a batch: the values of the taps that the losses read, by the names in `losses`."""
-        answers = {}
+        answers: dict[str, Any] = {}
         for owner, teacher in self.instructors.items():
             found = teacher.extract(batch, self._asked(owner))
             answers |= {f"{owner}.{tap}" if owner else tap: value for tap, value in found.items()}
@@ -387,8 +394,8 @@ class Distiller(Trainable):
     def _compared_at(self, term: Term, features: Mapping[str, Any]) -> str:
         """The tap where gradients of a loss and of detection are compared: the one that it reads, if a single map."""
         tap = term.student if isinstance(term.student, str) else ""
-        settings = self._balance.settings if self._balance else BalanceSettings()
-        tap = tap if isinstance(features.get(tap), Tensor) else settings.at
+        if not isinstance(features.get(tap), Tensor):
+            tap = (self._balance.settings if self._balance else BalanceSettings()).at
         if not isinstance(features.get(tap), Tensor):
             maps = ", ".join(k for k, v in features.items() if isinstance(v, Tensor))
             raise ValueError(f"model.balance.at: {tap!r} is no map of the student that is computed here (maps: {maps})")
@@ -397,6 +404,10 @@ class Distiller(Trainable):
     def predict(self, batch: Batch) -> list[Detections3D]:
         """The student's detections."""
         return self.student.predict(batch)
+
+    def predict_tasks(self, batch: Batch) -> dict[str, Sequence[Any]]:
+        """What the student's heads say."""
+        return self.student.predict_tasks(batch)
 
     def _taps(self, side: str) -> set[str]:
         return {tap for term in self._terms.values() for tap in term.taps(side)}
@@ -420,7 +431,8 @@ class Distiller(Trainable):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         for teacher in self._teachers.values():
             teacher.move(fn)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
 
 def _key(owner: str) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from mmdet3d.blocks import read_block
 from mmdet3d.distill.blocks import NamedModel, check_file
 from mmdet3d.distill.label_encoder import RASTERS, LabelEncoder, paint_labels
+from mmdet3d.distill.outline import head_of
 from mmdet3d.distill.teacher import build_detector, recorded_score, refuse_weak
 from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.io.weights import metadata_path
 from mmdet3d.models.detectors.base import Detector
+from mmdet3d.models.detectors.bevfusion import BEVFusion
 from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.registry import MODELS
-from mmdet3d.structures import Batch, Detections3D
+from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
 __all__ = ["EncoderBlock", "LabelEncoderDetector", "TrainedDetector"]
 
@@ -82,16 +84,19 @@ class LabelEncoderDetector(Detector):
         if encoder.raster not in RASTERS:
             raise ValueError(f"model.label_encoder.raster must be one of {', '.join(RASTERS)}, got {encoder.raster!r}")
         self._raster = encoder.raster
-        self.detector = build_detector(self._block.model, "model.detector").requires_grad_(False).eval()
-        if not isinstance(self.heads["object"], CenterHead):
+        trained = build_detector(self._block.model, "model.detector").requires_grad_(False).eval()
+        head = head_of(trained)
+        if not isinstance(trained, BEVFusion) or not isinstance(head, CenterHead):
             raise ValueError(
-                f"model.detector: a label encoder is trained through a CenterHead, but {self._block.config} has a "
-                f"{type(self.heads['object']).__name__}"
+                f"model.detector: a label encoder is trained through a CenterHead, but {self._block.config} has "
+                f"{'none' if head is None else f'a {type(head).__name__}'}"
             )
-        self.grid = self.detector.grid
-        strides = self.detector.decoder["backbone"].strides
+        self.detector = trained
+        self.grid: BEVGrid = trained.grid
+        backbone: Any = trained.decoder["backbone"]
+        strides = backbone.strides
         self.label_encoder = LabelEncoder(
-            len(self.heads["object"].classes), self.grid.shape, strides, encoder.channels, encoder.hidden, encoder.norm
+            head.num_classes, self.grid.shape, strides, encoder.channels, encoder.hidden, encoder.norm
         )
         _check_levels(self.detector.decoder["neck"], encoder.channels, strides, self.grid.shape)
         for stage in dict.fromkeys(self.detector._stages.values()):
@@ -109,8 +114,12 @@ class LabelEncoderDetector(Detector):
         """The detector's."""
         return self.detector.heads
 
-    def init_weights(self) -> None:
-        """Load the detector; the label encoder keeps its random start.
+    @property
+    def _head(self) -> CenterHead:
+        return cast(CenterHead, self.detector.heads["object"])
+
+    def init_weights(self, inherited: Collection[str] = ()) -> None:
+        """Load the detector, all of it; the label encoder keeps its random start.
 
         Raises:
             FileNotFoundError: no such checkpoint.
@@ -142,17 +151,17 @@ class LabelEncoderDetector(Detector):
 
     def losses(self, features: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         """`loss/label/...`: the terms of the detector's head against the ground truth that was encoded."""
-        boxes, labels = _ground_truth(batch)
-        terms = self.heads["object"].loss(features["heads.label"], boxes, labels)
+        terms = self._head.box_losses(features["heads.label"], *_ground_truth(batch))
         return {f"loss/label/{name}": value for name, value in terms.items()}
 
     def predictions(self, features: Mapping[str, Any], batch: Batch) -> list[Detections3D]:
         """What the head reads out of the encoded ground truth of each sample."""
-        return self.heads["object"].decode(features["heads.label"])
+        return self._head.decode(features["heads.label"], batch)
 
     def _encode(self, batch: Batch) -> list[Tensor]:
-        maps = paint_labels(*_ground_truth(batch), len(self.heads["object"].classes), self.grid, self._raster)
-        return self.label_encoder(*maps)
+        maps = paint_labels(*_ground_truth(batch), self._head.num_classes, self.grid, self._raster)
+        levels: list[Tensor] = self.label_encoder(*maps)
+        return levels
 
     def _answer(self, batch: Batch, levels: list[Tensor]) -> Any:
         bev = self._stages["decoder"].run(batch, levels)
@@ -163,7 +172,7 @@ def _ground_truth(batch: Batch) -> tuple[Any, Any]:
     return batch.require("boxes", "the label encoder"), batch.require("labels", "the label encoder")
 
 
-def _check_levels(neck: nn.Module, channels: list[int], strides: list[int], shape: tuple[int, int]) -> None:
+def _check_levels(neck: nn.Module, channels: Sequence[int], strides: Sequence[int], shape: tuple[int, int]) -> None:
     """Show the neck such levels, without computing anything."""
     levels = [
         torch.empty(1, c, *((n - 1) // stride + 1 for n in shape), device="meta")

@@ -136,7 +136,8 @@ class _CellMLP(nn.Module):
         self.fc2 = nn.Linear(features, features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x).relu())
+        gate: Tensor = self.fc2(self.fc1(x).relu())
+        return gate
 
 
 class LabelEncoder(nn.Module):

@@ -7,30 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmdet3d.models.heads.targets import gather_objects, heatmap_target
 from mmdet3d.structures import BEVGrid, Boxes3D, rotate_z
 
-__all__ = ["enlarge", "footprint_mask", "footprints", "object_heat"]
-
-
-def object_heat(
-    boxes: Sequence[Boxes3D], labels: Sequence[Tensor], grid: BEVGrid, overlap: float = 0.1, min_radius: int = 2
-) -> Tensor:
-    """How much of an object is near a cell: heatmap targets summed over classes (SimDistill's object-aware mask).
-
-    Objects of one class are merged by the maximum, so values exceed 1 only where classes overlap.
-
-    Args:
-        boxes, labels: of each sample, LiDAR frame.
-        grid: the raster.
-        overlap, min_radius: see `heatmap_target`.
-
-    Returns:
-        (B, X, Y) float32.
-    """
-    classes = max((int(label.max()) + 1 for label in labels if len(label)), default=1)
-    objects = gather_objects(list(boxes), list(labels), max(classes, 1), grid)
-    return heatmap_target(objects, len(boxes), max(classes, 1), grid, overlap, min_radius).sum(1)
+__all__ = ["enlarge", "footprint_mask", "footprints"]
 
 
 def footprint_mask(boxes: Sequence[Boxes3D], grid: BEVGrid) -> Tensor:

@@ -84,8 +84,8 @@ class ModuleTeacher(Teacher):
                     f"the submodule of the teacher's tap {tap} is called {len(seen[tap])} times for a batch; name one "
                     "that is called once"
                 )
-        answers = {tap: values[0] for tap, values in seen.items() if values}
-        answers = answers if self._outputs is None else self._outputs(answers)
+        found = {tap: values[0] for tap, values in seen.items() if values}
+        answers = found if self._outputs is None else self._outputs(found)
         lacking = [tap for tap in taps if tap not in answers]
         if lacking:
             raise ValueError(f"outputs of the teacher gives no {', '.join(lacking)}, only {', '.join(answers)}")

@@ -11,7 +11,7 @@ from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.structures import BEVGrid
 
-__all__ = ["Outline", "plain_outline"]
+__all__ = ["Outline", "head_of", "plain_outline"]
 
 _GRID = {"lower": float, "cell": float, "shape": int}
 
@@ -44,24 +44,30 @@ class Outline:
         Raises:
             ValueError: another grid; names `where` it stands.
         """
+        raster = None
         if grid is not None:
             try:
-                pairs = [tuple(kind(n) for n in grid[name]) for name, kind in _GRID.items()]
-                assert set(grid) == set(_GRID) and all(len(pair) == 2 for pair in pairs)
+                pairs: dict[str, Any] = {name: tuple(kind(n) for n in grid[name]) for name, kind in _GRID.items()}
+                assert set(grid) == set(_GRID) and all(len(pair) == 2 for pair in pairs.values())
             except (AssertionError, KeyError, TypeError, ValueError):
                 raise ValueError(
                     f"grid of {where} must be {{lower: [-54.0, -54.0], cell: [0.6, 0.6], shape: [180, 180]}} (metres, "
                     f"and cells along x and y), got {grid}"
                 ) from None
-            grid = BEVGrid(*pairs)
+            raster = BEVGrid(pairs["lower"], pairs["cell"], pairs["shape"])
         head = None if tasks is None else CenterOutput([list(task) for task in tasks], norm_bbox is not False)
-        return cls(tuple(taps), grid, {} if head is None else {"object": head})
+        return cls(tuple(taps), raster, {} if head is None else {"object": head})
+
+
+def head_of(model: Detector | Outline, name: str = "object") -> Any:
+    """The model's head of that name, or how its answers are to be read; None if it has none."""
+    return dict(getattr(model, "heads", {})).get(name)
 
 
 def plain_outline(model: Detector | Outline) -> dict[str, Any]:
     """What `Outline.read` reads, of any teacher's model."""
-    grid, head = model.grid, dict(getattr(model, "heads", {})).get("object")
-    found = {"grid": None if grid is None else {name: list(getattr(grid, name)) for name in _GRID}}
+    grid, head = model.grid, head_of(model)
+    found: dict[str, Any] = {"grid": None if grid is None else {name: list(getattr(grid, name)) for name in _GRID}}
     if isinstance(head, (CenterHead, CenterOutput)):
         found |= {"tasks": [list(task) for task in head.tasks], "norm_bbox": head.norm_bbox}
     return found

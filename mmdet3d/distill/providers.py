@@ -105,7 +105,8 @@ class ModuleBlock:
         told = ("type", "arguments", "taps", "inputs", "outputs", "checkpoint")
         about = {name: getattr(self, name) for name in told}
         digest = weights_digest(module, {name: about[name] for name in told[:-1]})
-        inputs, outputs = (_function(getattr(self, n), f"{key}.{n}") for n in ("inputs", "outputs"))
+        inputs = _function(self.inputs, f"{key}.inputs")
+        outputs = None if self.outputs is None else _function(self.outputs, f"{key}.outputs")
         return ModuleTeacher(module, self.taps, inputs, outline, outputs, digest, about)
 
 
@@ -162,13 +163,12 @@ def _read(block: Mapping[str, Any], key: str) -> TeacherBlock:
     names = set(block) if isinstance(block, Mapping) else set()
     if "type" in names:
         return read_block(ModuleBlock, block, key)
-    recorded = names and names <= {"answers", "min_score", "metric"} and block.get("answers")
-    return read_block(RecordedBlock if recorded else DetectorBlock, block, key)
+    if names and names <= {"answers", "min_score", "metric"} and block.get("answers"):
+        return read_block(RecordedBlock, block, key)
+    return read_block(DetectorBlock, block, key)
 
 
-def _function(name: str | None, key: str) -> Callable[..., Any] | None:
-    if name is None:
-        return None
+def _function(name: str, key: str) -> Callable[..., Any]:
     if "." not in name:
         raise ValueError(f"{key}: {name!r} must name a function with its module, as my_package.part.function")
     return plugins.find_class(name, key=key)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from mmdet3d.distill.adapters import carried
 from mmdet3d.distill.answers import Answers, join
-from mmdet3d.distill.outline import Outline
+from mmdet3d.distill.outline import Outline, head_of
 from mmdet3d.distill.teacher import Teacher
 from mmdet3d.io.files import file_digest, read_json
 from mmdet3d.structures import Batch
@@ -40,8 +40,9 @@ class RecordedTeacher(Teacher):
         self.about = read_json(folder / "metadata.json", "answers' metadata")
         self.answers = Answers(folder, self.about)
         self.digest = str(self.about.get("digest") or file_digest(folder / "metadata.json")[:16])
-        outline = (self.about.get(name) for name in ("grid", "tasks", "norm_bbox"))
-        self.model = Outline.read(_taps(folder, f"{key}.answers"), *outline, f"{folder}/metadata.json")
+        grid, tasks, norm_bbox = (self.about.get(name) for name in ("grid", "tasks", "norm_bbox"))
+        taps = _taps(folder, f"{key}.answers")
+        self.model = Outline.read(taps, grid, tasks, norm_bbox, f"{folder}/metadata.json")
 
     def extract(self, batch: Batch, taps: Collection[str]) -> dict[str, Any]:
         """
@@ -77,7 +78,7 @@ class RecordedTeacher(Teacher):
                 f"sample {sample.tokens[0]} is augmented, and {self.answers.folder}/metadata.json names no grid over "
                 f"which the answer {tap} could be turned with it"
             )
-        head = self.model.heads.get("object")
+        head = head_of(self.model)
         with torch.autocast(motion.device.type, enabled=False):  # metres in bfloat16 come in steps of 25 cm
             return carried(tap, value, self.grid, self.grid, head is None or head.norm_bbox, motion)
 

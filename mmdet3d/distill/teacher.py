@@ -93,7 +93,7 @@ class Teacher(ABC):
     def move(self, function: Callable[[Tensor], Tensor]) -> None:  # noqa: B027 - nothing to do for one without tensors
         """Apply `function` (to another device, another precision) to the tensors that it holds."""
 
-    def __deepcopy__(self, memo: dict) -> Teacher:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         return self
 
 
@@ -108,6 +108,8 @@ class LiveTeacher(Teacher):
     Attributes:
         folded: the copies that answer, by the taps that are looked at; made when these are first asked for.
     """
+
+    model: Detector
 
     def __init__(
         self,
@@ -292,4 +294,5 @@ def recorded_metrics(checkpoint: str | Path) -> dict[str, float]:
     record = read_metadata(checkpoint)
     if not record.get("metrics") or record.get("sha256") != file_digest(checkpoint):
         return {}
-    return record["metrics"]
+    metrics: dict[str, float] = record["metrics"]
+    return metrics

@@ -140,7 +140,7 @@ def build_term(
             f"{where}.projection must be [student's channels, teacher's channels] of the one map that `student` names, "
             f"got {channels!r} for {student!r}"
         )
-    return term, loss, nn.Conv2d(*channels, 1)
+    return term, loss, nn.Conv2d(channels[0], channels[1], 1)
 
 
 def owner_of(name: str, teachers: Collection[str], key: str) -> tuple[str, str]:

@@ -127,8 +127,8 @@ def model_sides(cfg: Mapping[str, Any], where: str = "") -> list[ModelSide]:
             continue
         whose = f" of {block['config']} (model.{key})" if "config" in block else f" of model.{key}"
         trained = tuple(data_sides(block, whose)) if block.get("checkpoint") else ()
-        first, *others = model_sides(block, whose) or [None]
-        if first is not None:
+        if inner := model_sides(block, whose):
+            first, *others = inner
             maps_classes = key.startswith("teacher") and first.get("heads.object.tasks") is not None
             sides += [ModelSide(first.key, first.block, trained, key, maps_classes), *others]
     return sides

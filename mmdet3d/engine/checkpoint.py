@@ -36,7 +36,7 @@ from mmdet3d.io.weights import (
     save_weights,
     verified_metadata,
 )
-from mmdet3d.models.detectors.base import Trainable
+from mmdet3d.models.detectors.base import Detector, Trainable
 
 __all__ = [
     "RunCheckpoints",
@@ -64,7 +64,7 @@ def load_start(model: Trainable, path: str | Path) -> LoadReport:
     if len(lacking) == len(parts):
         return load_checkpoint(model, path)
     report = load_checkpoint(model, path, allow_missing=[f"{part}." for part in lacking])
-    if lacking:
+    if lacking and isinstance(model, Detector):
         model.init_weights([part for part in parts if part not in lacking])
         logging.getLogger("mmdet3d").warning(
             "%s has nothing for %s; what is missing starts as from scratch", path, " and ".join(lacking)
@@ -207,7 +207,8 @@ def read_training_state(path: str | Path) -> tuple[dict[str, Any], dict[str, Any
 def random_state() -> dict[str, Any]:
     """State of every generator of this process, in types that `torch.load(weights_only=True)` reads."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    state: Any = np.random.get_state()
+    name, keys, position, has_gauss, cached = state
     return {
         "python": [version, list(internal), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],

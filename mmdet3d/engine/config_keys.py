@@ -122,7 +122,7 @@ def _kind(hint: Any) -> str:
 
 def _anchor(block: type) -> str:
     """As GitHub makes it of the block's heading."""
-    places = [f"{cls.__name__}: {place}" for place, cls in (_TRAINING | _RECIPES).items() if cls is block]
+    places = [f"{cls.__name__}: {place}" for place, cls in {**_TRAINING, **_RECIPES}.items() if cls is block]
     title = places[0] if places else block.__name__
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from mmdet3d.datasets import benchmark_of
 from mmdet3d.registry import DATASETS
@@ -45,7 +46,7 @@ def read_curves(file: Path) -> dict[str, Curve]:
     Raises:
         ValueError: a line that is not JSON.
     """
-    kept: list[dict] = []
+    kept: list[dict[str, Any]] = []
     for number, line in enumerate(file.read_text().splitlines(), 1):
         try:
             entry = json.loads(line)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from mmdet3d.datasets.sampling import MixedDataset
 from mmdet3d.datasets.scene import Scene
@@ -216,7 +216,7 @@ def build_loader(
     workers: int,
     seed: int = 0,
     replace: bool = False,
-) -> DataLoader:
+) -> DataLoader[Any]:
     """A loader over `sampler`; its workers, if any, stay alive between epochs. Read it with `batches`.
 
     Args:
@@ -258,7 +258,7 @@ class LeftOut:
             logger.warning("left out sample %d of at most %d (data.max_left_out): %s", self.count, self._most, error)
 
 
-def batches(loader: DataLoader, left_out: LeftOut | None = None) -> Iterator[Batch]:
+def batches(loader: DataLoader[Any], left_out: LeftOut | None = None) -> Iterator[Batch]:
     """The loader's batches; a user's mistake met in a worker is raised here as it was there, without its traceback.
 
     Args:
@@ -290,7 +290,7 @@ class _Mended:
     errors: list[str]
 
 
-class _ByEpoch:
+class _ByEpoch(Dataset[Any]):
     """Tells the data set the epoch that an index belongs to."""
 
     def __init__(self, dataset: Any, replace: bool) -> None:

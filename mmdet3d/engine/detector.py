@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ import torch
 import mmdet3d
 from mmdet3d.config import Config
 from mmdet3d.datasets import open_folder
-from mmdet3d.engine.checkpoint import load_checkpoint
 from mmdet3d.engine.data import PictureDataset
 from mmdet3d.engine.export import Facts, export_detector, open_exported
 from mmdet3d.engine.overrides import configured
 from mmdet3d.engine.pictures import detect, picture_extent
 from mmdet3d.engine.zoo import zoo_file
+from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.io.files import file_digest
 from mmdet3d.io.weights import metadata_path
 from mmdet3d.models import build_model
+from mmdet3d.models.detectors import base as models
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.structures import Batch, Detections3D, Sample
 
@@ -89,8 +91,8 @@ class Detector:
         """
         path = _weights_of_run(Path(path)) if Path(path).is_dir() else Path(path)
         if path.suffix in _EXPORTED:
-            model = open_exported(path)
-            return cls(model, model.facts.data, model.facts)
+            exported = open_exported(path)
+            return cls(exported, exported.facts.data, exported.facts)
         cfg = configured(_config_of(path) if config is None else config, overrides)
         model = build_model(_shipped_block(cfg))
         load_checkpoint(model, path)
@@ -117,7 +119,8 @@ class Detector:
         Raises:
             FileNotFoundError, ValueError: see the data set.
         """
-        return open_folder(self.data, root, part, self.sensors)
+        frames: PictureDataset = open_folder(self.data, root, part, self.sensors)
+        return frames
 
     def __call__(self, frame: Sample) -> Detections3D:
         """Detections in a frame, see `Detections3D`; those below the model's score threshold are left out."""
@@ -130,7 +133,9 @@ class Detector:
             frame: as it will read them; it decides the number of cameras and the sizes.
             fixed_calibration: that of the frame is built in.
         """
-        facts = Facts(**{**self.facts.__dict__, "fixed_calibration": fixed_calibration})
+        facts = replace(self.facts, fixed_calibration=fixed_calibration)
+        if not isinstance(self.model, models.Detector):
+            raise ValueError("an exported network cannot be exported again; export the model that it was made of")
         return export_detector(self.model, Batch.collate([frame]), path, facts)
 
 
@@ -151,14 +156,15 @@ def _config_of(path: Path) -> str | Path:
     named = json.loads(card.read_text()).get("config") if card.is_file() else None
     if named is None:
         raise ValueError(f"neither {beside} nor {card} says which config {path} was trained with; name it (config)")
-    return named
+    return str(named)
 
 
 def _shipped_block(cfg: Config) -> Mapping[str, Any]:
     """The model block without what only trains it: of a distillation the student's."""
-    return cfg.model["student"]["model"] if cfg.model["type"] == "Distiller" else cfg.model
+    block: Mapping[str, Any] = cfg.model["student"]["model"] if cfg.model["type"] == "Distiller" else cfg.model
+    return block
 
 
 def _classes(data: Mapping[str, Any], model: Trainable) -> tuple[str, ...]:
-    names = data.get("object_classes") or data.get("classes") or model.heads["object"].classes
-    return tuple(names)
+    heads: Any = getattr(model, "heads", {})
+    return tuple(data.get("object_classes") or data.get("classes") or heads["object"].classes)

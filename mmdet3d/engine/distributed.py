@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -60,7 +60,7 @@ def init() -> torch.device:
     local_rank = 0
     if names:
         values = [os.environ.get(n) for n in names]
-        size = int(values[0])
+        size = int(os.environ[names[0]])
         local_rank = int(values[3] or values[1]) if values[1] else 0
         _check_devices(_local_size())
         if torch.cuda.is_available():
@@ -137,7 +137,7 @@ def gather_objects(value: T) -> list[T] | None:
     """The values of all ranks in rank order, on rank 0; None elsewhere."""
     if world_size() == 1:
         return [value]
-    received = [None] * world_size() if is_main() else None
+    received: list[Any] | None = [None] * world_size() if is_main() else None
     dist.gather_object(value, received, dst=0, group=_cpu_group)
     return received
 
@@ -158,7 +158,8 @@ def on_main(function: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return function()
-    value, error = None, None
+    value: T | None = None
+    error: Exception | None = None
     if is_main():
         try:
             value = function()
@@ -170,7 +171,7 @@ def on_main(function: Callable[[], T]) -> T:
         raise error
     if message is not None:
         raise ValueError(message) if mistake else RuntimeError(f"rank 0 failed: {message}")
-    return value
+    return cast(T, value)
 
 
 def any_rank(flag: bool) -> bool:
@@ -187,7 +188,7 @@ def raise_everywhere(error: Exception | None) -> None:
     if not any_rank(error is not None):
         return
     text = None if error is None else f"{error} (rank {rank()})"
-    texts = broadcast_object(gather_objects(text))
+    texts = broadcast_object(gather_objects(text) or [])
     if error is not None:
         raise error
     raise ValueError(next(t for t in texts if t is not None))

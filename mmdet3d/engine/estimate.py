@@ -46,7 +46,7 @@ def longest_paths(seconds: Mapping[str, float], needs: Mapping[str, Collection[s
         needs: per task the tasks that must end before it starts.
     """
     paths: dict[str, float] = {}
-    for name in reversed(seconds):
+    for name in reversed(list(seconds)):
         paths[name] = seconds[name] + max((paths[later] for later in paths if name in needs[later]), default=0.0)
     return paths
 

@@ -91,7 +91,7 @@ def evaluate(
     if len(dataset) == 0:
         raise ValueError("the data set to evaluate is empty; check its ann_file")
     detections = predict(model, dataset, device, **options)
-    return distributed.on_main(lambda: dict(dataset.evaluate(detections, Path(out_dir))))
+    return distributed.on_main(lambda: dict(dataset.evaluate(detections or [], Path(out_dir))))
 
 
 def as_records(detections: Sequence[Detections3D], tokens: Sequence[str]) -> list[dict[str, Any]]:

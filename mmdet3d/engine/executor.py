@@ -64,7 +64,7 @@ class Spent:
 @dataclass
 class _Active:
     task: Task
-    process: subprocess.Popen
+    process: subprocess.Popen[Any]
     began: float = field(default_factory=time.monotonic)
     training: Mapping[str, Any] | None = None  # the last report of training
     report: Mapping[str, Any] | None = None
@@ -77,7 +77,9 @@ class _Active:
     @property
     def step_seconds(self) -> float | None:
         """Measured; None before there is enough to measure."""
-        steps = 0 if self.training is None else self.training["done"] - self.training["initial"]
+        if self.training is None:
+            return None
+        steps = self.training["done"] - self.training["initial"]
         return self.training["seconds"] / steps if steps >= 3 else None
 
     @property

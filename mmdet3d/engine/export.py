@@ -63,7 +63,10 @@ class ExportedDetector(Trainable):
     def __init__(self, run: Any, interface: Interface, facts: Facts) -> None:
         super().__init__()
         self.run, self.interface, self.facts = run, interface, facts
-        self.inputs = facts.sensors
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.facts.sensors
 
     def predict(self, batch: Batch) -> list[Detections3D]:
         """Detections of each sample of a batch on the CPU."""
@@ -132,7 +135,7 @@ def open_exported(path: str | Path) -> ExportedDetector:
     metadata = json.loads(text)
     if metadata["format"] != FORMAT:
         raise ValueError(f"{path} has metadata of format {metadata['format']}, not {FORMAT}; export it anew")
-    facts = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["facts"].items()}
+    facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["facts"].items()}
     interface = Interface(**metadata["interface"])
     return ExportedDetector(_by_name(run, interface), interface, Facts(**facts))
 
@@ -168,6 +171,7 @@ def _write_onnx(program: torch.export.ExportedProgram, interface: Interface, pat
         custom_translation_table=translations(),
         verbose=False,
     )
+    assert onnx is not None
     onnx.model.metadata_props[_KEY] = metadata
     with atomic_write(path, "wb") as file:
         file.write(onnx.model_proto.SerializeToString())
@@ -203,7 +207,8 @@ def _open_program(path: Path) -> tuple[Any, str]:
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return module(*inputs)
+            found: tuple[Tensor, ...] = module(*inputs)
+            return found
 
     return run, extra[f"{_KEY}.json"]
 

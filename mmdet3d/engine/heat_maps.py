@@ -124,14 +124,14 @@ def _scaled(values: Tensor | None) -> Tensor | None:
 
 def _placed(values: Tensor | None, detector: Detector, batch: Batch, tap: str) -> TapMap:
     """Rows of one sample: one map of the ground, or as many as there are cameras."""
-    images = None if batch.images is None else tuple(batch.images.shape[-2:])
+    images = None if batch.images is None else (batch.images.shape[-2], batch.images.shape[-1])
     cameras = 0 if batch.images is None else batch.images.shape[1]
-    shape = () if values is None else tuple(values.shape[-2:])
+    shape = (0, 0) if values is None else (values.shape[-2], values.shape[-1])
     grid = detector.grid
     # The map of a single camera is no raster of the ground, either: it has other proportions.
     if values is not None and grid and len(values) == 1 and shape[0] * grid.shape[1] == shape[1] * grid.shape[0]:
-        cell = tuple(c * n / k for c, n, k in zip(grid.cell, grid.shape, shape, strict=True))
-        return TapMap(values[0].cpu(), BEVGrid(grid.lower, cell, shape), images)
+        along_x, along_y = (c * n / k for c, n, k in zip(grid.cell, grid.shape, shape, strict=True))
+        return TapMap(values[0].cpu(), BEVGrid(grid.lower, (along_x, along_y), shape), images)
     if values is not None and len(values) == cameras:
         return TapMap(values.cpu(), None, images)
     raise ValueError(

@@ -9,13 +9,16 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from mmdet3d.engine import distributed
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["Window", "Writer", "finite", "get_logger", "hold_log", "log_to_folder"]
 
@@ -70,7 +73,7 @@ class _Held(logging.Handler):
         self.records.append(record)
 
 
-class _Console(logging.StreamHandler):
+class _Console(logging.StreamHandler[TextIO]):
     """Writes lines above the progress bar, if one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -96,7 +99,7 @@ class Window:
         """Means over iterations and ranks, and forget them; None on other ranks than 0. Every rank must call."""
         own = {k: torch.stack(v).float().mean().item() for k, v in self._values.items()}
         own |= {k: sum(v) / len(v) for k, v in self._times.items()}
-        self.__init__()
+        self._values, self._times = {}, {}
         gathered = distributed.gather_objects(own)
         if gathered is None:
             return None
@@ -118,8 +121,8 @@ class Writer:
     """
 
     def __init__(self, run_dir: Path, start: int = 0) -> None:
-        self._board = None
-        self._lines = None
+        self._board: SummaryWriter | None = None
+        self._lines: TextIO | None = None
         if distributed.is_main():
             from torch.utils.tensorboard import SummaryWriter
 
@@ -148,12 +151,12 @@ class Writer:
         get_logger().info("Epoch(val) [%d]\n%s", position["epoch"], table)
 
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
-            self._lines.close()
+        for file in (self._board, self._lines):
+            if file is not None:
+                file.close()
 
     def _write(self, mode: str, position: Mapping[str, int], values: Mapping[str, Any]) -> None:
-        if self._board is None:
+        if self._board is None or self._lines is None:
             return
         self._lines.write(json.dumps({"mode": mode, **position, **finite(values)}) + "\n")
         for key, value in values.items():

@@ -71,7 +71,8 @@ def build_optimizer(model: nn.Module, cfg: Mapping[str, Any]) -> Optimizer:
         keys.setdefault("fused", True)  # one pass over all parameters instead of a dozen for each
     groups = parameter_groups(model, keys["lr"], keys.get("weight_decay", 0.0), paramwise)
     try:
-        return cls(groups, **keys)
+        made: Optimizer = cls(groups, **keys)
+        return made
     except (TypeError, ValueError) as error:
         raise ValueError(f"config key optimizer: {name} refuses {keys} ({error})") from error
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mmdet3d.config import Config
 from mmdet3d.datasets import build_split
@@ -20,9 +21,9 @@ from mmdet3d.engine.heat_maps import TapMap, difference, loss_map, tap_map
 from mmdet3d.engine.settings import autocast_dtype
 from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.models import build_model
-from mmdet3d.models.detectors.base import Trainable
+from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.progress import progress_bar
-from mmdet3d.structures import Batch, Detections3D, Sample
+from mmdet3d.structures import Batch, Boxes3D, Detections3D, Sample
 from mmdet3d.visualization import Heat, Layer, Panel, draw_frame, draw_panels, verdict_layers
 
 __all__ = [
@@ -101,9 +102,9 @@ def draw_sample(
     """
     scene = _annotated(dataset, sample) if truth else dataset.scene(sample)
     if detections is None:
-        layers = [Layer("ground truth", scene.boxes, scene.labels)]
+        layers = [Layer("ground truth", *_truth(scene))]
     elif truth:
-        layers = verdict_layers(scene.boxes, scene.labels, _in_scene(detections, scene, min_score), scores)
+        layers = verdict_layers(*_truth(scene), _in_scene(detections, scene, min_score), scores)
     else:
         found = _in_scene(detections, scene, min_score)
         layers = [Layer.from_detections(f"detections >= {min_score:g}", found, with_scores=scores)]
@@ -165,13 +166,14 @@ def side_by_side(
     Raises:
         ValueError: a sample without annotation, or another sample in another data set.
     """
-    panels, tokens = [], {}
+    panels: list[Panel] = []
+    tokens: dict[str, str] = {}
     for title, (model, dataset) in columns.items():
         sample = dataset[index]
         tokens[sample.token] = title
         found = detect(model, sample, next(model.parameters()).device)
         scene = _annotated(dataset, sample)
-        layers = verdict_layers(scene.boxes, scene.labels, _in_scene(found, scene, min_score), scores)
+        layers = verdict_layers(*_truth(scene), _in_scene(found, scene, min_score), scores)
         layers = [layer.select(only) if only else layer for layer in layers]
         if truth_column and not panels:
             panels.append(_truth_panel(replace(layers[0], style="solid"), scene))
@@ -208,12 +210,14 @@ def draw_maps(
         scene = _annotated(dataset, sample)
         if taps:
             tap = taps[min(len(maps), len(taps) - 1)]
+            assert isinstance(model, Detector), f"{title} is no detector, whose taps could be drawn"
             maps[title] = tap_map(model, batch, tap)
             panels.append(_heat_panel(title, f"tap {tap}", maps[title].heat(_STRENGTH, scene, batch), scene))
-    first = next(iter(maps.values()), None)
-    for title, found in list(maps.items())[1:]:
-        heat = difference(first, found).heat(f"less to more than {next(iter(maps))}", scene, batch, signed=True)
-        panels.append(_heat_panel(f"{title} - {next(iter(maps))}", "difference", heat, scene))
+    titles = list(maps)
+    for title in titles[1:]:
+        more = difference(maps[titles[0]], maps[title])
+        heat = more.heat(f"less to more than {titles[0]}", scene, batch, signed=True)
+        panels.append(_heat_panel(f"{title} - {titles[0]}", "difference", heat, scene))
     if pulls is not None:
         heat = loss_map(pulls[0], batch, pulls[1]).heat(_STRENGTH, scene, batch)
         panels.append(_heat_panel(f"loss {pulls[1]}", "where it pulls the student", heat, scene))
@@ -228,6 +232,12 @@ def _annotated(dataset: PictureDataset, sample: Sample) -> Scene:
     return scene
 
 
+def _truth(scene: Scene) -> tuple[Boxes3D, Tensor]:
+    """Of a scene that is `_annotated`."""
+    assert scene.boxes is not None and scene.labels is not None
+    return scene.boxes, scene.labels
+
+
 def _in_scene(detections: Detections3D, scene: Scene, min_score: float) -> Detections3D:
     """Those with a score of at least `min_score`, in the frame of the scene."""
     kept = detections[detections.scores >= min_score].to("cpu")
@@ -235,7 +245,7 @@ def _in_scene(detections: Detections3D, scene: Scene, min_score: float) -> Detec
 
 
 def _heat_panel(title: str, subtitle: str, heat: Heat, scene: Scene) -> Panel:
-    truth = [Layer("ground truth", scene.boxes, scene.labels)]
+    truth = [Layer("ground truth", *_truth(scene))]
     return Panel(title, subtitle, truth, scene.calibration, scene.images, scene.names, heat=heat)
 
 

@@ -17,7 +17,7 @@ from mmdet3d.engine.curves import draw_curves, find_runs
 from mmdet3d.engine.estimate import machine_factor, makespan
 from mmdet3d.engine.executor import Executor, OnFailure, Spent, Task
 from mmdet3d.engine.pictures import compare, open_model, picture_extent
-from mmdet3d.engine.recipe_file import Recipe, RecipeRun
+from mmdet3d.engine.recipe_file import PictureSettings, Recipe, RecipeRun
 from mmdet3d.engine.recipe_graph import DataRoots, Node, build_graph
 from mmdet3d.engine.recipe_graph import data_root as root_of
 from mmdet3d.engine.run_display import duration
@@ -90,7 +90,7 @@ def run_recipe(
     path.write_text(json.dumps(summary, indent=1) + "\n")
     if recipe.pictures:
         nodes = {name: plan.graph[name, seeds[-1]] for name in recipe.runs}
-        _draw(recipe, nodes, path.parent)
+        _draw(recipe, recipe.pictures, nodes, path.parent)
         draw_curves(find_runs(dict.fromkeys(node.folder for node in plan.graph.values())), path.parent / "curves.png")
     return summary
 
@@ -250,15 +250,16 @@ def _summary(recipe: Recipe, results: Mapping[str, Any], unit: str) -> dict[str,
     return summary
 
 
-def _draw(recipe: Recipe, nodes: Mapping[str, Node], run_dir: Path) -> None:
+def _draw(recipe: Recipe, pictures: PictureSettings, nodes: Mapping[str, Node], run_dir: Path) -> None:
     """Ground truth and detections of the recipe's columns, side by side."""
     columns = {}
     column, decimals = recipe.table_columns[0], min(recipe.decimals, 3)
-    pictures = recipe.pictures
     for name in pictures.columns:
         node = nodes[name]
         model, dataset = open_model(node.config, node.weights)
-        title = f"{name}: {column.heading} {node.result()['metrics'][column.key]:.{decimals}f}"
+        result = node.result()
+        assert result is not None, f"{node.folder} is not finished"
+        title = f"{name}: {column.heading} {result['metrics'][column.key]:.{decimals}f}"
         columns[title] = model, dataset
     chosen = np.linspace(0, len(dataset) - 1, pictures.samples).round().astype(int)
     folder, extent = run_dir / "pictures", picture_extent(node.config)

@@ -257,7 +257,7 @@ class Recipe:
         run = self.runs[name]
         config = load_config(run.config, run.overrides_with(overrides, {n: f"{{{n}}}" for n in self.runs}))
         with hints_from(config):
-            build_model(config.get("model"))
+            build_model(config.get("model") or {})
         return config
 
     @property

@@ -19,7 +19,7 @@ from mmdet3d.io.weights import read_metadata
 
 __all__ = ["DataRoots", "Node", "build_graph", "data_root"]
 
-DataRoots = str | Path | Mapping[int, Path] | None
+DataRoots = str | Path | Mapping[int, Path | None] | None
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Node:
                 f"{self.folder} holds a run of another config ({changed}); remove that folder to train it anew, or "
                 "choose another --run-dir"
             )
-        recorded = self._noted().get("starts") if self._metadata() is not None else None
+        recorded = (self._noted().get("starts") if self._metadata() is not None else None) or {}
         for name, digest in self._digests().items() if recorded else ():
             if recorded.get(name) != digest:
                 raise ValueError(
@@ -197,9 +197,9 @@ def build_graph(
             graph[name, seed] = node
             if run.shared:
                 shared[name, root] = node
-    checkpoints = {node.checkpoint for node in graph.values()}
+    made = {node.checkpoint for node in graph.values()}
     for node in graph.values():
-        node.check_folder(checkpoints)
+        node.check_folder(made)
     return graph
 
 

@@ -77,7 +77,7 @@ def choose_run_dir(run_dir: str | Path | None, config_path: str | Path, config: 
             if there:
                 raise ValueError(f"resume_from auto: no checkpoint in {folder} is intact; pass another --run-dir")
             raise ValueError(f"resume_from auto: {folder} holds no checkpoint; leave it out to start a training there")
-        if latest and resume != "auto" and Path(resume).resolve() != latest.resolve():
+        if latest and resume and resume != "auto" and Path(resume).resolve() != latest.resolve():
             raise ValueError(
                 f"{folder} already holds a run up to {latest.name}, which going on from {resume} would overwrite; "
                 f"continue it with {command('train')} --resume {quote(folder)}, or pass another --run-dir"

@@ -74,7 +74,8 @@ def read_record(run: Path) -> dict[str, Any]:
     """
     if not (run / RECORD).is_file():
         raise FileNotFoundError(f"{run} has no {RECORD}, so it is not known what that run was; train its configs.yaml")
-    return read_json(run / RECORD, "record of the run")
+    record: dict[str, Any] = read_json(run / RECORD, "record of the run")
+    return record
 
 
 def input_files(config: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:

@@ -60,7 +60,7 @@ class CosineAnnealing(Constant):
 
     def curve(self, max_epochs: int, max_iters: int) -> Curve:
         def curve(base: float, epoch: int, iteration: int) -> float:
-            end = self.min_lr if self.min_lr_ratio is None else base * self.min_lr_ratio
+            end = (self.min_lr or 0.0) if self.min_lr_ratio is None else base * self.min_lr_ratio
             return _cosine(base, end, epoch / max_epochs if self.by_epoch else iteration / max_iters)
 
         return curve
@@ -182,7 +182,7 @@ class LearningRate:
         position = epoch if policy.warmup_by_epoch else iteration
         if policy.warmup is not None and position < policy.warmup_iters:
             value *= _WARMUPS[policy.warmup](position / policy.warmup_iters, policy.warmup_ratio)
-        return value
+        return float(value)
 
     def apply(self, optimizer: Optimizer, epoch: int, iteration: int) -> None:
         for group in optimizer.param_groups:

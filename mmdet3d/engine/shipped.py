@@ -45,7 +45,8 @@ _STILL_WIDTH, _FILM_WIDTH = 1280, 1000  # pixels
 
 
 def read_card(name: str) -> dict[str, Any]:
-    return json.loads(metadata_path(SHIPPED / f"{name}.safetensors").read_text())
+    card: dict[str, Any] = json.loads(metadata_path(SHIPPED / f"{name}.safetensors").read_text())
+    return card
 
 
 def load_shipped(name: str, root: Path) -> tuple[Trainable, PictureDataset]:

@@ -85,7 +85,8 @@ class Trainer:
     ) -> None:
         self.settings = s = Settings.from_config(cfg)
         self.run_dir = Path(run_dir)
-        self._about = {"model_config": cfg.get("model"), "classes": [*getattr(train_dataset, "class_names", ())]}
+        names = getattr(train_dataset, "class_names", ())
+        self._about: dict[str, Any] = {"model_config": cfg.get("model"), "classes": [*names]}
         if device is None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = device
@@ -137,7 +138,8 @@ class Trainer:
         """
         with self._interrupt:
             pending = self._prepare(begin)
-            self._begin, self._writer = begin, None
+            self._begin = begin
+            self._writer: Writer | None = None
             try:
                 if pending or self.epoch >= self.settings.max_epochs:
                     self._begin_writing(self.iteration)
@@ -219,14 +221,14 @@ class Trainer:
             raise ValueError(f"{source} was trained {wanted} an averaged model; resume {wanted} the config key ema")
 
     def _load_resumed_weights(self, state: Mapping[str, Any]) -> None:
-        source = self.settings.resume_from
+        source = str(self.settings.resume_from)
         if state["model"] is None:
             load_checkpoint(self.model, source)
         else:
             load_state(self.model, state["model"], source=source)
 
     def _restore(self, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
-        source = self.settings.resume_from
+        source = str(self.settings.resume_from)
         self._restore_optimizer(state["optimizer"])
         if self._scaler.is_enabled() and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
@@ -252,7 +254,7 @@ class Trainer:
         source = self.settings.resume_from
         configured = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         try:
-            self.optimizer.load_state_dict(state)
+            self.optimizer.load_state_dict(dict(state))
         except ValueError as error:
             raise ValueError(
                 f"the optimiser state of {source} does not fit this config ({error}); "
@@ -306,6 +308,7 @@ class Trainer:
             except (ValueError, FileNotFoundError) as caught:
                 error = caught
             distributed.raise_everywhere(error)
+            assert batch is not None
             yield batch
 
     def _iterate(self, batch: Batch) -> dict[str, Tensor]:
@@ -317,16 +320,17 @@ class Trainer:
         self.model.start_step(self.iteration / (s.max_epochs * self.epoch_iters))
         self._lr.apply(self.optimizer, self.epoch, self.iteration)
         self._momentum.apply(self.optimizer, self.epoch, self.iteration)
-        waits = not steps and isinstance(self._step_module, DistributedDataParallel)
-        with self._step_module.no_sync() if waits else contextlib.nullcontext():
+        module = self._step_module
+        waits = module.no_sync() if isinstance(module, DistributedDataParallel) and not steps else None
+        with waits or contextlib.nullcontext():
             with torch.autocast(self.device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None):
-                total, values = self._step_module(batch)
+                total, values = module(batch)
             self._scaler.scale(total / group).backward()
         self._divergence.saw(batch, values)
         if steps:
             values |= self._step()
         self.batch += 1
-        return values
+        return dict(values)
 
     def _step(self) -> dict[str, Tensor]:
         clip = self.settings.optimizer_config.grad_clip or GradClip(math.inf)  # the norm is needed in any case
@@ -351,6 +355,7 @@ class Trainer:
         if self.device.type == "cuda":
             values["memory"] = torch.cuda.max_memory_allocated(self.device) / 2**20
         position = {"epoch": self.epoch + 1, "iter": self.batch, "iteration": self.iteration}
+        assert self._writer is not None
         self._writer.train(position, self.epoch_iters, eta, values | means)
 
     # -- after an epoch ---------------------------------------------------------------------------------------------
@@ -379,7 +384,7 @@ class Trainer:
             self.metrics = self.evaluate(self.model, f"epoch_{self.epoch}")
             distributed.on_main(lambda: self._keep_metrics(weights))
         position = {"epoch": self.epoch, "iter": 0, "iteration": self.iteration}
-        if distributed.is_main():
+        if distributed.is_main() and self._writer is not None:
             self._writer.evaluation(position, self.metrics, self._benchmark.table(self.metrics))
             say_if_nothing_is_found(self.metrics, self._benchmark.main, self.epoch)
             self.model.evaluated(self.metrics)
@@ -392,8 +397,7 @@ class Trainer:
         if name is not None and name not in self.metrics:
             shown = ", ".join(list(self.metrics)[:8])
             raise ValueError(f"evaluation.save_best: no metric {name!r}; the data set reports {shown}")
-        better = name is not None and _better(self.metrics[name], self._best, rule)
-        if better:
+        if name is not None and _better(self.metrics[name], self._best, rule):
             self._best = {"metric": name, "value": self.metrics[name], "epoch": self.epoch}
             self._checkpoints.save_best(weights, self._metadata())
         # Metrics mark the evaluation as done, so they come last: cut off before, it is repeated when training resumes.
@@ -504,4 +508,4 @@ class _LossSum(nn.Module):
 def _better(value: float, best: Mapping[str, Any] | None, rule: str) -> bool:
     if best is None:
         return value == value
-    return value > best["value"] if rule == "greater" else value < best["value"]
+    return bool(value > best["value"] if rule == "greater" else value < best["value"])

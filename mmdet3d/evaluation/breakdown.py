@@ -15,7 +15,7 @@ import numpy as np
 __all__ = [
     "BUCKETS",
     "REACH",
-    "Objects",
+    "EvaluatedBoxes",
     "average_precision",
     "bucket_table",
     "class_hits",
@@ -38,7 +38,7 @@ _LEAST = 0.1  # recall and precision below which nuScenes counts nothing
 
 
 @dataclass(frozen=True)
-class Objects:
+class EvaluatedBoxes:
     """Boxes of all samples, ground truth or detections.
 
     Args:
@@ -62,13 +62,13 @@ class Objects:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: np.ndarray) -> Objects:
-        return Objects(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+    def __getitem__(self, index: np.ndarray) -> EvaluatedBoxes:
+        return EvaluatedBoxes(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
 def objects_of(
     boxes: Mapping[str, Sequence[Any]], classes: Sequence[str], visibility: Mapping[tuple, float] | None = None
-) -> Objects:
+) -> EvaluatedBoxes:
     """The devkit's boxes by sample token, truth or detections.
 
     Args:
@@ -77,7 +77,7 @@ def objects_of(
     """
     rows = [(sample, token, box) for sample, (token, found) in enumerate(boxes.items()) for box in found]
     seen = [float("nan") if visibility is None else visibility[token, tuple(box.translation)] for _, token, box in rows]
-    return Objects(
+    return EvaluatedBoxes(
         samples=np.array([sample for sample, *_ in rows], dtype=int),
         classes=np.array([classes.index(box.detection_name) for *_, box in rows], dtype=int),
         xy=np.array([box.translation[:2] for *_, box in rows]).reshape(-1, 2),
@@ -88,7 +88,7 @@ def objects_of(
     )
 
 
-def match(truth: Objects, found: Objects, reach: float, by_class: bool = True) -> np.ndarray:
+def match(truth: EvaluatedBoxes, found: EvaluatedBoxes, reach: float, by_class: bool = True) -> np.ndarray:
     """(len(found),) int: the object that each detection hits, or -1.
 
     Args:
@@ -117,7 +117,9 @@ def match(truth: Objects, found: Objects, reach: float, by_class: bool = True) -
     return hit
 
 
-def average_precision(truth: Objects, found: Objects, hit: np.ndarray, counts: np.ndarray, false: np.ndarray) -> float:
+def average_precision(
+    truth: EvaluatedBoxes, found: EvaluatedBoxes, hit: np.ndarray, counts: np.ndarray, false: np.ndarray
+) -> float:
     """AP of nuScenes over some objects of one class; NaN if there is none of them.
 
     A detection that hits another object is left out.
@@ -142,14 +144,14 @@ def average_precision(truth: Objects, found: Objects, hit: np.ndarray, counts: n
     return float(np.clip(curve - _LEAST, 0, None).mean() / (1 - _LEAST))
 
 
-def class_hits(truth: Objects, found: Objects, count: int) -> list[list[np.ndarray]]:
+def class_hits(truth: EvaluatedBoxes, found: EvaluatedBoxes, count: int) -> list[list[np.ndarray]]:
     """Of each of `count` classes what its detections hit, at each distance of matching; see `match`."""
     pairs = [(truth[truth.classes == label], found[found.classes == label]) for label in range(count)]
     return [[match(objects, guesses, reach) for reach in DISTANCES] for objects, guesses in pairs]
 
 
 def bucket_table(
-    truth: Objects, found: Objects, hits: Sequence[Sequence[np.ndarray]], classes: Sequence[str], by: str
+    truth: EvaluatedBoxes, found: EvaluatedBoxes, hits: Sequence[Sequence[np.ndarray]], classes: Sequence[str], by: str
 ) -> dict[str, dict[str, float]]:
     """AP per class and bucket of a property in `BUCKETS`, with the row `mean` over the classes that are there.
 
@@ -186,7 +188,7 @@ def bucket_table(
     return {"mean": dict(zip(names, mean.tolist(), strict=True)), **table}
 
 
-def confusion(truth: Objects, found: Objects, count: int, min_score: float) -> np.ndarray:
+def confusion(truth: EvaluatedBoxes, found: EvaluatedBoxes, count: int, min_score: float) -> np.ndarray:
     """(count + 1, count + 1) int: objects of class i that a detection of class j lies nearest to.
 
     The last column are objects that nothing hits, the last row detections that hit nothing.
@@ -200,7 +202,7 @@ def confusion(truth: Objects, found: Objects, count: int, min_score: float) -> n
     return table
 
 
-def found_objects(truth: Objects, found: Objects, min_score: float) -> tuple[np.ndarray, np.ndarray]:
+def found_objects(truth: EvaluatedBoxes, found: EvaluatedBoxes, min_score: float) -> tuple[np.ndarray, np.ndarray]:
     """Which objects are found by a detection of their class, and the number of false detections per sample.
 
     Returns:

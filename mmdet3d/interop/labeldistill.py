@@ -60,7 +60,7 @@ def model_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[
         encoder = {k: v for k, v in published.items() if k.startswith("label_encoder.")}
         chosen = encoder | {f"detector.{k}": v for k, v in lidar.items()}
     elif any(k.startswith("student.") for k in own):
-        chosen = {f"student.{k}": v for k, v in student.items()} | _adaptors(published, own)
+        chosen = {f"student.{k}": v for k, v in student.items()} | _adapters(published, own)
     else:
         chosen = lidar if any(k.startswith("encoders.lidar.") for k in own) else student
     logger.info("%d tensors of other models in the file left out", len(state) - len(chosen))
@@ -78,7 +78,7 @@ def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str,
     return renamed
 
 
-def _adaptors(published: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+def _adapters(published: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
     """Those of the losses that `own` has."""
     sources = {k: re.sub(r"losses\.(\w+)\.adaptors\.", r"distill_encoder_\1.blocks.", k) for k in own}
     return {k: published[source] for k, source in sources.items() if source != k and source in published}

@@ -35,7 +35,7 @@ _REMEDIES = {
 
 
 @contextmanager
-def atomic_write(path: str | Path, mode: str = "w", durable: bool = False) -> Iterator[IO]:
+def atomic_write(path: str | Path, mode: str = "w", durable: bool = False) -> Iterator[IO[Any]]:
     """Open `path` for writing; it appears under its name only when the block ends without an error.
 
     Missing parent folders are made. An interrupted block leaves an earlier file of that name as it was. Any number of

@@ -157,7 +157,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _read_pytorch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     content = _load(path)
-    state, meta = content, {}
+    state, meta = content, None
     if isinstance(content, Mapping):
         found = [key for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
         if found:
@@ -180,7 +180,7 @@ def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _load(path: Path) -> Any:
     # Runners write scores into `meta` as NumPy scalars; both spellings of their module occur.
     scalar = np.float64(0).__reduce__()[0]
-    numbers = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    numbers: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     numbers += [np.dtype, *(type(np.dtype(t)) for t in ("float32", "float64", "int64"))]
     try:
         with torch.serialization.safe_globals([*numbers, *((_Inert, name) for name in _RECORDS)]):
@@ -204,7 +204,8 @@ def _load(path: Path) -> Any:
 
 def read_state(path: Path) -> dict[str, Any]:
     """What `save_state` wrote, on the CPU; whatever torch raises if it is something else, or damaged."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -102,6 +102,8 @@ class Network(nn.Module):
         for name, module in detector.named_modules():
             if reason := getattr(module, "not_exportable", ""):
                 raise ValueError(f"{type(module).__name__} ({name}) cannot be exported: {reason}")
+        if len(detector.predict_taps) != 1:
+            raise ValueError(f"a {type(detector).__name__} without a head that detects cannot be exported")
         (self._tap,) = detector.predict_taps
         self.detector = detector.eval()
         self._fixed_calibration = batch.calibration if fixed_calibration else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class Boxes3D:
         """(N, 2)"""
         return self.tensor[:, 7:9]
 
-    def to(self, *args: object, **kwargs: object) -> Boxes3D:
+    def to(self, *args: Any, **kwargs: Any) -> Boxes3D:
         return Boxes3D(self.tensor.to(*args, **kwargs))
 
     def clone(self) -> Boxes3D:

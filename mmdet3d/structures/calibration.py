@@ -41,7 +41,8 @@ class Calibration:
     @property
     def lidar2camera(self) -> Tensor:
         """(..., N, 4, 4)"""
-        return torch.linalg.inv(self.camera2lidar)
+        inverse: Tensor = torch.linalg.inv(self.camera2lidar)
+        return inverse
 
     @property
     def lidar2image(self) -> Tensor:

@@ -102,7 +102,7 @@ class Batch:
                 "set data.samples_per_gpu to 1"
             )
 
-        def column(name: str, samples: Sequence[Sample] = samples) -> list | None:
+        def column(name: str, samples: Sequence[Sample] = samples) -> list[Any] | None:
             values = [getattr(s, name) for s in samples]
             present = [v is not None for v in values]
             if any(present) and not all(present):
@@ -191,7 +191,8 @@ class Batch:
     def without(self, *names: str) -> Batch:
         """The same batch with the named fields removed (`batch.without("points")`), from its history too."""
         history = None if self.history is None else [past.without(*names) for past in self.history]
-        return replace(self, **{"history": history, **dict.fromkeys(names)})
+        changes: dict[str, Any] = {"history": history, **dict.fromkeys(names)}
+        return replace(self, **changes)
 
     def require(self, name: str, user: str) -> Any:
         """The field `name`, or a ValueError that says who needs it and that the pipeline does not load it."""
@@ -232,5 +233,6 @@ class Detections3D:
         return self._each(lambda value: value.to(device))
 
     def _each(self, function: Callable[[Any], Any]) -> Detections3D:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Detections3D(**{name: None if v is None else function(v) for name, v in values.items()})
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        values: dict[str, Any] = {name: None if v is None else function(v) for name, v in given.items()}
+        return Detections3D(**values)

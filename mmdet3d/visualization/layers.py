@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,7 +88,7 @@ class Layer:
         scores = None if self.scores is None else self.scores[index]
         return Layer(self.title, self.boxes[index], self.labels[index], self.style, scores, self.hidden)
 
-    def select(self, labels: Sequence[int]) -> Layer:
+    def select(self, labels: Collection[int]) -> Layer:
         """The boxes with one of these labels."""
         return self[torch.isin(self.labels, torch.tensor(list(labels), dtype=self.labels.dtype))]
 

@@ -23,7 +23,7 @@ from mmdet3d.datasets.nuscenes.create import create_nuscenes
 from mmdet3d.datasets.processes import in_processes
 from mmdet3d.datasets.synthetic.generate import generate
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
-from mmdet3d.datasets.synthetic.settings import Settings as WorldSettings
+from mmdet3d.datasets.synthetic.settings import WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
 from mmdet3d.engine.data import TrainSampler, batches, build_loader
 from mmdet3d.engine.settings import Settings

@@ -46,10 +46,10 @@ def test_published_label_encoder_learns_alone():
     assert sum(p.numel() for p in encoder.parameters() if p.requires_grad) == 8_626_304
 
 
-@pytest.mark.parametrize(("name", "adaptors"), list(zip(STUDENTS, (3_760_896, 3_991_296), strict=True)))
-def test_published_students_and_adaptors(name, adaptors):
+@pytest.mark.parametrize(("name", "adapters"), list(zip(STUDENTS, (3_760_896, 3_991_296), strict=True)))
+def test_published_students_and_adapters(name, adapters):
     distiller = model(name, "--partition", "contiguous_thirds")
-    assert count(distiller.losses) == adaptors
+    assert count(distiller.losses) == adapters
     total = {3: 149_285_642, 5: 153_945_242}[STUDENTS[name]]
     assert count(distiller) + count(model(TEACHER)) + count(model(ENCODER).label_encoder) == total
 

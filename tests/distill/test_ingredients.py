@@ -161,7 +161,6 @@ def test_region_loss_golden():
     loss = RegionFeatureLoss(foreground=6e-3, background=4e-2, false_positives=6e-2, attention=False)
     grid = BEVGrid((0.0, 0.0), (0.8, 0.8), (4, 4))
     loss._grid, loss._tasks = grid, [["car"]]
-    loss._train_cfg = {"gaussian_overlap": 0.1, "min_radius": 0}
     logits = torch.full((1, 1, 4, 4), -9.0)
     logits[0, 0, 3, :2] = 2.0
     batch = labelled([0.8, 0.8, 0, 1.6, 1.6, 1, 0, 0, 0])
@@ -244,7 +243,7 @@ def test_pseudo_labels_are_the_students_own_loss_on_unlabelled_samples():
     batch.boxes, batch.labels, batch.unlabelled = batch.boxes[:1], batch.labels[:1], 1
     terms = loss(raw, raw, batch)
     second = [{k: v[1:] for k, v in task.items()} for task in raw]
-    expected = head.loss(second, [boxes(CAR)], [torch.tensor([0])])
+    expected = head.box_losses(second, [boxes(CAR)], [torch.tensor([0])])
     assert terms.pop("stats/boxes") == 1
     assert terms.keys() == expected.keys() and all(torch.equal(terms[k], expected[k]) for k in terms)
 
@@ -256,7 +255,7 @@ def test_pseudo_labels_join_the_labels_of_labelled_samples():
     head = student.heads["object"]
     raw = head(maps(0))
     terms = loss(raw, raw, labelled(CAR))
-    expected = head.loss(raw, [boxes(CAR, far)], [torch.tensor([0, 0])])
+    expected = head.box_losses(raw, [boxes(CAR, far)], [torch.tensor([0, 0])])
     assert all(torch.equal(terms[k], v) for k, v in expected.items())
 
 

@@ -12,14 +12,13 @@ from torch import nn
 
 from mmdet3d.distill.losses import CenterResponseLoss, PartitionedFeatureLoss
 from mmdet3d.distill.losses.partition import masked_distance
-from mmdet3d.distill.masks import object_heat
 from mmdet3d.models.heads.centerhead import CenterHead
+from mmdet3d.models.heads.targets import object_heat
 from mmdet3d.structures import BEVGrid, Boxes3D
 
 GRID = BEVGrid((-51.2, -51.2), (0.8, 0.8), (128, 128))
 SMALL = BEVGrid((-4.0, -4.0), (1.0, 1.0), (8, 8))
 CAR = torch.tensor([[0.4, 0.4, -1.0, 1.0, 1.0, 1.5, 0.3, 2.0, -1.0]])
-TARGETS = {"gaussian_overlap": 0.1, "min_radius": 2}
 
 
 def scene(*boxes: torch.Tensor, labels: list[int]) -> object:
@@ -27,14 +26,15 @@ def scene(*boxes: torch.Tensor, labels: list[int]) -> object:
 
 
 def bound(loss, grid: BEVGrid):
-    heads = {"object": SimpleNamespace(train_cfg=SimpleNamespace(**TARGETS))}
-    detector = SimpleNamespace(grid=grid, heads=heads, history=loss.frames - 1)
+    head = center_head()
+    head.grid = grid
+    detector = SimpleNamespace(grid=grid, heads={"object": head}, history=loss.frames - 1)
     loss.bind(detector, detector)
     return loss
 
 
 def plain(loss: PartitionedFeatureLoss, grid: BEVGrid) -> PartitionedFeatureLoss:
-    """Without adaptors: the third itself is compared."""
+    """Without adapters: the third itself is compared."""
     loss.adaptors = nn.ModuleList(nn.Identity() for _ in loss.adaptors)
     return bound(loss, grid)
 
@@ -58,7 +58,7 @@ def test_mask_of_one_car():
         (3, "per_frame_thirds", 450, 3_760_896 - 2 * 100 * 128 * 9),
     ],
 )
-def test_published_adaptors(frames, partition, channels, parameters):
+def test_published_adapters(frames, partition, channels, parameters):
     losses = [PartitionedFeatureLoss(p, partition, frames, (channels, 300)) for p in ("label", "lidar")]
     assert sum(p.numel() for loss in losses for p in loss.parameters()) == parameters
 
@@ -182,9 +182,7 @@ def test_bad_options_of_a_partition_are_named(arguments, message):
 
 
 def test_a_student_of_other_frames_is_named():
-    student = SimpleNamespace(
-        grid=SMALL, heads={"object": SimpleNamespace(train_cfg=SimpleNamespace(**TARGETS))}, history=4
-    )
+    student = SimpleNamespace(grid=SMALL, heads={"object": center_head()}, history=4)
     with pytest.raises(ValueError, match="the student sees 5 frames, but frames is 3"):
         PartitionedFeatureLoss("label", frames=3).bind(student, student)
 
@@ -236,7 +234,7 @@ def test_published_response_leaves_peaks_alone_and_doubles_the_background():
     values = objects(student, teacher, batch)
     logits = [task["heatmap"] for task in student]
     kd = torch.autograd.grad(sum(v for k, v in values.items() if "heatmap" in k), logits)
-    own = head.loss(student, batch.boxes, batch.labels)
+    own = head.box_losses(student, batch.boxes, batch.labels)
     gt = torch.autograd.grad(sum(v for k, v in own.items() if "heatmap" in k), logits)
     heat = object_heat(batch.boxes, batch.labels, SMALL)[0]
     peaks = {0: [(4, 4)], 1: [(6, 1), (2, 5)]}

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from mmdet3d.distill.center_output import CenterOutput, in_classes, resample_output
 from mmdet3d.distill.rasters import covers, crop, resample, strided, with_stride
-from mmdet3d.models.heads.targets import gather_objects
+from mmdet3d.models.heads.targets import center_targets
 from mmdet3d.structures import BEVGrid, Boxes3D
 
 WIDE = BEVGrid((-6.0, -4.0), (0.5, 0.25), (24, 32))
@@ -108,7 +108,7 @@ TASKS = CenterOutput((("car",), ("truck", "bus")))
 def ideal(boxes: torch.Tensor, grid: BEVGrid, tasks: CenterOutput = TASKS, labels=(0, 1)) -> list[dict]:
     """What a perfect head says: a response at the cell of every object, its box there."""
     label = torch.tensor(labels)
-    objects = gather_objects([Boxes3D(boxes)], [label], len(tasks.classes), grid, tasks.norm_bbox)
+    objects = center_targets([Boxes3D(boxes)], [label], len(tasks.classes), grid, tasks.norm_bbox)
     codes = objects.codes.clone()
     codes[:, :2] -= objects.cells
     found, first = [], 0

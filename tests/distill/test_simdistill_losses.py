@@ -13,9 +13,9 @@ from torch import Tensor
 from mmdet3d.distill.losses import FeatureLoss, PredictionLoss
 from mmdet3d.distill.losses.prediction import box_distance
 from mmdet3d.distill.losses.response import quality_focal_loss
-from mmdet3d.distill.masks import object_heat
 from mmdet3d.models.heads import CenterHead, TransFusionHead
 from mmdet3d.models.heads.config import CenterHeadTesting, HeadTraining, TransFusionTesting, TransFusionTraining
+from mmdet3d.models.heads.targets import object_heat
 from mmdet3d.structures import BEVGrid, Boxes3D
 
 SMALL = BEVGrid((-3.0, -3.0), (1.0, 1.0), (6, 6))

@@ -8,13 +8,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mmdet3d.evaluation.breakdown import BUCKETS, Objects, bucket_table, class_hits, confusion, found_objects, match
+from mmdet3d.evaluation.breakdown import (
+    BUCKETS,
+    EvaluatedBoxes,
+    bucket_table,
+    class_hits,
+    confusion,
+    found_objects,
+    match,
+)
 
 
-def objects(*rows: tuple[int, int, float, float, float], score: Callable[[int], float] | None = None) -> Objects:
+def objects(*rows: tuple[int, int, float, float, float], score: Callable[[int], float] | None = None) -> EvaluatedBoxes:
     """Of (sample, class, x, y, speed); distances are those from the origin."""
     table = np.array(rows, dtype=float).reshape(-1, 5)
-    return Objects(
+    return EvaluatedBoxes(
         samples=table[:, 0].astype(int),
         classes=table[:, 1].astype(int),
         xy=table[:, 2:4],
@@ -25,7 +33,7 @@ def objects(*rows: tuple[int, int, float, float, float], score: Callable[[int], 
     )
 
 
-def table_of(truth: Objects, found: Objects, classes: list[str], by: str) -> dict[str, dict[str, float]]:
+def table_of(truth: EvaluatedBoxes, found: EvaluatedBoxes, classes: list[str], by: str) -> dict[str, dict[str, float]]:
     return bucket_table(truth, found, class_hits(truth, found, len(classes)), classes, by)
 
 
@@ -50,7 +58,9 @@ def test_buckets_leave_out_what_belongs_to_others() -> None:
     assert values[0] == values[1] == values[4] == pytest.approx(1) and np.isnan(values[2:4]).all()
     # Precision 0 up to recall 0, then 1/2 at recall 1, a line between: nuScenes counts what lies above 0.1 of both.
     extra = objects((0, 0, 12, 9, 5.0), score=lambda k: 0.9)
-    both = Objects(*(np.concatenate([getattr(perfect, f), getattr(extra, f)]) for f in perfect.__dataclass_fields__))
+    both = EvaluatedBoxes(
+        *(np.concatenate([getattr(perfect, f), getattr(extra, f)]) for f in perfect.__dataclass_fields__)
+    )
     harmed = list(table_of(truth, both, ["car"], "distance")["car"].values())
     assert harmed[0] == harmed[4] == pytest.approx(1) and harmed[1] == pytest.approx(0.2)
     by_speed = list(table_of(truth, both, ["car"], "speed")["car"].values())

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from mmdet3d.commands import evaluate
-from mmdet3d.commands.nuscenes_report import _objects, write_report
+from mmdet3d.commands.nuscenes_report import write_report
 from mmdet3d.datasets.nuscenes.submission import score_submission
-from mmdet3d.evaluation.breakdown import DISTANCES, average_precision, match
+from mmdet3d.evaluation.breakdown import DISTANCES, average_precision, match, objects_of
 from mmdet3d.evaluation.nuscenes import CLASSES
 
 VOID = {"meta", "img", "rect"}
@@ -64,7 +64,7 @@ def place(shared: Path) -> tuple[Path, Path]:
 def test_all_objects_together_score_as_the_devkit_says(place: tuple[Path, Path], tmp_path: Path) -> None:
     root, results = place
     scored = score_submission(results, root, "v1.0-mini", None, tmp_path)
-    truth, found = _objects(scored.truth, None), _objects(scored.found)
+    truth, found = objects_of(scored.truth, CLASSES), objects_of(scored.found, CLASSES)
     for label, name in enumerate(CLASSES):
         mine, guesses = truth[truth.classes == label], found[found.classes == label]
         for reach in DISTANCES:

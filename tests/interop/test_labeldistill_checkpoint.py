@@ -70,7 +70,7 @@ def shapes(own: dict[str, torch.Tensor], names: dict[str, str], prefix: str = ""
 
 @functools.cache
 def published(frames: int) -> dict[str, torch.Tensor]:
-    """A whole student's file: student, adaptors, LiDAR detector, label encoder, and buffers that the config gives."""
+    """A whole student's file: student, adapters, LiDAR detector, label encoder, and buffers that the config gives."""
     key = {3: "2key", 5: "4key"}[frames]
     distiller = built(f"{FOLDER}/r50_{key}.yaml", "--partition", "contiguous_thirds")
     encoder = built(f"{FOLDER}/label_encoder.yaml")
@@ -151,7 +151,7 @@ def test_every_model_comes_out_of_a_published_file_complete(config, words):
     assert {k: v.shape for k, v in converted.items()} == wanted
 
 
-def test_a_term_that_is_off_needs_no_adaptor():
+def test_a_term_that_is_off_needs_no_adapter():
     model = built(f"{FOLDER}/r50_4key.yaml", "--partition", "contiguous_thirds", "--model.losses.label", "null")
     converted = model_state(published(5), model.state_dict())
     assert converted.keys() >= {k for k in model.state_dict() if k.startswith("losses.")}

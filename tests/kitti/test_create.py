@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmdet3d.datasets.kitti.completion import complete, project_scan
 from mmdet3d.datasets.kitti.create import check_tree, make_depth
-from mmdet3d.datasets.kitti.files import KittiCalibration, read_calibration, read_depth, read_points
+from mmdet3d.datasets.kitti.files import KittiCalibration, read_calibration, read_depth, read_scan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -69,7 +69,7 @@ def test_a_real_scan_agrees_with_stereo(real: Path, frame: str) -> None:
     training = real / "training"
     reference = read_depth(training / "depth_dense" / f"{frame}.png")
     points, calibration = (
-        read_points(training / "velodyne" / f"{frame}.bin"),
+        read_scan(training / "velodyne" / f"{frame}.bin"),
         read_calibration(training / "calib" / f"{frame}.txt"),
     )
     sparse = project_scan(points, calibration, reference.shape)

@@ -21,7 +21,7 @@ from mmdet3d.datasets.kitti.files import (
     read_calibration,
     read_depth,
     read_ids,
-    read_points,
+    read_scan,
     split_ids,
     write_calibration,
     write_depth,
@@ -293,7 +293,7 @@ def test_lists_of_ids(tmp_path: Path) -> None:
 
 
 def test_points(training: Path, tmp_path: Path) -> None:
-    points = read_points(training / "velodyne" / "000000.bin")
+    points = read_scan(training / "velodyne" / "000000.bin")
     assert points.dtype == np.float32
     assert points.shape[1] == 4
     assert len(points) > 100_000
@@ -302,10 +302,10 @@ def test_points(training: Path, tmp_path: Path) -> None:
     points[5, 1] = np.nan
     write_points(tmp_path / "points.bin", points)
     with pytest.raises(ValueError, match=r"points.bin: point 5 is not finite"):
-        read_points(tmp_path / "points.bin")
+        read_scan(tmp_path / "points.bin")
     (tmp_path / "points.bin").write_bytes(b"\0" * 20)
     with pytest.raises(ValueError, match="20 bytes are no multiple of 16"):
-        read_points(tmp_path / "points.bin")
+        read_scan(tmp_path / "points.bin")
     with pytest.raises(ValueError, match=r"points must have shape \(N, 4\), got \(3, 5\)"):
         write_points(tmp_path / "points.bin", np.zeros((3, 5)))
 
@@ -313,7 +313,7 @@ def test_points(training: Path, tmp_path: Path) -> None:
 def test_a_real_depth_map_agrees_with_the_lidar(training: Path) -> None:
     """Points projected with the calibration meet their depth in the map."""
     calibration = read_calibration(training / "calib" / "000000.txt")
-    points = read_points(training / "velodyne" / "000000.bin")
+    points = read_scan(training / "velodyne" / "000000.bin")
     rect = np.column_stack([points[:, :3], np.ones(len(points))]) @ calibration.lidar2rect.T
     rect = rect[(rect[:, 2] > 2) & (rect[:, 2] < 60)]
     u, v, w = (rect @ calibration.p2.T).T
@@ -365,5 +365,5 @@ def test_labelled_cars_hold_lidar_points(training: Path) -> None:
     rows = np.column_stack([labels.sizes, labels.locations, labels.rotation_y])
     rect2lidar = torch.from_numpy(np.linalg.inv(calibration.lidar2rect))
     boxes = boxes_from_kitti(torch.from_numpy(rows)).transform(rect2lidar @ CAMERA_TO_LEVEL.inverse())
-    points = torch.from_numpy(read_points(training / "velodyne" / "000008.bin")).double()
+    points = torch.from_numpy(read_scan(training / "velodyne" / "000008.bin")).double()
     assert (boxes.contains(points).sum(1) > 100).all()

@@ -17,7 +17,7 @@ from PIL import Image
 from mmdet3d.config import load_config
 from mmdet3d.datasets import KittiDataset, MixedDataset, build_dataset, build_split, check_data
 from mmdet3d.datasets.kitti.create import check_tree
-from mmdet3d.datasets.kitti.files import read_points
+from mmdet3d.datasets.kitti.files import read_scan
 from mmdet3d.datasets.kitti.labels import read_results, write_labels
 from mmdet3d.datasets.kitti.results import image_boxes, to_objects
 from mmdet3d.engine.data import TrainSampler, batches, build_loader
@@ -72,7 +72,7 @@ def test_the_lidar_meets_the_depth_map(real: Path, augment: dict) -> None:
     dataset = real_frames(real, augment=augment)
     for index in (0, 3, 5):
         sample = dataset[index]
-        points = torch.from_numpy(read_points(real / "training" / "velodyne" / f"{IDS[index]}.bin"))
+        points = torch.from_numpy(read_scan(real / "training" / "velodyne" / f"{IDS[index]}.bin"))
         pixels, depth = project(points, sample.calibration.lidar2image[0])
         column, line = raw_to_network(sample, pixels).floor().long().unbind(1)
         seen = (depth > 2) & (depth < 60) & (column >= 0) & (column < 1280) & (line >= 0) & (line < 384)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mmdet3d.datasets import KittiDataset
 from mmdet3d.datasets.kitti.create import check_tree
-from mmdet3d.datasets.kitti.files import read_calibration, read_depth, read_ids, read_points
+from mmdet3d.datasets.kitti.files import read_calibration, read_depth, read_ids, read_scan
 from mmdet3d.datasets.kitti.labels import read_labels
 from mmdet3d.datasets.kitti.results import image_boxes
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
@@ -86,7 +86,7 @@ def test_labels_as_detections_score_as_high_as_their_number_allows(world: Path) 
 def test_depth_meets_the_lidar(world: Path) -> None:
     for name, _ in frames(world)[:3]:
         calibration = read_calibration(world / "training" / "calib" / f"{name}.txt")
-        points = read_points(world / "training" / "velodyne" / f"{name}.bin")
+        points = read_scan(world / "training" / "velodyne" / f"{name}.bin")
         assert points[:, 3].min() >= 0 and points[:, 3].max() < 1
         rect = points[:, :3] @ calibration.lidar2rect[:3, :3].T + calibration.lidar2rect[:3, 3]
         rect = rect[rect[:, 2] > 2]
@@ -139,7 +139,7 @@ def test_cars_hold_lidar_points(world: Path) -> None:
     rows = np.column_stack([cars.sizes, cars.locations, cars.rotation_y])
     rect2lidar = torch.from_numpy(np.linalg.inv(calibration.lidar2rect))
     boxes = boxes_from_kitti(torch.from_numpy(rows)).transform(rect2lidar @ CAMERA_TO_LEVEL.inverse())
-    points = torch.from_numpy(read_points(world / "training" / "velodyne" / f"{name}.bin")).double()
+    points = torch.from_numpy(read_scan(world / "training" / "velodyne" / f"{name}.bin")).double()
     assert (boxes.contains(points).sum(1) > 10).all()
 
 

@@ -117,7 +117,7 @@ def test_camera_radar_never_reads_lidar() -> None:
         ("images", "the camera encoder needs `images`"),
         ("points", "the lidar encoder needs `points`"),
         ("radar", "the radar encoder needs `radar`"),
-        ("boxes", "the detection loss needs `boxes`"),
+        ("boxes", "the loss of heads.object needs `boxes`"),
     ],
 )
 def test_missing_data_is_named(field: str, message: str) -> None:
@@ -318,8 +318,8 @@ def test_a_lidar_detector_starts_one_with_cameras(tmp_path: Path, caplog: pytest
         (("lidar",), {"encoders.lidra": {}}, "did you mean 'lidar'"),
         (("lidar",), {"encoders.lidar.voxelise": {}}, "did you mean 'voxelize'"),
         (("camera",), {"encoders.camera.neck": None}, r"encoders\.camera\.neck is missing"),
-        (("lidar",), {"heads.map": {"type": "BEVSegmentationHead"}}, "heads.map must be null"),
-        (("lidar",), {"heads.object": None}, r"heads\.object is missing"),
+        (("lidar",), {"heads.map": {"type": "BEVSegmentationHead"}}, r"unknown model type 'BEVSegmentationHead'"),
+        (("lidar",), {"heads.object": None}, "model.heads names no head"),
         (("lidar",), {"decoder.neck": None}, r"decoder\.neck is missing"),
         (
             ("camera", "lidar"),

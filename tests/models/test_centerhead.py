@@ -11,7 +11,7 @@ from torch import Tensor
 from mmdet3d.models.heads.box_coder import decode_boxes, encode_boxes
 from mmdet3d.models.heads.centerhead import REGRESSION, CenterHead
 from mmdet3d.models.heads.gaussian import draw_gaussians, gaussian_radius
-from mmdet3d.models.heads.targets import gather_objects, heatmap_target
+from mmdet3d.models.heads.targets import center_targets, heatmap_target
 from mmdet3d.models.losses import FocalLoss, GaussianFocalLoss, L1Loss
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import BEVGrid, Boxes3D, limit_period
@@ -78,7 +78,7 @@ def truth() -> tuple[list[Boxes3D], list[Tensor]]:
 def perfect(head: CenterHead, boxes: list[Boxes3D], labels: list[Tensor]) -> list[dict[str, Tensor]]:
     """Logits that say exactly the ground truth."""
     shape = head.grid.shape
-    objects = gather_objects(boxes, labels, 10, head.grid)
+    objects = center_targets(boxes, labels, 10, head.grid)
     raw, first = [], 0
     for task in head.tasks:
         maps = {n: torch.zeros(len(boxes), c, *shape) for n, c in REGRESSION.items()}
@@ -135,7 +135,7 @@ def boxes_from_old(boxes: torch.Tensor) -> Boxes3D:
 def test_targets_match_published_code(crkd_values: dict) -> None:
     boxes = boxes_from_old(torch.tensor(crkd_values["boxes (x,y,z_bottom,w,l,h,yaw,vx,vy)"]))
     labels = torch.tensor(crkd_values["labels"])
-    objects = gather_objects([boxes], [labels], 10, GRID)
+    objects = center_targets([boxes], [labels], 10, GRID)
     heat = heatmap_target(objects, 1, 10, GRID, overlap=0.1, min_radius=2)
     first = 0
     for names, want in zip(TASKS, crkd_values["CenterHead targets"], strict=True):
@@ -167,13 +167,13 @@ def test_boxes_off_the_raster_train_nothing() -> None:
     rows = torch.ones(4, 9)
     rows[:, 0] = torch.tensor([-54.3, 53.9, 54.1, 0.0])
     rows[3, 4] = 0
-    objects = gather_objects([Boxes3D(rows)], [torch.zeros(4, dtype=torch.int64)], 10, GRID)
+    objects = center_targets([Boxes3D(rows)], [torch.zeros(4, dtype=torch.int64)], 10, GRID)
     assert objects.cells.tolist() == [[179, 91]]
 
 
 def test_unknown_label_is_an_error(head: CenterHead) -> None:
     with pytest.raises(ValueError, match="label 10, but the head knows 10 classes"):
-        gather_objects([Boxes3D(torch.ones(1, 9))], [torch.tensor([10])], 10, head.grid)
+        center_targets([Boxes3D(torch.ones(1, 9))], [torch.tensor([10])], 10, head.grid)
 
 
 # -- losses ---------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_unknown_label_is_an_error(head: CenterHead) -> None:
 def reference_loss(head: CenterHead, raw: list, boxes: list, labels: list) -> dict[str, float]:
     """CenterPoint's losses, one object and one cell at a time."""
     result, first = {}, 0
-    objects = gather_objects(boxes, labels, 10, head.grid)
+    objects = center_targets(boxes, labels, 10, head.grid)
     heat = heatmap_target(objects, len(boxes), 10, head.grid, 0.1, 2)
     for t, task in enumerate(head.tasks):
         focal, peaks, error, count = 0.0, 0, 0.0, 0
@@ -207,7 +207,7 @@ def reference_loss(head: CenterHead, raw: list, boxes: list, labels: list) -> di
 
 def test_loss_equals_a_loop_over_cells_and_objects(head: CenterHead, truth: tuple) -> None:
     raw = head.eval()(torch.randn(2, 4, 20, 32))
-    losses = head.loss(raw, *truth)
+    losses = head.box_losses(raw, *truth)
     want = reference_loss(head, [{n: v.detach() for n, v in task.items()} for task in raw], *truth)
     assert {k: v.item() for k, v in losses.items()} == pytest.approx(want, rel=1e-4, abs=1e-6)
 
@@ -215,7 +215,7 @@ def test_loss_equals_a_loop_over_cells_and_objects(head: CenterHead, truth: tupl
 def test_loss_leaves_predictions_alone_and_trains_everything(head: CenterHead, truth: tuple) -> None:
     raw = head(torch.randn(2, 4, 20, 32))
     before = [{n: v.detach().clone() for n, v in task.items()} for task in raw]
-    losses = head.loss(raw, *truth)
+    losses = head.box_losses(raw, *truth)
     sum(losses.values()).backward()
     for task, old in zip(raw, before, strict=True):
         assert list(task) == list(old)
@@ -225,7 +225,7 @@ def test_loss_leaves_predictions_alone_and_trains_everything(head: CenterHead, t
 
 def test_no_boxes_at_all_is_finite(head: CenterHead) -> None:
     empty = [Boxes3D.empty(), Boxes3D.empty()], [torch.zeros(0, dtype=torch.int64)] * 2
-    losses = head.loss(head(torch.randn(2, 4, 20, 32)), *empty)
+    losses = head.box_losses(head(torch.randn(2, 4, 20, 32)), *empty)
     assert all(v.isfinite() for v in losses.values())
     assert all(losses[f"bbox/task{t}"] == 0 for t in range(6))
     sum(losses.values()).backward()
@@ -236,14 +236,14 @@ def test_unknown_velocity_is_not_learned(head: CenterHead, truth: tuple) -> None
     boxes, labels = truth
     boxes[0].tensor[0, 7:] = float("nan")
     raw = head(torch.randn(2, 4, 20, 32))
-    losses = head.loss(raw, boxes, labels)
+    losses = head.box_losses(raw, boxes, labels)
     assert losses["bbox/task0"].isfinite()
     (gradient,) = torch.autograd.grad(losses["bbox/task0"], raw[0]["vel"])
     assert (gradient == 0).all()
 
 
 def test_perfect_prediction_costs_little(head: CenterHead, truth: tuple) -> None:
-    losses = head.loss(perfect(head, *truth), *truth)
+    losses = head.box_losses(perfect(head, *truth), *truth)
     assert all(losses[f"bbox/task{t}"] < 1e-5 for t in range(6))
     assert all(losses[f"heatmap/task{t}"] < 1e-3 for t in range(6))
 
@@ -253,9 +253,9 @@ def test_code_weights_scale_their_channel(truth: tuple) -> None:
     plain = MODELS.build(config())
     muted = MODELS.build(config(code_weights=[1.0] * 8 + [0.0, 0.0]))
     raw = plain(torch.randn(2, 4, 20, 32))
-    (gradient,) = torch.autograd.grad(muted.loss(raw, *truth)["bbox/task0"], raw[0]["vel"], retain_graph=True)
+    (gradient,) = torch.autograd.grad(muted.box_losses(raw, *truth)["bbox/task0"], raw[0]["vel"], retain_graph=True)
     assert (gradient == 0).all()
-    (gradient,) = torch.autograd.grad(plain.loss(raw, *truth)["bbox/task0"], raw[0]["vel"])
+    (gradient,) = torch.autograd.grad(plain.box_losses(raw, *truth)["bbox/task0"], raw[0]["vel"])
     assert (gradient != 0).sum() == 2
 
 
@@ -366,6 +366,6 @@ def test_input_of_another_size_is_refused(head: CenterHead) -> None:
 def test_autocast_keeps_losses_in_float32(head: CenterHead, truth: tuple) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         raw = head(torch.randn(2, 4, 20, 32))
-        losses = head.loss(raw, *truth)
+        losses = head.box_losses(raw, *truth)
     assert raw[0]["heatmap"].dtype == torch.bfloat16
     assert all(v.dtype == torch.float32 and v.isfinite() for v in losses.values())

@@ -151,7 +151,7 @@ def test_no_objects_match_nothing_and_a_diverged_prediction_does_not_stop() -> N
 
 
 def test_loss_names_and_gradients(head: TransFusionHead, truth: tuple) -> None:
-    losses = head.loss(head(torch.randn(2, 8, 20, 32)), *truth)
+    losses = head.box_losses(head(torch.randn(2, 8, 20, 32)), *truth)
     layers = {f"layer_{i}_loss_{kind}" for i in (0, -1) for kind in ("cls", "bbox")}
     assert set(losses) == {"loss_heatmap", "stats/matched_ious"} | layers
     assert not losses["stats/matched_ious"].requires_grad
@@ -183,7 +183,7 @@ def perfect(head: TransFusionHead, boxes: list[Boxes3D], labels: list[Tensor]) -
 def test_perfect_prediction(truth: tuple) -> None:
     head = MODELS.build(config())
     raw = perfect(head, *truth)
-    losses = head.loss(raw, *truth)
+    losses = head.box_losses(raw, *truth)
     assert losses["layer_-1_loss_bbox"] < 1e-5 and losses["layer_-1_loss_cls"] < 1e-3
     assert losses["stats/matched_ious"] > 0.999 and losses["loss_heatmap"] < 1e-3
     found, nothing = head.decode(raw)
@@ -206,12 +206,12 @@ def test_box_loss_is_the_weighted_error_of_matched_queries(truth: tuple) -> None
     raw = perfect(head, *truth)
     raw["height"][0, 0, 0] += 0.5
     raw["vel"][0, 0, 0] += 1.0
-    assert head.loss(raw, *truth)["layer_-1_loss_bbox"].item() == pytest.approx(0.25 * (0.5 + 0.2) / 2, rel=1e-4)
+    assert head.box_losses(raw, *truth)["layer_-1_loss_bbox"].item() == pytest.approx(0.25 * (0.5 + 0.2) / 2, rel=1e-4)
 
 
 def test_samples_without_objects(head: TransFusionHead) -> None:
     empty = [Boxes3D.empty()] * 2, [torch.zeros(0, dtype=torch.int64)] * 2
-    losses = head.loss(head(torch.randn(2, 8, 20, 32)), *empty)
+    losses = head.box_losses(head(torch.randn(2, 8, 20, 32)), *empty)
     assert all(v.isfinite() for v in losses.values())
     assert losses["layer_-1_loss_bbox"] == 0 and losses["stats/matched_ious"] == 0
     sum(v for k, v in losses.items() if not k.startswith("stats/")).backward()

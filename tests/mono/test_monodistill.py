@@ -7,7 +7,7 @@ import torch
 from mono_inputs import STREET, make_batch, small_model
 
 from mmdet3d.config import load_config
-from mmdet3d.distill.losses.foreground import ForegroundLoss, box_mask, foreground_distance
+from mmdet3d.distill.losses.foreground import ForegroundLoss, foreground_distance, foreground_mask
 from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.models import build_model
 from mmdet3d.models.heads.mono.targets import MonoTargets, support_mask
@@ -33,7 +33,7 @@ def waves(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_published_imitation() -> None:
-    mask = box_mask(boxes((40, 24, 120, 88)), 8, (1, 48, 160))
+    mask = foreground_mask(boxes((40, 24, 120, 88)), 8, (1, 48, 160))
     assert mask.sum() == 80
     assert foreground_distance(*waves((1, 8, 48, 160)), mask).item() == pytest.approx(0.48705750, abs=1e-8)
 
@@ -45,11 +45,11 @@ def test_published_square_of_responses_without_the_corner_that_empty_slots_mark(
 
 
 def test_boxes_across_the_border_are_cut_and_none_gives_zero() -> None:
-    assert box_mask(boxes((-20, -20, 24, 16), (1270, 370, 1300, 400)), 8, (1, 48, 160)).nonzero().tolist() == [
+    assert foreground_mask(boxes((-20, -20, 24, 16), (1270, 370, 1300, 400)), 8, (1, 48, 160)).nonzero().tolist() == [
         [0, y, x] for y in range(2) for x in range(3)
     ] + [[0, y, x] for y in (46, 47) for x in (158, 159)]
     student, teacher = waves((1, 8, 48, 160))
-    assert foreground_distance(student, teacher, box_mask(boxes(), 8, (1, 48, 160))) == 0
+    assert foreground_distance(student, teacher, foreground_mask(boxes(), 8, (1, 48, 160))) == 0
 
 
 def test_gradient_in_double_precision() -> None:

@@ -17,7 +17,7 @@ from mmdet3d.commands import create_data
 from mmdet3d.datasets.nuscenes.depth_files import create_depth
 from mmdet3d.datasets.nuscenes.frames import FrameReader
 from mmdet3d.datasets.nuscenes.tables import load_tables
-from mmdet3d.datasets.synthetic import VERSION, Settings, generate
+from mmdet3d.datasets.synthetic import VERSION, WorldSettings, generate
 from mmdet3d.datasets.transforms import (
     Compose,
     GTDepth,
@@ -27,9 +27,9 @@ from mmdet3d.datasets.transforms import (
     LoadMultiViewImageFromFiles,
     LoadPointsFromFile,
 )
-from mmdet3d.datasets.transforms.depth import read_depth
+from mmdet3d.datasets.transforms.depth import read_depth_points
 
-SMALL = Settings(scenes=2, keyframes=2, lidar_sweeps=1, radar_sweeps=1, image_size=(160, 90), val_fraction=0.5)
+SMALL = WorldSettings(scenes=2, keyframes=2, lidar_sweeps=1, radar_sweeps=1, image_size=(160, 90), val_fraction=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def check_sample(nusc: NuScenes, sample: dict, root: Path, folder: Path) -> int:
     count = 0
     for channel in (c for c in sample["data"] if c.startswith("CAM")):
         name = Path(nusc.get("sample_data", sample["data"][channel])["filename"]).name
-        found, expected = read_depth(folder / f"{name}.bin").numpy(), devkit_points(nusc, sample, channel, root)
+        found, expected = read_depth_points(folder / f"{name}.bin").numpy(), devkit_points(nusc, sample, channel, root)
         assert abs(len(found) - len(expected)) <= 1
         if len(found) == len(expected):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
@@ -79,7 +79,7 @@ def test_real_frames_have_the_points_of_the_tables(root: Path, real: Path) -> No
     nusc = load_tables(root, "v1.0-mini")
     assert check_sample(nusc, nusc.get("sample", frames.REAL_TOKEN), root, real) >= 5
     record = frames.real_frame(root)
-    sizes = [len(read_depth(real / f"{Path(c.path).name}.bin")) for c in record.cameras.values()]
+    sizes = [len(read_depth_points(real / f"{Path(c.path).name}.bin")) for c in record.cameras.values()]
     assert all(2000 < size < 5000 for size in sizes)
 
 

@@ -18,9 +18,9 @@ from mmdet3d.datasets.nuscenes.create import create_nuscenes
 from mmdet3d.datasets.nuscenes.infos import read_infos
 from mmdet3d.datasets.nuscenes.submission import evaluate_submission
 from mmdet3d.datasets.plausible import check_scan
-from mmdet3d.datasets.synthetic import VERSION, Settings, generate
+from mmdet3d.datasets.synthetic import VERSION, WorldSettings, generate
 
-SMALL = Settings(scenes=2, keyframes=2, lidar_sweeps=1, radar_sweeps=1, image_size=(160, 90), val_fraction=0.5)
+SMALL = WorldSettings(scenes=2, keyframes=2, lidar_sweeps=1, radar_sweeps=1, image_size=(160, 90), val_fraction=0.5)
 ANNOTATIONS = [{"type": "LoadAnnotations3D"}]
 Rows = list[dict[str, Any]]
 

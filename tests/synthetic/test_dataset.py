@@ -18,9 +18,9 @@ from PIL import Image
 from pyquaternion import Quaternion
 
 from mmdet3d.datasets.processes import in_processes
-from mmdet3d.datasets.synthetic import VERSION, Settings, generate
+from mmdet3d.datasets.synthetic import VERSION, WorldSettings, generate
 
-SMALL = Settings(scenes=2, keyframes=3, lidar_sweeps=1, radar_sweeps=1, image_size=(160, 90), val_fraction=0.5)
+SMALL = WorldSettings(scenes=2, keyframes=3, lidar_sweeps=1, radar_sweeps=1, image_size=(160, 90), val_fraction=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_more_workers_and_an_interruption_give_the_same_bytes(root: Path, tmp_pa
     assert next(again.glob("samples/LIDAR_TOP/synthetic-0000*")).stat().st_mtime_ns == kept
 
 
-TINY = Settings(scenes=1, keyframes=1, lidar_sweeps=0, radar_sweeps=0, image_size=(32, 18), reach=20)
+TINY = WorldSettings(scenes=1, keyframes=1, lidar_sweeps=0, radar_sweeps=0, image_size=(32, 18), reach=20)
 
 
 def test_a_finished_world_is_not_written_again(tmp_path: Path):
@@ -201,7 +201,7 @@ def test_two_processes_complete_one_world(tmp_path: Path):
 
 
 def test_other_seeds_give_other_worlds(root: Path, tmp_path: Path):
-    other = Settings(**{**SMALL.__dict__, "seed": 1, "scenes": 1, "keyframes": 1})
+    other = WorldSettings(**{**SMALL.__dict__, "seed": 1, "scenes": 1, "keyframes": 1})
     generate(tmp_path / "other", other, progress=False)
     first = "samples/LIDAR_TOP/synthetic-0000*"
     assert next((tmp_path / "other").glob(first)).read_bytes() != min(root.glob(first)).read_bytes()
@@ -209,7 +209,7 @@ def test_other_seeds_give_other_worlds(root: Path, tmp_path: Path):
 
 def test_folders_of_something_else_are_refused(root: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"seed 0 instead of 5.*another folder"):
-        generate(root, Settings(**{**SMALL.__dict__, "seed": 5}))
+        generate(root, WorldSettings(**{**SMALL.__dict__, "seed": 5}))
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(ValueError, match="not empty"):
         generate(tmp_path, SMALL)

@@ -10,11 +10,11 @@ import torch
 from mmdet3d.config import load_config
 from mmdet3d.datasets import MixedDataset, build_split
 from mmdet3d.datasets.nuscenes.create import create_nuscenes
-from mmdet3d.datasets.synthetic import VERSION, Settings, generate
+from mmdet3d.datasets.synthetic import VERSION, WorldSettings, generate
 from mmdet3d.engine.data import batches, build_loader, train_sampler
 from mmdet3d.models import build_model
 
-WORLD = Settings(scenes=5, keyframes=2, lidar_sweeps=1, radar_sweeps=1, image_size=(160, 90), val_fraction=0.2)
+WORLD = WorldSettings(scenes=5, keyframes=2, lidar_sweeps=1, radar_sweeps=1, image_size=(160, 90), val_fraction=0.2)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmdet3d.datasets.synthetic import Settings, camera, lidar, radar
+from mmdet3d.datasets.synthetic import WorldSettings, camera, lidar, radar
 from mmdet3d.datasets.synthetic.catalog import KINDS, sample_size
 from mmdet3d.datasets.synthetic.geometry import face_planes, hexahedron, invert, quaternion, rotation, transform
 from mmdet3d.datasets.synthetic.rig import CAMERAS, LIDAR, RADARS
@@ -300,7 +300,7 @@ def test_azimuth_noise_misses_and_clutter(world: World):
 def test_radar_layout_is_43_bytes_and_readable(tmp_path, world: World):
     from nuscenes.utils.data_classes import RadarPointCloud
 
-    records, _ = _sweep(world, 0, Settings().radar_noise)
+    records, _ = _sweep(world, 0, WorldSettings().radar_noise)
     assert radar.RECORD.itemsize == 43
     path = tmp_path / "sweep.pcd"
     path.write_bytes(radar.pcd_bytes(records))
@@ -313,6 +313,6 @@ def test_radar_layout_is_43_bytes_and_readable(tmp_path, world: World):
 def test_settings_refuse_what_makes_no_sense():
     for wrong in ({"scenes": 0}, {"difficulty": -1.0}, {"image_size": (8, 8)}, {"val_fraction": 1.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            Settings(**wrong)
-    assert Settings(scenes=1).split()["synthetic_val"] == []
-    assert len(Settings(scenes=10).split()["synthetic_val"]) == 2
+            WorldSettings(**wrong)
+    assert WorldSettings(scenes=1).split()["synthetic_val"] == []
+    assert len(WorldSettings(scenes=10).split()["synthetic_val"]) == 2

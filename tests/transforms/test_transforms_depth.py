@@ -22,7 +22,7 @@ from mmdet3d.datasets.transforms import (
     LoadPointsFromFile,
     empty_sample,
 )
-from mmdet3d.datasets.transforms.depth import draw_depth, read_depth
+from mmdet3d.datasets.transforms.depth import draw_depth, read_depth_points
 
 # SimDistill's golden input: u, v, depth in raw pixels of a 1600 x 900 image.
 PUBLISHED = torch.tensor(
@@ -126,7 +126,7 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
 def test_an_empty_file_is_an_image_without_points(tmp_path: Path) -> None:
     file = tmp_path / "none.bin"
     file.touch()
-    assert read_depth(file).shape == (0, 3)
+    assert read_depth_points(file).shape == (0, 3)
 
 
 @pytest.mark.parametrize("transform", [LoadDepthFromFiles, GTDepth])

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmdet3d.datasets.kitti.completion import complete, project_scan
-from mmdet3d.datasets.kitti.files import image_file, read_calibration, read_ids, read_points, split_ids, write_depth
+from mmdet3d.datasets.kitti.files import image_file, read_calibration, read_ids, read_scan, split_ids, write_depth
 from mmdet3d.datasets.kitti.labels import read_labels
 from mmdet3d.datasets.kitti.learnt import check_frames, count_objects
 from mmdet3d.datasets.plausible import check_scan
@@ -194,7 +194,7 @@ def _complete_frame(root: Path, frame: str) -> None:
     calibration = read_calibration(calib)
     if not calibration.has_lidar:
         raise ValueError(f"{calib} names P2 alone; dense depth is made by its R0_rect and Tr_velo_to_cam")
-    sparse = project_scan(read_points(scan), calibration, (height, width))
+    sparse = project_scan(read_scan(scan), calibration, (height, width))
     try:
         depth = complete(sparse)
     except ValueError as error:

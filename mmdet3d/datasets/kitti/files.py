@@ -21,7 +21,7 @@ __all__ = [
     "read_depth",
     "read_depths",
     "read_ids",
-    "read_points",
+    "read_scan",
     "split_ids",
     "write_calibration",
     "write_depth",
@@ -213,7 +213,7 @@ def image_file(folder: str | Path, frame: str) -> Path:
     return next((jpg for suffix in (".jpg", ".jpeg") if (jpg := png.with_suffix(suffix)).is_file()), png)
 
 
-def read_points(path: str | Path) -> np.ndarray:
+def read_scan(path: str | Path) -> np.ndarray:
     """A LiDAR scan: (N, 4) float32 x forward, y left, z up in metres, reflectance 0 to 1.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from mmdet3d.datasets.kitti.files import KittiCalibration, read_points
+from mmdet3d.datasets.kitti.files import KittiCalibration, read_scan
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.structures import Calibration, Detections3D
 from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL
@@ -43,7 +43,7 @@ def kitti_scene(
     points = None
     if scan.is_file() and calibration.has_lidar:
         lidar2scene = camera2scene @ torch.from_numpy(calibration.lidar2rect).float()
-        points = torch.from_numpy(read_points(scan))[:, :3] @ lidar2scene[:3, :3].T + lidar2scene[:3, 3]
+        points = torch.from_numpy(read_scan(scan))[:, :3] @ lidar2scene[:3, :3].T + lidar2scene[:3, 3]
     return Scene(
         calibration=replace(matrices, camera2lidar=camera2scene[None], camera2ego=camera2scene[None]),
         images=[image],

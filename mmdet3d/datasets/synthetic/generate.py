@@ -9,7 +9,7 @@ from typing import Any
 
 from mmdet3d.datasets.processes import in_processes
 from mmdet3d.datasets.synthetic.scene import fragment_path, record_scene
-from mmdet3d.datasets.synthetic.settings import Settings
+from mmdet3d.datasets.synthetic.settings import WorldSettings
 from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, VERSION, common_tables, scene_name
 from mmdet3d.io.files import atomic_write
 from mmdet3d.progress import progress_bar
@@ -19,7 +19,9 @@ __all__ = ["claim", "generate"]
 _SETTINGS_FILE = "synthetic.json"
 
 
-def generate(out_dir: str | Path, settings: Settings | None = None, workers: int = 1, progress: bool = True) -> Path:
+def generate(
+    out_dir: str | Path, settings: WorldSettings | None = None, workers: int = 1, progress: bool = True
+) -> Path:
     """Write the data set that `settings` describe, or what is still missing of it.
 
     The tree depends on the settings only, not on the number of workers or on interruptions. In the annotations
@@ -40,7 +42,7 @@ def generate(out_dir: str | Path, settings: Settings | None = None, workers: int
     Raises:
         ValueError: the folder holds something else or a data set of other settings, or `workers` is less than one.
     """
-    root, settings = Path(out_dir), settings or Settings()
+    root, settings = Path(out_dir), settings or WorldSettings()
     claim(root, settings.to_dict())
     missing = [i for i in range(settings.scenes) if not fragment_path(root, i).is_file()]
     with progress_bar(
@@ -72,7 +74,7 @@ def claim(root: Path, wanted: dict[str, Any]) -> None:
     _write_json(marker, wanted)
 
 
-def _write_tables(root: Path, settings: Settings) -> None:
+def _write_tables(root: Path, settings: WorldSettings) -> None:
     tables: dict[str, list[Any]] = common_tables(settings) | {name: [] for name in SCENE_TABLES}
     for index in range(settings.scenes):
         rows = json.loads(fragment_path(root, index).read_text())

@@ -18,7 +18,7 @@ from mmdet3d.datasets.processes import in_processes
 from mmdet3d.datasets.synthetic import camera, lidar
 from mmdet3d.datasets.synthetic.generate import claim
 from mmdet3d.datasets.synthetic.geometry import invert
-from mmdet3d.datasets.synthetic.settings import Settings
+from mmdet3d.datasets.synthetic.settings import WorldSettings
 from mmdet3d.datasets.synthetic.world import Actor, Population, World, build_world
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, NO_ORIENTATION, Objects
 from mmdet3d.io.files import atomic_write
@@ -71,7 +71,7 @@ class KittiSettings:
         seed: of everything random.
         image_size: width and height, pixels. The field of view is KITTI's; heights in pixels, by which the benchmark
             tells difficulties apart, shrink with the image.
-        difficulty, reach: see `Settings`.
+        difficulty, reach: see `WorldSettings`.
         val_fraction: share of the labelled scenes in the split `val`.
 
     Raises:
@@ -97,8 +97,8 @@ class KittiSettings:
         return -(-self.frames // _FRAMES_PER_SCENE)
 
     @property
-    def world(self) -> Settings:
-        return Settings(
+    def world(self) -> WorldSettings:
+        return WorldSettings(
             scenes=self.scenes,
             seed=self.seed,
             image_size=self.image_size,

@@ -14,7 +14,7 @@ from mmdet3d.datasets.synthetic import camera, lidar, radar
 from mmdet3d.datasets.synthetic.geometry import quaternion, transform
 from mmdet3d.datasets.synthetic.rig import CAMERAS, LIDAR, RADARS, Mount
 from mmdet3d.datasets.synthetic.road import CELL, EXTENT
-from mmdet3d.datasets.synthetic.settings import KEYFRAME_INTERVAL, Settings
+from mmdet3d.datasets.synthetic.settings import KEYFRAME_INTERVAL, WorldSettings
 from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, scene_name, token
 from mmdet3d.datasets.synthetic.world import World, build_world
 from mmdet3d.io.files import atomic_write
@@ -31,7 +31,7 @@ def fragment_path(root: Path, index: int) -> Path:
     return root / ".scenes" / f"{scene_name(index)}.json"
 
 
-def record_scene(settings: Settings, root: Path, index: int) -> None:
+def record_scene(settings: WorldSettings, root: Path, index: int) -> None:
     """Write all files of a scene, its table rows last, so that rows exist only for complete scenes."""
     rows = _Recorder(settings, root, index).record()
     with atomic_write(fragment_path(root, index)) as file:
@@ -53,7 +53,7 @@ class _Shot:
 
 
 class _Recorder:
-    def __init__(self, settings: Settings, root: Path, index: int) -> None:
+    def __init__(self, settings: WorldSettings, root: Path, index: int) -> None:
         self.settings, self.root, self.index = settings, root, index
         self.name = scene_name(index)
         self.world: World = build_world(settings.seed, index, settings.duration, settings.sway, settings.reach)

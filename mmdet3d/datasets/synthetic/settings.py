@@ -9,14 +9,14 @@ import numpy as np
 
 from mmdet3d.datasets.synthetic.radar import RadarNoise
 
-__all__ = ["KEYFRAME_INTERVAL", "Settings"]
+__all__ = ["KEYFRAME_INTERVAL", "WorldSettings"]
 
 KEYFRAME_INTERVAL = 0.5  # seconds
 _GENERATION = 2  # raised whenever the same settings give another world
 
 
 @dataclass(frozen=True)
-class Settings:
+class WorldSettings:
     """Parameters of a world; equal settings give equal bytes.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmdet3d.datasets.synthetic.catalog import KINDS
 from mmdet3d.datasets.synthetic.rig import CAMERAS, LIDAR, RADARS
-from mmdet3d.datasets.synthetic.settings import Settings
+from mmdet3d.datasets.synthetic.settings import WorldSettings
 
 __all__ = ["SCENE_TABLES", "TABLES", "VERSION", "common_tables", "scene_name", "token"]
 
@@ -37,7 +37,7 @@ def scene_name(index: int) -> str:
     return f"synthetic-{index:04d}"
 
 
-def common_tables(settings: Settings) -> dict[str, list[dict[str, Any]]]:
+def common_tables(settings: WorldSettings) -> dict[str, list[dict[str, Any]]]:
     """Tables `category`, `attribute`, `visibility`, `sensor`, `calibrated_sensor`."""
     categories = sorted({c for kind in KINDS.values() for c in kind.categories})
     mounts = (*CAMERAS, LIDAR, *RADARS)

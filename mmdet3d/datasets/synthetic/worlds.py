@@ -14,7 +14,7 @@ from mmdet3d.datasets.nuscenes.infos import write_infos
 from mmdet3d.datasets.nuscenes.tables import load_tables
 from mmdet3d.datasets.synthetic.generate import generate
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
-from mmdet3d.datasets.synthetic.settings import Settings
+from mmdet3d.datasets.synthetic.settings import WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
 
 __all__ = ["LAYOUTS", "SCENE_KEYFRAMES", "World", "make_scene", "read_world"]
@@ -42,14 +42,14 @@ class Layout:
     last: str
 
 
-def _make_nuscenes(root: Path, settings: Settings, workers: int) -> None:
+def _make_nuscenes(root: Path, settings: WorldSettings, workers: int) -> None:
     generate(root, settings, workers=workers)
     create_nuscenes(root, root, PREFIX, VERSION, workers=workers, database=False)
 
 
 LAYOUTS = {
     "nuscenes": Layout(
-        Settings,
+        WorldSettings,
         _make_nuscenes,
         lambda settings: len(settings.split()["synthetic_train"]) * settings.keyframes,
         f"{PREFIX}_infos_val.pkl",
@@ -100,7 +100,7 @@ def read_world(block: Mapping[str, Any], seed: int, key: str) -> World:
 
 def make_scene(root: Path, keyframes: int = SCENE_KEYFRAMES) -> None:
     """A few frames of a world like that of the demo, or what is missing of them, in a second or two per frame."""
-    generate(root, Settings(**_SCENE, keyframes=keyframes), progress=False)
+    generate(root, WorldSettings(**_SCENE, keyframes=keyframes), progress=False)
     # A world of one scene has no validation split; here its only scene serves as one.
     tables = load_tables(root, VERSION)
     reader = FrameReader(tables, max_sweeps=0, allow_missing=False, annotated=True)

@@ -14,7 +14,7 @@ from mmdet3d.registry import TRANSFORMS
 from mmdet3d.shell import command
 from mmdet3d.structures import Boxes3D, Sample, project
 
-__all__ = ["DEPTH_FOLDER", "GTDepth", "LoadDepthFromFiles", "draw_depth", "rasterise_depth", "read_depth"]
+__all__ = ["DEPTH_FOLDER", "GTDepth", "LoadDepthFromFiles", "draw_depth", "rasterise_depth", "read_depth_points"]
 
 DEPTH_FOLDER = "depth_gt"
 _MIN_DEPTH = 1e-5
@@ -60,7 +60,7 @@ def draw_depth(pixels: Tensor, depth: Tensor, image_aug: Tensor, size: tuple[int
     return torch.where(canvas.isinf(), 0, canvas).view(height, width)
 
 
-def read_depth(path: Path) -> Tensor:
+def read_depth_points(path: Path) -> Tensor:
     """(P, 3) float32 of a depth file: u and v in raw pixels, depth in metres.
 
     Raises:
@@ -143,7 +143,7 @@ class LoadDepthFromFiles(Transform):
         size = _image_size(sample, self)
         maps = []
         for camera, image_aug in zip(context.record.cameras.values(), sample.calibration.image_aug, strict=True):
-            points = read_depth(context.root / self.folder / f"{Path(camera.path).name}.bin")
+            points = read_depth_points(context.root / self.folder / f"{Path(camera.path).name}.bin")
             maps.append(draw_depth(points[:, :2], points[:, 2], image_aug, size))
         sample.depths = torch.stack(maps)
         return sample

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.distill.outline import Outline
+from mmdet3d.distill.outline import Outline, head_of
 from mmdet3d.models.detectors.base import Detector
-from mmdet3d.structures import Batch
+from mmdet3d.models.heads.base import DetectionHead
+from mmdet3d.structures import Batch, BEVGrid
 
-__all__ = ["DistillLoss", "Shared", "full_precision", "require_same_shape"]
+__all__ = ["DistillLoss", "Shared", "detection_head", "full_precision", "raster_of", "require_same_shape", "sum_of"]
+
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class DistillLoss(nn.Module, ABC):
@@ -66,14 +70,40 @@ class DistillLoss(nn.Module, ABC):
         """
 
 
-class Shared:
+class Shared(Generic[Module]):
     """A module that a loss uses and does not own: neither trained, saved nor copied with it."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Module) -> None:
         self.module = module
 
-    def __deepcopy__(self, memo: dict) -> Shared:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shared[Module]:
         return self
+
+
+def detection_head(student: Detector, owner: str) -> Shared[DetectionHead]:
+    """The student's head that detects, to be asked for its targets.
+
+    Raises:
+        ValueError: it has none; in the name of the loss `owner`.
+    """
+    head = head_of(student)
+    if not isinstance(head, DetectionHead):
+        found = f"has none ({type(student).__name__})" if head is None else f"has a {type(head).__name__}"
+        raise ValueError(
+            f"{owner} draws objects as the student's detection head `heads.object` draws its targets, but the student "
+            f"{found}; switch this loss off (null)"
+        )
+    return Shared(head)
+
+
+def raster_of(student: Detector, owner: str) -> BEVGrid:
+    """The student's raster; raises ValueError, in the name of the loss `owner`, if it sees through one camera alone."""
+    if student.grid is None:
+        raise ValueError(
+            f"{owner} compares bird's-eye views, and the student ({type(student).__name__}) has none; switch this "
+            "loss off (null)"
+        )
+    return student.grid
 
 
 def require_same_shape(loss: DistillLoss, student: Tensor, teacher: Tensor) -> None:
@@ -83,6 +113,11 @@ def require_same_shape(loss: DistillLoss, student: Tensor, teacher: Tensor) -> N
             f"{type(loss).__name__} compares maps of shapes {tuple(student.shape)} and {tuple(teacher.shape)}; "
             "give `projection: [student's channels, teacher's channels]` if only the channels differ"
         )
+
+
+def sum_of(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of at least one term, from the first to the last."""
+    return functools.reduce(torch.add, terms)
 
 
 def full_precision(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 from torch import Tensor
 
 from mmdet3d.distill.center_output import CenterOutput
-from mmdet3d.distill.losses.base import DistillLoss
-from mmdet3d.distill.outline import Outline
+from mmdet3d.distill.losses.base import DistillLoss, Shared, raster_of
+from mmdet3d.distill.outline import Outline, head_of
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import CenterHead
-from mmdet3d.models.heads.targets import Objects, gather_objects, heatmap_target
+from mmdet3d.models.heads.targets import CenterTargets
 from mmdet3d.structures import Batch
 
 __all__ = ["CenterHeadLoss", "center_head", "center_output"]
@@ -23,7 +23,7 @@ def center_output(model: Detector | Outline, side: str, owner: str) -> CenterHea
     Raises:
         ValueError: it has no centre-based head; in the name of the loss `owner`.
     """
-    head = dict(getattr(model, "heads", {})).get("object")
+    head = head_of(model)
     if not isinstance(head, (CenterHead, CenterOutput)):
         found = f"is a {type(model).__name__}" if head is None else f"has a {type(head).__name__}"
         raise ValueError(
@@ -75,8 +75,8 @@ class CenterHeadLoss(DistillLoss):
                 f"{logarithms['teacher']} for the teacher and {logarithms['student']} for the student"
             )
         self._tasks = tasks["student"]
-        self._train_cfg = student_head.train_cfg
-        self._grid = student.grid
+        self._student_head = Shared(student_head)
+        self._grid = raster_of(student, name)
 
     def gate(self, taught: Collection[str]) -> bool:
         self._taught = [name in taught for task in self._tasks for name in task]
@@ -90,18 +90,14 @@ class CenterHeadLoss(DistillLoss):
         taught = self._taught if task is None else self._taught[self._classes()[task]]
         return maps if all(taught) else maps * maps.new_tensor(taught)[:, None, None]
 
-    def _objects(self, batch: Batch) -> Objects:
+    def _objects(self, batch: Batch) -> CenterTargets:
         """The ground truth on the student's raster."""
         boxes, labels = (batch.require(name, type(self).__name__) for name in ("boxes", "labels"))
-        return gather_objects(boxes, labels, sum(map(len, self._tasks)), self._grid)
+        return self._student_head.module.objects(boxes, labels)
 
     def _heat(self, batch: Batch) -> Tensor:
         """The heatmap target of the student's head, (B, classes, X, Y)."""
-        cfg = self._train_cfg
-        return heatmap_target(
-            self._objects(batch), len(batch), sum(map(len, self._tasks)), self._grid,
-            cfg.gaussian_overlap, cfg.min_radius,
-        )  # fmt: skip
+        return self._student_head.module.heat(self._objects(batch), len(batch))
 
     def _classes(self) -> list[slice]:
         """Labels of each task."""

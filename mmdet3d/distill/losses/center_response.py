@@ -13,7 +13,7 @@ from mmdet3d.distill.losses.response import quality_focal
 from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import CenterHead
-from mmdet3d.models.heads.targets import Objects, heatmap_target
+from mmdet3d.models.heads.targets import CenterTargets
 from mmdet3d.models.losses import clamped_sigmoid
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
@@ -44,7 +44,7 @@ class CenterResponseLoss(CenterHeadLoss):
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         super().bind(teacher, student)
-        head = student.heads["object"]
+        head = self._student_head.module
         self._focal, self._box_weight = head.loss_cls, head.loss_bbox.loss_weight
 
     @full_precision
@@ -60,10 +60,7 @@ class CenterResponseLoss(CenterHeadLoss):
             `heatmap/task{t}` and `bbox/task{t}`.
         """
         objects = self._objects(batch)
-        cfg = self._train_cfg
-        heat = heatmap_target(
-            objects, len(batch), sum(map(len, self._tasks)), self._grid, cfg.gaussian_overlap, cfg.min_radius
-        )
+        heat = self._student_head.module.heat(objects, len(batch))
         terms = {}
         for t, (classes, student, teacher) in enumerate(
             zip(self._classes(), student_value, teacher_value, strict=True)
@@ -78,10 +75,12 @@ class CenterResponseLoss(CenterHeadLoss):
     def _heatmap_loss(self, p: Tensor, q: Tensor, heat: Tensor) -> Tensor:
         peaks = (heat == 1).sum().clamp(min=1)
         if self.target == "product":
-            return self._focal(p, q * heat, avg_factor=peaks)
+            focal: Tensor = self._focal(p, q * heat, avg_factor=peaks)
+            return focal
         return quality_focal(p, q).sum() / peaks
 
-    def _box_loss(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], objects: Objects) -> Tensor:
+    def _box_loss(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], objects: CenterTargets) -> Tensor:
         mine, theirs = (CenterHead.codes_at(side, objects) for side in (student, teacher))
-        distance = (mine - theirs).abs() @ torch.as_tensor(self._train_cfg.code_weights).to(mine)
-        return self._box_weight * distance.sum() / (len(objects) + 1e-4)
+        distance = (mine - theirs).abs() @ torch.as_tensor(self._student_head.module.code_weights).to(mine)
+        weighted: Tensor = self._box_weight * distance.sum() / (len(objects) + 1e-4)
+        return weighted

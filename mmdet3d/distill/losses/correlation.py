@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.distill.losses.base import DistillLoss, full_precision
+from mmdet3d.distill.losses.base import DistillLoss, full_precision, sum_of
 from mmdet3d.distill.losses.relation import adapter, affinity_distance, resize
 from mmdet3d.ops.soft_rank import soft_rank
 from mmdet3d.ops.soft_rank.spearman import spearman_closed_form
@@ -56,7 +56,9 @@ class CorrelationLoss(DistillLoss):
         self.adapters = nn.ModuleList(adapter(c) if adapt else nn.Identity() for c in channels)
 
     @full_precision
-    def forward(self, student_value: Sequence[Tensor], teacher_value: Sequence[Tensor], batch: Batch) -> dict:
+    def forward(
+        self, student_value: Sequence[Tensor], teacher_value: Sequence[Tensor], batch: Batch
+    ) -> dict[str, Tensor]:
         """Both lists of (B, C_i, h_i, w_i).
 
         Returns:
@@ -66,13 +68,13 @@ class CorrelationLoss(DistillLoss):
             ValueError: the numbers of maps, or their shapes, differ.
         """
         pairs = self._pairs(student_value, teacher_value)
-        terms = {}
+        terms: dict[str, Tensor] = {}
         if self.correlation:
             correlate = rank_correlation if self.ranks == "both" else spearman_closed_form
             found = [1 - correlate(s.flatten(1), t.flatten(1)) for s, t in pairs]
-            terms["correlation"] = self.correlation * sum(found)
+            terms["correlation"] = self.correlation * sum_of(found)
         if self.affinity:
-            terms["affinity"] = self.affinity * sum(affinity_distance(s, t) for s, t in pairs)
+            terms["affinity"] = self.affinity * sum_of([affinity_distance(s, t) for s, t in pairs])
         return terms
 
     def _pairs(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -82,9 +84,10 @@ class CorrelationLoss(DistillLoss):
                 f"CorrelationLoss with {len(self.adapters)} channels needs as many maps of the same shapes on both "
                 f"sides; the student's are {shapes[0]}, the teacher's {shapes[1]}"
             )
-        size = min((m.shape[-2:] for m in students), key=lambda shape: shape[0] * shape[1])
+        height, width = min((m.shape[-2:] for m in students), key=lambda shape: shape[0] * shape[1])
+        size = height, width
         adapted = [adapt(m) for adapt, m in zip(self.adapters, students, strict=True)]
-        return [(resize(s, tuple(size)), resize(t, tuple(size))) for s, t in zip(adapted, teachers, strict=True)]
+        return [(resize(s, size), resize(t, size)) for s, t in zip(adapted, teachers, strict=True)]
 
 
 def rank_correlation(student: Tensor, teacher: Tensor) -> Tensor:

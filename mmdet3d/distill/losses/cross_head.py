@@ -46,7 +46,7 @@ class CrossHeadLoss(CenterHeadLoss):
         velocity: bool = True,
     ) -> None:
         super().__init__()
-        self.projection = nn.Identity() if projection is None else nn.Conv2d(*projection, 1)
+        self.projection = nn.Identity() if projection is None else nn.Conv2d(projection[0], projection[1], 1)
         self.align, self.beta = align, beta
         self.quantities = [name for name in REGRESSION if velocity or name != "vel"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,7 @@ class DualKLLoss(DistillLoss):
             self.progress.fill_(min(epoch / max(self.epochs - 1, 1), 1.0))
 
     @full_precision
-    def forward(self, student_value: list, teacher_value: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student_value: list[Any], teacher_value: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
         """The taps `neck`, `depth.logits`, `depth.bins` and `targets` of the student, `neck` of the teacher.
 
         Returns:
@@ -122,7 +122,7 @@ class DualKLLoss(DistillLoss):
         weight = depth_uncertainty(logits, bins, self.uncertainty)
         terms, shares = {}, []
         for (student, teacher), level in zip(self._maps(neck, teacher_value), self.levels, strict=True):
-            size = tuple(student.shape[-2:])
+            size = student.shape[-2], student.shape[-1]
             weights, cells = (F.adaptive_avg_pool2d(m[:, None].to(student), size) for m in (weight, known))
             forward, reverse, share = self._compare(student, teacher.detach(), weights, cells > 0)
             mixed = share * forward + (1 - share) * reverse

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdet3d.distill.losses.base import DistillLoss, full_precision, require_same_shape
-from mmdet3d.distill.masks import enlarge, footprint_mask, object_heat
+from mmdet3d.distill.losses.base import DistillLoss, detection_head, full_precision, raster_of, require_same_shape
+from mmdet3d.distill.masks import enlarge, footprint_mask
 from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.layers import conv_bn_relu
@@ -24,7 +24,7 @@ class FeatureLoss(DistillLoss):
     """Mean squared distance of two feature maps (SimDistill: intra-modal, cross-modal, fused-feature distillation).
 
     Args:
-        object_mask: multiply both maps by `object_heat`, drawn as the student's head draws its targets. The mean is
+        object_mask: multiply both maps by the `object_heat` of the student's detection head. The mean is
             still over all cells, so such a loss is small and wants a large weight.
         projection: (student's channels, teacher's channels) of a learned 3x3 convolution with BatchNorm and ReLU in
             front of the comparison; None compares the maps as they are. It is the loss's own: prediction does without.
@@ -32,20 +32,16 @@ class FeatureLoss(DistillLoss):
 
     def __init__(self, object_mask: bool = False, projection: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.object_mask = object_mask
+        self.object_mask = self.needs_labels = object_mask
         self.projection = (
-            nn.Identity() if projection is None else nn.Sequential(*conv_bn_relu(*projection, 3, padding=1))
+            nn.Identity()
+            if projection is None
+            else nn.Sequential(*conv_bn_relu(projection[0], projection[1], 3, padding=1))
         )
 
-    @property
-    def needs_labels(self) -> bool:
-        return self.object_mask
-
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
-        self.grid = student.grid
         if self.object_mask:
-            train_cfg = student.heads["object"].train_cfg
-            self._targets = {"overlap": train_cfg.gaussian_overlap, "min_radius": train_cfg.min_radius}
+            self._head = detection_head(student, "FeatureLoss with an object mask")
 
     @full_precision
     def forward(self, student_value: Tensor, teacher_value: Tensor, batch: Batch) -> Tensor:
@@ -60,7 +56,7 @@ class FeatureLoss(DistillLoss):
             return F.mse_loss(student, teacher_value)
         boxes = batch.require("boxes", "FeatureLoss with an object mask")
         labels = batch.require("labels", "FeatureLoss with an object mask")
-        heat = object_heat(boxes, labels, self.grid, **self._targets)[:, None].to(student)
+        heat = self._head.module.object_heat(boxes, labels)[:, None].to(student)
         return F.mse_loss(heat * student, heat * teacher_value)
 
 
@@ -77,7 +73,7 @@ class MaskedFeatureLoss(DistillLoss):
         self.scale_boxes = scale_boxes
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
-        self.grid = student.grid
+        self.grid = raster_of(student, "MaskedFeatureLoss")
 
     @full_precision
     def forward(self, student_value: Tensor, teacher_value: Tensor, batch: Batch) -> Tensor:

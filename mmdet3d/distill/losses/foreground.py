@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdet3d.distill.losses.base import DistillLoss, full_precision
+from mmdet3d.distill.losses.base import DistillLoss, full_precision, sum_of
 from mmdet3d.distill.losses.relation import adapter, affinity_distance, resize
 from mmdet3d.models.heads.mono.targets import MonoTargets
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
 
-__all__ = ["ForegroundLoss", "box_mask", "foreground_distance"]
+__all__ = ["ForegroundLoss", "foreground_distance", "foreground_mask"]
 
 _MID = 512
 _TARGET_STRIDE = 4  # of `MonoTargets.boxes`
@@ -28,13 +28,14 @@ class _Fusion(nn.Module):
         self.conv1 = nn.Sequential(nn.Conv2d(channels, _MID, 1, bias=False), nn.BatchNorm2d(_MID))
         self.conv2 = nn.Sequential(nn.Conv2d(_MID, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
         self.att_conv = None if deepest else nn.Sequential(nn.Conv2d(2 * _MID, 2, 1), nn.Sigmoid())
-        for conv in (self.conv1[0], self.conv2[0]):
-            nn.init.kaiming_uniform_(conv.weight, a=1)
+        for conv in (*self.conv1, *self.conv2):
+            if isinstance(conv, nn.Conv2d):
+                nn.init.kaiming_uniform_(conv.weight, a=1)
 
     def forward(self, x: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) and (B, 512, h, w) to the fused map and what is passed on, (B, 512, H, W)."""
         x = self.conv1(x)
-        if deeper is not None:
+        if deeper is not None and self.att_conv is not None:
             deeper = F.interpolate(deeper, x.shape[-2:], mode="nearest")
             gates = self.att_conv(torch.cat([x, deeper], dim=1))
             x = x * gates[:, :1] + deeper * gates[:, 1:]
@@ -88,19 +89,19 @@ class ForegroundLoss(DistillLoss):
                 f"ForegroundLoss compares maps of equal shapes; the student's are {shapes[0]}, the teacher's "
                 f"{shapes[1]}"
             )
-        terms = {}
+        terms: dict[str, Tensor] = {}
         if self.foreground:
             found = [
-                foreground_distance(s, t, box_mask(targets, stride, (len(s), *s.shape[-2:])))
+                foreground_distance(s, t, foreground_mask(targets, stride, (len(s), *s.shape[-2:])))
                 for s, t, stride in zip(students, teachers, (32, 16, 8), strict=True)
             ]
-            terms["foreground"] = self.foreground * sum(found)
+            terms["foreground"] = self.foreground * sum_of(found)
         if self.affinity:
             size = tuple(students[0].shape[-2:])
             found = [
                 affinity_distance(resize(s, size), resize(t, size)) for s, t in zip(students, teachers, strict=True)
             ]
-            terms["affinity"] = self.affinity * sum(found)
+            terms["affinity"] = self.affinity * sum_of(found)
         return terms
 
     def _fused(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -112,7 +113,7 @@ class ForegroundLoss(DistillLoss):
         return fused
 
 
-def box_mask(targets: MonoTargets, stride: int, shape: tuple[int, int, int]) -> Tensor:
+def foreground_mask(targets: MonoTargets, stride: int, shape: tuple[int, int, int]) -> Tensor:
     """(B, H, W) bool: cells of a map of `stride` between the corners of the objects' 2-D boxes, rounded down."""
     rows, columns = (torch.arange(n, device=targets.boxes.device) for n in shape[1:])
     corners = (targets.boxes * (_TARGET_STRIDE / stride)).clamp(min=0).floor()

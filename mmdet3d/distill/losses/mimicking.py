@@ -46,7 +46,7 @@ class MimickingLoss(DistillLoss):
         self.loss, self.alpha, self.gamma, self.object_weight = loss, alpha, gamma, object_weight
 
     @full_precision
-    def forward(self, student_value: list, teacher_value: Any, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, student_value: list[Any], teacher_value: Any, batch: Batch) -> dict[str, Tensor]:
         """The taps `depth.logits` (B, classes, H, W), `depth.bins` (B, H, W) and `targets` of the student.
 
         Returns:

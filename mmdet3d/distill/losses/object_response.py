@@ -28,12 +28,13 @@ class ObjectResponseLoss(DistillLoss):
     """
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
+        sizes = set()
         for side, detector in (("teacher", teacher), ("student", student)):
             if not isinstance(detector, MonoDetector):
                 raise ValueError(
                     f"ObjectResponseLoss compares MonoDetectors, the {side} is a {type(detector).__name__}"
                 )
-        sizes = {d.mean_size.detach().cpu().numpy().tobytes() for d in (teacher, student)}
+            sizes.add(detector.mean_size.detach().cpu().numpy().tobytes())
         if len(sizes) > 1:
             raise ValueError("ObjectResponseLoss needs the same classes and mean_sizes on both sides")
 

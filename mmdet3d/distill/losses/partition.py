@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdet3d.distill.losses.base import DistillLoss, full_precision
-from mmdet3d.distill.masks import object_heat
+from mmdet3d.distill.losses.base import DistillLoss, detection_head, full_precision
 from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.layers import BasicBlock
@@ -26,7 +25,7 @@ _PARTITIONS = ("per_frame_thirds", "contiguous_thirds")
 class PartitionedFeatureLoss(DistillLoss):
     """Squared distance, where objects are, of one third of the student's channels (LabelDistill, feature distillation).
 
-    Each level has an adaptor from the third's channels to the teacher's: a convolution with BatchNorm and ReLU and a
+    Each level has an adapter from the third's channels to the teacher's: a convolution with BatchNorm and ReLU and a
     residual block. They are the loss's own: prediction does without.
 
     Args:
@@ -78,15 +77,13 @@ class PartitionedFeatureLoss(DistillLoss):
         thirds = [channels // 3 for channels in shared]
         first = _PARTS.index(part)
         self.slices = [slice(first * n, (first + 1) * n) for n in thirds]
-        self.adaptors = nn.ModuleList(_adaptor(n, c) for n, c in zip(thirds, teacher_channels, strict=True))
+        self.adaptors = nn.ModuleList(_adapter(n, c) for n, c in zip(thirds, teacher_channels, strict=True))
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         frames = 1 + getattr(student, "history", 0)
         if frames != self.frames:
             raise ValueError(f"PartitionedFeatureLoss: the student sees {frames} frames, but frames is {self.frames}")
-        self.grid = student.grid
-        train_cfg = student.heads["object"].train_cfg
-        self._targets = {"overlap": train_cfg.gaussian_overlap, "min_radius": train_cfg.min_radius}
+        self._head = detection_head(student, "PartitionedFeatureLoss")
 
     @full_precision
     def forward(self, student_value: Sequence[Tensor], teacher_value: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -96,13 +93,13 @@ class PartitionedFeatureLoss(DistillLoss):
             ValueError: levels of other channels or sizes than expected, or no ground truth for the mask.
         """
         boxes, labels = (batch.require(name, "PartitionedFeatureLoss") for name in ("boxes", "labels"))
-        heat = object_heat(boxes, labels, self.grid, **self._targets)[:, None]
+        heat = self._head.module.object_heat(boxes, labels)[:, None]
         self._check(student_value, teacher_value)
         total = heat.new_zeros(())
-        for level, third, adaptor, teacher in zip(
+        for level, third, adapter, teacher in zip(
             student_value, self.slices, self.adaptors, teacher_value, strict=False
         ):
-            adapted = adaptor(level[:, third])
+            adapted = adapter(level[:, third])
             if adapted.shape != teacher.shape:
                 raise ValueError(
                     f"PartitionedFeatureLoss compares levels of shapes {tuple(adapted.shape)} and "
@@ -135,6 +132,6 @@ def masked_distance(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return (mask * (student - teacher).square().sum(1)).sum() / mask.sum().clamp(min=1)
 
 
-def _adaptor(in_channels: int, out_channels: int) -> nn.Sequential:
+def _adapter(in_channels: int, out_channels: int) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, padding_mode="replicate")
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True), BasicBlock(out_channels))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.distill.losses.base import DistillLoss, full_precision, require_same_shape
+from mmdet3d.distill.losses.base import DistillLoss, full_precision, raster_of, require_same_shape
 from mmdet3d.distill.masks import footprint_mask
 from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
@@ -44,14 +44,12 @@ class PearsonFeatureLoss(DistillLoss):
         if region not in REGIONS:
             raise ValueError(f"PearsonFeatureLoss: region must be one of {', '.join(REGIONS)}, got {region!r}")
         self.region = region
-        self.projection = nn.Identity() if projection is None else nn.Conv2d(*projection, 1)
-
-    @property
-    def needs_labels(self) -> bool:
-        return self.region == "objects"
+        self.needs_labels = region == "objects"
+        self.projection = nn.Identity() if projection is None else nn.Conv2d(projection[0], projection[1], 1)
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
-        self.grid = student.grid
+        if self.region == "objects":
+            self.grid = raster_of(student, "PearsonFeatureLoss on objects")
 
     @full_precision
     def forward(self, student_value: Tensor, teacher_value: Tensor, batch: Batch) -> Tensor:

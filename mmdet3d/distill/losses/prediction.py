@@ -45,7 +45,7 @@ class PredictionLoss(CenterHeadLoss):
             `heatmap/task{t}` and `bbox/task{t}`; the latter is a mean over the task's objects, 0 if there are none.
         """
         objects = self._objects(batch)
-        weights = student_value[0]["heatmap"].new_tensor(self._train_cfg.code_weights)
+        weights = student_value[0]["heatmap"].new_tensor(self._student_head.module.code_weights)
         terms = {}
         for t, (classes, student, teacher) in enumerate(
             zip(self._classes(), student_value, teacher_value, strict=True)
@@ -53,8 +53,8 @@ class PredictionLoss(CenterHeadLoss):
             p, q = clamped_sigmoid(student["heatmap"]), clamped_sigmoid(teacher["heatmap"])
             terms[f"heatmap/task{t}"] = quality_focal_loss(p, q, positive=self.positive)
             mine = objects.of(classes)
-            codes = (CenterHead.codes_at(side, mine) for side in (student, teacher))
-            distance = box_distance(*codes, weights=weights, beta=self.box_beta)
+            ours, theirs = (CenterHead.codes_at(side, mine) for side in (student, teacher))
+            distance = box_distance(ours, theirs, weights, self.box_beta)
             terms[f"bbox/task{t}"] = distance / max(len(mine), 1)
         return terms
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mmdet3d.blocks import nearest
-from mmdet3d.distill.losses.base import Shared, full_precision
+from mmdet3d.distill.losses.base import Shared, full_precision, sum_of
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
-from mmdet3d.distill.outline import Outline
+from mmdet3d.distill.outline import Outline, head_of
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.registry import MODELS
@@ -48,19 +48,18 @@ class PseudoLabelLoss(CenterHeadLoss):
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         super().bind(teacher, student)
-        self._head = Shared(student.heads["object"])
-        theirs = teacher.heads["object"]
+        theirs = head_of(teacher)
         # Of some teachers there are only answers, told as the student's head would tell them.
-        self._teacher_head = Shared(theirs) if isinstance(theirs, CenterHead) else self._head
+        self._teacher_head = Shared(theirs) if isinstance(theirs, CenterHead) else self._student_head
         given = self.min_score if isinstance(self.min_score, Mapping) else {"default": self.min_score}
-        classes = student.heads["object"].classes
+        classes = self._student_head.module.classes
         for name in given:
             if name not in (*classes, "default"):
                 raise ValueError(f"PseudoLabelLoss.min_score: no class {name!r}{nearest(name, classes)}")
         self._least = [given.get(name, given.get("default", 0.3)) for name in classes]
 
     def gate(self, taught: Collection[str]) -> bool:
-        classes = self._head.module.classes
+        classes = self._student_head.module.classes
         self._least = [least if name in taught else math.inf for name, least in zip(classes, self._least, strict=True)]
         return True
 
@@ -82,20 +81,21 @@ class PseudoLabelLoss(CenterHeadLoss):
         )
         samples = range(first, len(batch))
         if not samples:
-            nothing = sum(value.sum() * 0 for task in student_value for value in task.values())
+            nothing = sum_of([value.sum() * 0 for task in student_value for value in task.values()])
             return {"heatmap/task0": nothing, "stats/boxes": nothing.detach()}
         found = self._teacher_head.module.decode(teacher)
         confident = [d[d.scores > d.scores.new_tensor(self._least)[d.labels]] for d in found]
         count = sum(map(len, confident))
         self.observe("the teacher detects nothing above min_score in any step of an epoch", torch.tensor(count == 0))
         targets = [self._targets(d, batch, i) for d, i in zip(confident, samples, strict=True)]
-        terms = self._head.module.loss(student, [boxes for boxes, _ in targets], [names for _, names in targets])
+        boxes, labels = [boxes for boxes, _ in targets], [names for _, names in targets]
+        terms = self._student_head.module.box_losses(student, boxes, labels)
         return terms | {"stats/boxes": student[0]["heatmap"].new_tensor(count / len(samples))}
 
     def _targets(self, found: Detections3D, batch: Batch, sample: int) -> tuple[Boxes3D, Tensor]:
         if sample >= len(batch) - batch.unlabelled:
             return found.boxes, found.labels
-        boxes, labels = batch.boxes[sample], batch.labels[sample]
+        boxes, labels = (batch.require(name, "PseudoLabelLoss")[sample] for name in ("boxes", "labels"))
         new = found[away_from(found, boxes, labels, self.distance)]
         return Boxes3D.cat([boxes, new.boxes]), torch.cat([labels, new.labels])
 

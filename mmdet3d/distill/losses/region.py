@@ -45,7 +45,7 @@ class RegionFeatureLoss(CenterHeadLoss):
         threshold: float = 0.1,
     ) -> None:
         super().__init__()
-        self.projection = nn.Identity() if projection is None else nn.Conv2d(*projection, 1)
+        self.projection = nn.Identity() if projection is None else nn.Conv2d(projection[0], projection[1], 1)
         self.foreground, self.false_positives, self.background = foreground, false_positives, background
         self.attention, self.threshold = attention, threshold
 

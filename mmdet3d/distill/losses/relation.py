@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mmdet3d.distill.losses.base import DistillLoss, full_precision
+from mmdet3d.distill.losses.base import DistillLoss, full_precision, sum_of
 from mmdet3d.models.layers import PointwiseConv2d
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
@@ -35,7 +35,8 @@ class _Adapter(nn.Module):
         self.conv_channel_layer = adapter(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_channel_layer(x)
+        adapted: Tensor = self.conv_channel_layer(x)
+        return adapted
 
 
 @MODELS.register
@@ -64,7 +65,7 @@ class AffinityLoss(DistillLoss):
         for size, adapt in zip(self.sizes, self.adapt_modules, strict=True):
             student = adapt(resize(student_value, (size, size)))
             terms.append(affinity_distance(student, resize(teacher_value, (size, size))))
-        return sum(terms)
+        return sum_of(terms)
 
 
 def resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
@@ -77,7 +78,8 @@ def affinity_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
     The teacher's gets no gradient.
     """
-    return _AffinityDistance.apply(student.flatten(2), teacher.flatten(2))
+    distance: Tensor = _AffinityDistance.apply(student.flatten(2), teacher.flatten(2))
+    return distance
 
 
 class _AffinityDistance(torch.autograd.Function):

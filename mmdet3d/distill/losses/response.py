@@ -46,7 +46,7 @@ class ResponseLoss(CenterHeadLoss):
             raise ValueError(f"ResponseLoss: parameters {unknown} are not among {', '.join(REGRESSION)}")
         self.task_weights = tuple(task_weights)
         self.beta = beta
-        self.parameters = tuple(parameters)
+        self.quantities = tuple(parameters)
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         super().bind(teacher, student)
@@ -73,9 +73,9 @@ class ResponseLoss(CenterHeadLoss):
             zip(student_value, teacher_value, focal, q.split(classes, 1), self.task_weights, strict=True)
         ):
             terms[f"heatmap/task{i}"] = weight * loss.sum() / _count(seen)
-            if not self.parameters:
+            if not self.quantities:
                 continue
-            ours, theirs = (torch.cat([side[name] for name in self.parameters], 1) for side in (student, teacher))
+            ours, theirs = (torch.cat([side[name] for name in self.quantities], 1) for side in (student, teacher))
             terms[f"bbox/task{i}"] = weight * soft_box_loss(ours, theirs, seen.sum(1))
         return terms
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -26,8 +26,11 @@ class Trainable(nn.Module, ABC):
         optional_parts: modules that a checkpoint to start training from may lack, each as a whole.
     """
 
-    inputs: tuple[str, ...] = ("camera", "lidar", "radar")
     optional_parts: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("camera", "lidar", "radar")
 
     @property
     def training_inputs(self) -> tuple[str, ...]:
@@ -40,6 +43,10 @@ class Trainable(nn.Module, ABC):
     @abstractmethod
     def predict(self, batch: Batch) -> list[Detections3D]:
         """One `Detections3D` per sample; needs neither ground truth nor anything but the model's own sensors."""
+
+    def predict_tasks(self, batch: Batch) -> dict[str, Sequence[Any]]:
+        """What every head says, by its name: an entry per sample, whose kind is the task's own."""
+        return {"object": self.predict(batch)}
 
     def init_weights(self) -> None:
         """Load what training from scratch starts from; the engine does not call it where a checkpoint holds it all."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from mmdet3d.models.detectors.base import Detector
-from mmdet3d.models.detectors.config import CameraBlock, DecoderBlock, Encoders, HeadsBlock, PointSensorBlock
+from mmdet3d.models.detectors.config import CameraBlock, DecoderBlock, Encoders, PointSensorBlock
 from mmdet3d.models.detectors.grids import check_grids, check_image_size
 from mmdet3d.models.encoders import build_voxelizer, voxelize_batch
 from mmdet3d.models.layers import channels_last
@@ -21,45 +21,46 @@ from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
 __all__ = ["BEVFusion", "build_camera"]
 
-# The batch field that a point sensor reads.
-_FIELDS = {"lidar": "points", "radar": "radar"}
+# Whose data a field of a batch is, where the field has another name.
+_SENSORS = {"images": "camera", "points": "lidar"}
+
+DETECTION = "object"  # the head whose answers are detections
 
 
 @MODELS.register
 class BEVFusion(Detector):
     """Encodes every sensor into a BEV, fuses, decodes and predicts (BEVFusion).
 
+    Its heads are tasks (`models.heads.base.Head`), any number by any names; what they have in common ends with the
+    decoder. The head `object` detects, and what it finds is what `predict` returns; `predict_tasks` asks all of them.
     `forward` is not defined: use `loss`, `predict`, or `extract` with the taps listed in docs/architecture.md.
 
     Args:
         encoders: by sensor; one that is null or missing is not part of the model.
         fuser: part; null if there is one sensor.
-        decoder: between the fused BEV and the head.
-        heads: what is predicted.
+        decoder: between the fused BEV and the heads.
+        heads: what is predicted, a part by the name of each task; one that is null is not part of the model.
 
     Attributes:
-        grid: the BEV raster of the head.
-        branches: encoders that there may be, in the order in which the fuser gets them.
-        sensors: names of the model's own encoders.
+        grid: the BEV raster of the heads.
+        sensors: names of the model's encoders, in the order in which the fuser gets them.
         fused: what the fuser gets, as names below `encoders`.
 
     Raises:
-        ValueError: an unknown key, no sensor, several sensors without a fuser, or parts on different BEV rasters.
+        ValueError: an unknown key, no sensor, no head, several sensors without a fuser, or parts on different rasters.
     """
-
-    loss_taps = predict_taps = ("heads.object",)
-    branches = ("camera", "lidar", "radar")
 
     def __init__(
         self,
         encoders: Encoders,
         decoder: DecoderBlock,
-        heads: HeadsBlock,
+        heads: Mapping[str, Any],
         fuser: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.sensors = tuple(name for name in self.branches if getattr(encoders, name) is not None)
+        self.sensors = tuple(encoders.by_sensor)
         self._check_fuser(fuser)
+        self._reads = {name: block.reads for name, block in encoders.by_sensor.items()}
         self._reduce: dict[str, bool] = {}
         self.encoders = self._build_encoders(encoders)
         self.fuser = None if fuser is None else MODELS.build(fuser, "fuser")
@@ -69,15 +70,18 @@ class BEVFusion(Detector):
                 "neck": MODELS.build(decoder.neck, "decoder.neck"),
             }
         )
-        self.heads = nn.ModuleDict({"object": MODELS.build(heads.object, "heads.object")})
-        self.grid: BEVGrid = self.heads["object"].grid
-        check_grids({name: self._sensor_grid(name) for name in self.sensors}, self.decoder, self.grid)
+        self.heads = _build_heads(heads)
+        self.loss_taps = tuple(f"heads.{name}" for name in self.heads)
+        self.predict_taps = (f"heads.{DETECTION}",) if DETECTION in self.heads else ()
+        rasters = {name: head.grid for name, head in self.heads.items()}
+        self.grid: BEVGrid = next(iter(rasters.values()))
+        check_grids({name: self._sensor_grid(name) for name in self.sensors}, self.decoder, rasters)
         self._declare_stages()
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The encoders that read a sensor; what a model simulates is none."""
-        return tuple(name for name in self.sensors if name in BEVFusion.branches)
+        """The sensors that the encoders read; what a model simulates is none."""
+        return tuple(dict.fromkeys(_SENSORS.get(field, field) for field in self._reads.values() if field is not None))
 
     @property
     def fused(self) -> tuple[str, ...]:
@@ -95,7 +99,7 @@ class BEVFusion(Detector):
     def _build_encoders(self, encoders: Encoders) -> nn.ModuleDict:
         modules = nn.ModuleDict()
         for name in self.sensors:
-            block, key = getattr(encoders, name), f"encoders.{name}"
+            block, key = encoders.by_sensor[name], f"encoders.{name}"
             if isinstance(block, CameraBlock):
                 modules[name] = build_camera(block, key)
             else:
@@ -106,7 +110,7 @@ class BEVFusion(Detector):
     def _check_fuser(self, fuser: Mapping[str, Any] | None) -> None:
         sensors = ", ".join(self.sensors)
         if not sensors:
-            raise ValueError(f"model.encoders names no sensor; give at least one of {', '.join(self.branches)}")
+            raise ValueError("model.encoders names no sensor; give at least one, such as camera, lidar or radar")
         if fuser is None:
             if len(self.sensors) > 1:
                 raise ValueError(f"model.fuser is null, but there are {len(self.sensors)} sensors to fuse: {sensors}")
@@ -124,7 +128,8 @@ class BEVFusion(Detector):
         self.add_stage(outputs, self._fuse, tuple(f"encoders.{name}" for name in self.fused), dense=True)
         self.add_stage("decoder.backbone", self._decode_backbone, ("fuser",), dense=True)
         self.add_stage("decoder", self._decode_neck, ("decoder.backbone",), dense=True)
-        self.add_stage("heads.object", self._head, ("decoder",), dense=True)
+        for name in self.heads:
+            self.add_stage(f"heads.{name}", partial(self._head, name), ("decoder",), dense=True)
 
     def _declare_encoders(self) -> None:
         for name in self.sensors:
@@ -181,12 +186,12 @@ class BEVFusion(Detector):
         return channels_last(bev), depth
 
     def _voxels(self, name: str, batch: Batch) -> dict[str, Tensor]:
-        points = batch.require(_FIELDS[name], f"the {name} encoder")
+        points = batch.require(self._reads[name], f"the {name} encoder")
         voxels = voxelize_batch(self.encoders[name]["voxelize"], points, self._reduce[name])
         return dict(zip(VOXELS, voxels, strict=False))
 
     def _voxel_step(self, name: str) -> PointVoxels:
-        return PointVoxels(_FIELDS[name], self.encoders[name]["voxelize"].block, self._reduce[name])
+        return PointVoxels(self._reads[name], self.encoders[name]["voxelize"].block, self._reduce[name])
 
     def _encode_points(self, name: str, batch: Batch, voxels: Mapping[str, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
         found = self.encoders[name]["backbone"](*(voxels[part] for part in VOXELS), len(batch))
@@ -204,21 +209,23 @@ class BEVFusion(Detector):
     def _decode_neck(self, batch: Batch, levels: list[Tensor]) -> Tensor:
         return self.decoder["neck"](levels)
 
-    def _head(self, batch: Batch, bev: Tensor) -> Any:
-        return self.heads["object"](bev)
+    def _head(self, name: str, batch: Batch, bev: Tensor) -> Any:
+        return self.heads[name](bev)
 
     # -- the protocol -----------------------------------------------------------------------------------------------
 
     def losses(self, features: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
-        """`loss/object/...` of the head and, with supervised depth, `loss/depth`.
+        """`loss/NAME/...` of every head and, with supervised depth, `loss/depth`.
 
         Raises:
-            ValueError: the batch holds no ground truth.
+            ValueError: the batch lacks what a head learns from.
         """
-        boxes = batch.require("boxes", "the detection loss")
-        labels = batch.require("labels", "the detection loss")
-        terms = self.heads["object"].loss(features["heads.object"], boxes, labels)
-        losses = {_loss_name(name): value for name, value in terms.items()}
+        losses = {}
+        for name, head in self.heads.items():
+            for field in head.needs:
+                batch.require(field, f"the loss of heads.{name}")
+            terms = head.loss(features[f"heads.{name}"], batch)
+            losses |= {_loss_name(name, term): value for term, value in terms.items()}
         if "encoders.camera.depth" in self.loss_taps:
             depth = features["encoders.camera.depth"]
             losses["loss/depth"] = self.encoders["camera"]["vtransform"].depth_loss(depth, batch)
@@ -226,11 +233,24 @@ class BEVFusion(Detector):
 
     def decoder_step(self, batch: Batch) -> Any:
         """See `Detector.decoder_step`."""
-        return self.heads["object"].box_decoder
+        return self.heads[DETECTION].box_decoder if DETECTION in self.heads else super().decoder_step(batch)
 
     def predictions(self, features: Mapping[str, Any], batch: Batch) -> list[Detections3D]:
-        """Detections of each sample."""
-        return self.heads["object"].decode(features["heads.object"])
+        """Detections of each sample.
+
+        Raises:
+            ValueError: no head detects.
+        """
+        if DETECTION not in self.heads:
+            raise ValueError(
+                f"the detector has no head `{DETECTION}`, which alone says boxes; ask predict_tasks for what its heads "
+                f"({', '.join(self.heads)}) say"
+            )
+        return self.heads[DETECTION].decode(features[f"heads.{DETECTION}"], batch)
+
+    def predict_tasks(self, batch: Batch) -> dict[str, Sequence[Any]]:
+        features = self.extract(batch, [f"heads.{name}" for name in self.heads])
+        return {name: head.decode(features[f"heads.{name}"], batch) for name, head in self.heads.items()}
 
     def _sensor_grid(self, name: str) -> BEVGrid:
         encoder = self.encoders[name]
@@ -239,9 +259,16 @@ class BEVFusion(Detector):
         return encoder["voxelize"].bev_grid(encoder["backbone"].output_shape)
 
 
-def _loss_name(name: str) -> str:
+def _loss_name(head: str, term: str) -> str:
     """A head marks what is only logged by `stats/`."""
-    return f"stats/object/{name.removeprefix('stats/')}" if name.startswith("stats/") else f"loss/object/{name}"
+    return f"stats/{head}/{term.removeprefix('stats/')}" if term.startswith("stats/") else f"loss/{head}/{term}"
+
+
+def _build_heads(parts: Mapping[str, Any]) -> nn.ModuleDict:
+    heads = {name: MODELS.build(part, f"heads.{name}") for name, part in parts.items() if part is not None}
+    if not heads:
+        raise ValueError("model.heads names no head; give at least one, such as object: {type: CenterHead, ...}")
+    return nn.ModuleDict(heads)
 
 
 def build_camera(block: CameraBlock, key: str) -> nn.ModuleDict:

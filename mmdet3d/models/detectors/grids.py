@@ -13,13 +13,14 @@ from mmdet3d.structures import BEVGrid
 __all__ = ["check_grids", "check_image_size"]
 
 
-def check_grids(sensors: Mapping[str, BEVGrid], decoder: Mapping[str, nn.Module], head: BEVGrid) -> None:
-    """Raise unless all sensors share a raster that the decoder turns into the head's.
+def check_grids(sensors: Mapping[str, BEVGrid], decoder: Mapping[str, nn.Module], heads: Mapping[str, BEVGrid]) -> None:
+    """Raise unless all sensors share a raster that the decoder turns into that of all heads.
 
     Args:
         sensors: raster of each encoder's BEV.
         decoder: `backbone` and `neck`. The number of cells is compared where the backbone tells the strides of its
             outputs (`strides`) and the neck what it makes of them (`output_stride`), the borders always.
+        heads: raster of each head, by its name.
 
     Raises:
         ValueError: two rasters disagree; names both.
@@ -28,16 +29,20 @@ def check_grids(sensors: Mapping[str, BEVGrid], decoder: Mapping[str, nn.Module]
     for name, other in others:
         if not grid.matches(other):
             raise ValueError(f"encoders.{first} gives a BEV of {grid}, but encoders.{name} one of {other}")
+    (task, head), *other_heads = heads.items()
+    for name, other in other_heads:
+        if not head.matches(other):
+            raise ValueError(f"heads.{task} expects a BEV of {head}, but heads.{name} one of {other}")
     backbone, neck = decoder["backbone"], decoder["neck"]
     if hasattr(backbone, "strides") and hasattr(neck, "output_stride"):
         expected = _strided(grid, neck.output_stride(backbone.strides))
         if not expected.matches(head):
             raise ValueError(
                 f"encoders.{first} gives a BEV of {grid}, which the decoder turns into {expected}, "
-                f"but heads.object expects {head}"
+                f"but heads.{task} expects {head}"
             )
     elif not _same_extent(grid, head):
-        raise ValueError(f"encoders.{first} gives a BEV of {grid}, but heads.object covers another area: {head}")
+        raise ValueError(f"encoders.{first} gives a BEV of {grid}, but heads.{task} covers another area: {head}")
 
 
 def check_image_size(neck: nn.Module, vtransform: Mapping[str, Any], where: str) -> None:

@@ -86,7 +86,6 @@ class MonoDetector(Detector):
     ) -> None:
         super().__init__()
         self.input, self.depth_norm = input, depth_norm
-        self.inputs = ("lidar",) if input == "depth" else ("camera",)
         self.candidates, self.score_threshold, self.exact_affine = candidates, score_threshold, exact_affine
         self._schedule = None if htl is None else TaskSchedule(htl.epochs, htl.window)
         self.mean_size = nn.Parameter(_size_table(classes, mean_sizes), requires_grad=False)
@@ -113,6 +112,11 @@ class MonoDetector(Detector):
             self.depth_branch = DepthBranch(self.feat_up.out_channels[-3:], depth_branch.width, depth_branch.bins)
             self.add_stage("depth.logits", self._depth_logits, ("neck",))
             self.add_stage("depth.bins", self._depth_bins, ("neck",))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Dense depth maps are made of LiDAR points."""
+        return ("lidar",) if self.input == "depth" else ("camera",)
 
     def start_epoch(self, epoch: int) -> None:
         """Set the weights of the losses, see `htl`."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmdet3d.models.detectors.bevfusion import BEVFusion, build_camera
-from mmdet3d.models.detectors.config import DecoderBlock, HeadsBlock, SimulatedEncoders
+from mmdet3d.models.detectors.config import DecoderBlock, SimulatedEncoders
 from mmdet3d.ops.bev_pool import PoolPlan
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, BEVGrid
@@ -34,13 +34,11 @@ class SimulatedFusion(BEVFusion):
         ValueError: an unknown key, a missing branch, changes to a shared view transform, or parts on different rasters.
     """
 
-    branches = ("simulated", "camera")
-
     def __init__(
         self,
         encoders: SimulatedEncoders,
         decoder: DecoderBlock,
-        heads: HeadsBlock,
+        heads: Mapping[str, Any],
         fuser: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(encoders, decoder, heads, fuser)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mmdet3d.models.detectors.bevfusion import BEVFusion
-from mmdet3d.models.detectors.config import CameraEncoder, DecoderBlock, HeadsBlock
+from mmdet3d.models.detectors.config import CameraEncoder, DecoderBlock
 from mmdet3d.models.layers import channels_last
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
@@ -32,14 +35,13 @@ class TemporalCamera(BEVFusion):
         ValueError: another sensor, a fuser, no earlier frame, or a decoder of other channels.
     """
 
-    branches = ("camera",)
     fused = ("camera", "camera.history")
 
     def __init__(
         self,
         encoders: CameraEncoder,
         decoder: DecoderBlock,
-        heads: HeadsBlock,
+        heads: Mapping[str, Any],
         history: int,
         fuser: None = None,
     ) -> None:

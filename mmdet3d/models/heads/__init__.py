@@ -1,6 +1,7 @@
-"""Detection heads: `forward(bev) -> raw`, `loss(raw, boxes, labels) -> dict`, `decode(raw) -> detections`."""
+"""Heads, each a task: `forward(bev) -> raw`, `loss(raw, batch) -> dict`, `decode(raw, batch) -> one per sample`."""
 
+from mmdet3d.models.heads.base import DetectionHead, Head
 from mmdet3d.models.heads.centerhead import CenterHead
 from mmdet3d.models.heads.transfusion import TransFusionHead
 
-__all__ = ["CenterHead", "TransFusionHead"]
+__all__ = ["CenterHead", "DetectionHead", "Head", "TransFusionHead"]

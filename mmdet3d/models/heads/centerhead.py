@@ -8,20 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.models.heads.base import DetectionHead
 from mmdet3d.models.heads.branches import SeparateHead, run_together
 from mmdet3d.models.heads.center_decoder import REGRESSION, CenterDecoder
 from mmdet3d.models.heads.config import CenterHeadTesting, HeadTraining, SeparateHeadSettings
-from mmdet3d.models.heads.targets import Objects, gather_objects, heatmap_target
+from mmdet3d.models.heads.targets import CenterTargets
 from mmdet3d.models.layers import ConvModule
 from mmdet3d.models.losses import clamped_sigmoid
 from mmdet3d.registry import MODELS
-from mmdet3d.structures import Boxes3D, Detections3D
+from mmdet3d.structures import Batch, Boxes3D, Detections3D
 
 __all__ = ["REGRESSION", "CenterHead"]
 
 
 @MODELS.register
-class CenterHead(nn.Module):
+class CenterHead(DetectionHead):
     """Predicts a heatmap of object centres per group of classes, and a box at every cell (CenterPoint).
 
     Args:
@@ -61,6 +62,7 @@ class CenterHead(nn.Module):
         super().__init__()
         self.tasks = [tuple(task) for task in tasks]
         self.classes = tuple(name for task in tasks for name in task)
+        self.num_classes = len(self.classes)
         self.norm_bbox = norm_bbox
         self.train_cfg = train_cfg
         self.test_cfg = test_cfg.per_task(self.tasks)
@@ -93,7 +95,9 @@ class CenterHead(nn.Module):
 
     # -- training ---------------------------------------------------------------------------------------------------
 
-    def loss(self, raw: list[dict[str, Tensor]], boxes: list[Boxes3D], labels: list[Tensor]) -> dict[str, Tensor]:
+    def box_losses(
+        self, raw: list[dict[str, Tensor]], boxes: Sequence[Boxes3D], labels: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
         """Detection losses in float32; samples without boxes are fine.
 
         Args:
@@ -103,11 +107,8 @@ class CenterHead(nn.Module):
         Returns:
             `heatmap/task{t}` and `bbox/task{t}` for every task.
         """
-        objects = gather_objects(boxes, labels, len(self.classes), self.grid, self.norm_bbox)
-        heat = heatmap_target(
-            objects, len(boxes), len(self.classes), self.grid,
-            self.train_cfg.gaussian_overlap, self.train_cfg.min_radius,
-        )  # fmt: skip
+        objects = self.objects(boxes, labels)
+        heat = self.heat(objects, len(boxes))
         losses = {}
         first = 0
         with torch.autocast(heat.device.type, enabled=False):
@@ -122,15 +123,15 @@ class CenterHead(nn.Module):
         peaks = (target == 1).sum().clamp(min=1)
         return self.loss_cls(clamped_sigmoid(logits.float()), target, avg_factor=peaks)
 
-    def _box_loss(self, predicted: Mapping[str, Tensor], objects: Objects) -> Tensor:
+    def _box_loss(self, predicted: Mapping[str, Tensor], objects: CenterTargets) -> Tensor:
         code = self.codes_at(predicted, objects).float()
         target = objects.codes.clone()
         target[:, :2] -= objects.cells
-        weight = target.new_tensor(self.train_cfg.code_weights).expand_as(target)
+        weight = target.new_tensor(self.code_weights).expand_as(target)
         return self.loss_bbox(code, target, weight, avg_factor=len(objects) + 1e-4)
 
     @staticmethod
-    def codes_at(predicted: Mapping[str, Tensor], objects: Objects) -> Tensor:
+    def codes_at(predicted: Mapping[str, Tensor], objects: CenterTargets) -> Tensor:
         """The ten regressed numbers (N, 10) of one task at the cells of `objects`, in the order of `REGRESSION`."""
         x, y = objects.cells.unbind(1)
         return torch.cat([predicted[name][objects.samples, :, x, y] for name in REGRESSION], dim=1)
@@ -142,7 +143,7 @@ class CenterHead(nn.Module):
         """What makes boxes of the maps."""
         return CenterDecoder(self.tasks, self.test_cfg, self.grid, self.norm_bbox)
 
-    def decode(self, raw: list[dict[str, Tensor]]) -> list[Detections3D]:
+    def decode(self, raw: list[dict[str, Tensor]], batch: Batch | None = None) -> list[Detections3D]:
         """Detections of each sample: candidates above the threshold and inside the range, suppressed per task."""
         return self.box_decoder(raw)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +12,11 @@ from mmdet3d.models.heads.box_coder import encode_boxes
 from mmdet3d.models.heads.gaussian import draw_gaussians, gaussian_radius
 from mmdet3d.structures import BEVGrid, Boxes3D
 
-__all__ = ["Objects", "gather_objects", "heatmap_target"]
+__all__ = ["CenterTargets", "center_targets", "heatmap_target", "object_heat"]
 
 
 @dataclass
-class Objects:
+class CenterTargets:
     """Objects of a batch that lie on the raster and have an extent.
 
     Args:
@@ -35,19 +36,19 @@ class Objects:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: Tensor) -> Objects:
-        return Objects(
+    def __getitem__(self, index: Tensor) -> CenterTargets:
+        return CenterTargets(
             self.samples[index], self.labels[index], self.cells[index], self.codes[index], self.extents[index]
         )
 
-    def of(self, classes: slice) -> Objects:
+    def of(self, classes: slice) -> CenterTargets:
         """Those whose label is in `classes`."""
         return self[(self.labels >= classes.start) & (self.labels < classes.stop)]
 
 
-def gather_objects(
+def center_targets(
     boxes: list[Boxes3D], labels: list[Tensor], classes: int, grid: BEVGrid, log_dims: bool = True
-) -> Objects:
+) -> CenterTargets:
     """Objects of all samples, in order; boxes outside the raster, without extent or with a negative label drop out.
 
     Raises:
@@ -64,11 +65,11 @@ def gather_objects(
     on_grid = ((cells >= 0) & (cells < cells.new_tensor(grid.shape))).all(1)
     valid = on_grid & (every.dims > 0).all(1) & (label >= 0)
     codes = encode_boxes(every[valid], grid, log_dims)
-    return Objects(samples[valid], label[valid], cells[valid].long(), codes, extents[valid])
+    return CenterTargets(samples[valid], label[valid], cells[valid].long(), codes, extents[valid])
 
 
 def heatmap_target(
-    objects: Objects, batch_size: int, classes: int, grid: BEVGrid, overlap: float, min_radius: int
+    objects: CenterTargets, batch_size: int, classes: int, grid: BEVGrid, overlap: float, min_radius: int
 ) -> Tensor:
     """(B, classes, X, Y): 1 at the cell of every object, falling off with its size.
 
@@ -80,3 +81,23 @@ def heatmap_target(
     maps = objects.samples * classes + objects.labels
     heat = draw_gaussians((batch_size * classes, *grid.shape), maps, objects.cells, radii)
     return heat.view(batch_size, classes, *grid.shape)
+
+
+def object_heat(
+    boxes: Sequence[Boxes3D], labels: Sequence[Tensor], grid: BEVGrid, overlap: float = 0.1, min_radius: int = 2
+) -> Tensor:
+    """How much of an object is near a cell: heatmap targets summed over classes (SimDistill's object-aware mask).
+
+    Objects of one class are merged by the maximum, so values exceed 1 only where classes overlap.
+
+    Args:
+        boxes, labels: of each sample, LiDAR frame.
+        grid: the raster.
+        overlap, min_radius: see `heatmap_target`.
+
+    Returns:
+        (B, X, Y) float32.
+    """
+    classes = max((int(label.max()) + 1 for label in labels if len(label)), default=1)
+    objects = center_targets(list(boxes), list(labels), max(classes, 1), grid)
+    return heatmap_target(objects, len(boxes), max(classes, 1), grid, overlap, min_radius).sum(1)

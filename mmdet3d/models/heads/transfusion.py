@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdet3d.models.heads.base import DetectionHead
 from mmdet3d.models.heads.box_coder import decode_boxes
 from mmdet3d.models.heads.config import TransFusionTesting, TransFusionTraining
 from mmdet3d.models.heads.matching import HungarianAssigner3D
-from mmdet3d.models.heads.targets import Objects, gather_objects, heatmap_target
+from mmdet3d.models.heads.targets import CenterTargets
 from mmdet3d.models.heads.transfusion_decoder import REGRESSION, TransFusionDecoder
 from mmdet3d.models.heads.transfusion_layers import (
     PredictionBranches,
@@ -23,7 +24,7 @@ from mmdet3d.models.heads.transfusion_layers import (
 from mmdet3d.models.layers import ConvModule
 from mmdet3d.models.losses import clamped_sigmoid
 from mmdet3d.registry import MODELS
-from mmdet3d.structures import Boxes3D, Detections3D
+from mmdet3d.structures import Batch, Boxes3D, Detections3D
 
 __all__ = ["TransFusionHead"]
 
@@ -31,7 +32,7 @@ _PRIOR_LOGIT = -2.19
 
 
 @MODELS.register
-class TransFusionHead(nn.Module):
+class TransFusionHead(DetectionHead):
     """Takes the best cells of a heatmap as queries and refines them by a transformer decoder (TransFusion).
 
     Args:
@@ -150,7 +151,9 @@ class TransFusionHead(nn.Module):
 
     # -- training ---------------------------------------------------------------------------------------------------
 
-    def loss(self, raw: dict[str, Tensor], boxes: list[Boxes3D], labels: list[Tensor]) -> dict[str, Tensor]:
+    def box_losses(
+        self, raw: dict[str, Tensor], boxes: Sequence[Boxes3D], labels: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
         """Losses in float32; samples without boxes are fine.
 
         Args:
@@ -161,9 +164,8 @@ class TransFusionHead(nn.Module):
             `loss_heatmap`; per supervised layer `layer_{i}_loss_cls` and `layer_{i}_loss_bbox` (-1 is the last); and
             `stats/matched_ious`, the mean IoU of the last layer's matched proposals.
         """
-        objects = gather_objects(boxes, labels, self.num_classes, self.grid)
-        cfg = self.train_cfg
-        heat = heatmap_target(objects, len(boxes), self.num_classes, self.grid, cfg.gaussian_overlap, cfg.min_radius)
+        objects = self.objects(boxes, labels)
+        heat = self.heat(objects, len(boxes))
         with torch.autocast(heat.device.type, enabled=False):
             probability = clamped_sigmoid(raw["dense_heatmap"].float())
             losses = {"loss_heatmap": self.loss_heatmap(probability, heat, avg_factor=(heat == 1).sum().clamp(min=1))}
@@ -177,7 +179,7 @@ class TransFusionHead(nn.Module):
                 losses |= {f"{name}_loss_cls": cls, f"{name}_loss_bbox": bbox, "stats/matched_ious": iou}
         return losses
 
-    def _layer_loss(self, code: Tensor, logits: Tensor, objects: Objects) -> tuple[Tensor, Tensor, Tensor]:
+    def _layer_loss(self, code: Tensor, logits: Tensor, objects: CenterTargets) -> tuple[Tensor, Tensor, Tensor]:
         """Classification and box loss of one layer (B, P, c), and the mean IoU of its matches."""
         target = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
         predicted, wanted, ious = [], [], []
@@ -190,7 +192,7 @@ class TransFusionHead(nn.Module):
             wanted.append(mine.codes[columns])
             ious.append(iou)
         matched = max(sum(len(i) for i in ious), 1)
-        weight = code.new_tensor(self.train_cfg.code_weights)
+        weight = code.new_tensor(self.code_weights)
         truth = torch.cat(wanted)
         cls = self.loss_cls(logits.flatten(0, 1), target.flatten(), avg_factor=matched)
         bbox = self.loss_bbox(torch.cat(predicted), truth, weight.expand_as(truth), avg_factor=matched)
@@ -203,7 +205,7 @@ class TransFusionHead(nn.Module):
         """What makes boxes of the proposals."""
         return TransFusionDecoder(self.num_proposals, self.num_classes, self.point_classes, self.test_cfg, self.grid)
 
-    def decode(self, raw: dict[str, Tensor]) -> list[Detections3D]:
+    def decode(self, raw: dict[str, Tensor], batch: Batch | None = None) -> list[Detections3D]:
         """Detections of each sample from the last layer; a query keeps the class that it was created for."""
         return self.box_decoder(raw)
 
