@@ -202,7 +202,7 @@ def _nested(name: str, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _checksum(tensor: Tensor) -> str:
-    values = tensor.view(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+    values = tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
     return str(zlib.crc32(values, zlib.crc32(f"{tensor.dtype}{list(tensor.shape)}".encode())))
 
 

@@ -169,7 +169,9 @@ class RunCheckpoints:
 
 def _position(path: Path) -> tuple[int, int]:
     """Epochs that are done, and batches of the next one."""
-    epoch, batch = _NAME.fullmatch(path.stem).groups()
+    name = _NAME.fullmatch(path.stem)
+    assert name is not None, path
+    epoch, batch = name.groups()
     return (int(epoch), 0) if batch is None else (int(epoch) - 1, int(batch))
 
 

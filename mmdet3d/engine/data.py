@@ -272,7 +272,8 @@ def batches(loader: DataLoader[Any], left_out: LeftOut | None = None) -> Iterato
         if isinstance(batch, _Failure):
             raise batch.error
         if isinstance(batch, _Mended):
-            left_out.add(batch.errors)
+            if left_out is not None:
+                left_out.add(batch.errors)
             batch = batch.content
         yield batch
 
@@ -317,12 +318,16 @@ class _ByEpoch(Dataset[Any]):
 
 
 def _collate(samples: list[Sample | _Failure | _Mended]) -> Batch | _Failure | _Mended:
+    found: list[Sample] = []
+    errors: list[str] = []
     for sample in samples:
         if isinstance(sample, _Failure):
             return sample
-    errors = [error for sample in samples if isinstance(sample, _Mended) for error in sample.errors]
+        if isinstance(sample, _Mended):
+            errors += sample.errors
+        found.append(sample.content if isinstance(sample, _Mended) else sample)
     try:
-        batch = Batch.collate([s.content if isinstance(s, _Mended) else s for s in samples])
+        batch = Batch.collate(found)
     except ValueError as error:
         return _Failure(error)
     return _Mended(batch, errors) if errors else batch

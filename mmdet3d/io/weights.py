@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -248,7 +248,7 @@ def save_state(state: Mapping[str, Any], path: Path) -> str:
     """Write tensors, plain values and containers of them as a PyTorch file, whole or absent; returns its SHA-256."""
     with _written(path) as file:
         digesting = _Digesting(file)
-        torch.save(dict(state), digesting)
+        torch.save(dict(state), cast(IO[bytes], digesting))
     return digesting.digest.hexdigest()
 
 

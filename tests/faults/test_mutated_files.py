@@ -16,8 +16,7 @@ from mutations import faults
 from PIL import Image
 
 from mmdet3d.config import load_config
-from mmdet3d.datasets.kitti.files import read_calibration, read_depth, read_ids, write_depth
-from mmdet3d.datasets.kitti.files import read_points as read_scan
+from mmdet3d.datasets.kitti.files import read_calibration, read_depth, read_ids, read_scan, write_depth
 from mmdet3d.datasets.kitti.labels import read_labels, read_results
 from mmdet3d.datasets.nuscenes.infos import read_infos, write_infos
 from mmdet3d.datasets.nuscenes.submission import read_submission

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmdet3d.datasets.checking import REPORT, Fault, Looked, check_all, is_singular
 from mmdet3d.datasets.kitti.create import check_image, check_png, existing_root, listed_ids
-from mmdet3d.datasets.kitti.files import image_file, read_calibration, read_depth, read_points
+from mmdet3d.datasets.kitti.files import image_file, read_calibration, read_depth, read_scan
 from mmdet3d.datasets.kitti.labels import read_labels
 from mmdet3d.datasets.transforms.images import read_image
 
@@ -57,7 +57,7 @@ def _files(folder: Path, frame: str, class_map: Mapping[str, str]) -> Iterator[t
     yield "label", label, partial(read_labels, label, class_map)
     yield "depth", depth, partial(_read_depth, depth, image)
     if scan.is_file():
-        yield "points", scan, partial(read_points, scan)
+        yield "points", scan, partial(read_scan, scan)
 
 
 def _read_calibration(path: Path) -> None:
