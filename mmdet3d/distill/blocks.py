@@ -24,7 +24,7 @@ class NamedModel:
         config_digest: of the content of that file and of what it inherits.
     """
 
-    config: str = "its model block"
+    config: str | None = "its model block"
     overrides: Mapping[str, Any] | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] | None = None

@@ -51,7 +51,7 @@ class DetectorBlock(NamedModel):
 
     def build(self, key: str) -> Teacher:
         check_file(self.checkpoint, f"{key}.checkpoint")
-        teacher = LiveTeacher.load(self.model, self.checkpoint, self.config, later=self.answers is not None)
+        teacher = LiveTeacher.load(self.model, self.checkpoint, str(self.config), later=self.answers is not None)
         return teacher if self.answers is None else StoredTeacher(teacher, self.answers)
 
 

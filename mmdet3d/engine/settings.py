@@ -83,7 +83,7 @@ class GradClip:
     """Longer gradients are shortened.
 
     Args:
-        max_norm: largest length.
+        max_norm: largest length; .inf shortens none.
         norm_type: of the norm, 2 for Euclid's.
     """
 
@@ -91,7 +91,8 @@ class GradClip:
     norm_type: float = 2
 
     def __post_init__(self) -> None:
-        positive(self.max_norm, "max_norm")  # a negative one would turn every gradient round
+        if self.max_norm != math.inf:
+            positive(self.max_norm, "max_norm")  # a negative one would turn every gradient round
         if self.norm_type != math.inf:
             positive(self.norm_type, "norm_type")
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from mmdet3d.engine import recipe as module
 from mmdet3d.engine.recipe import Plan, Recipe, run_recipe
+from mmdet3d.io.weights import read_metadata, save_metadata
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.registry import MODELS
 
@@ -198,8 +199,8 @@ def test_what_was_trained_from_other_files_is_not_reused(
 ) -> None:
     subprocess.run(["cp", "-r", str(whole / "run"), "run"], check=True)
     final = Path("run/teacher-seed0/epoch_2.json")
-    record = json.loads(final.read_text())
-    final.write_text(json.dumps(record | {"sha256": "of other weights"}))
+    weights = final.with_suffix(".safetensors")
+    save_metadata(weights, read_metadata(weights) | {"sha256": "of other weights"})
     with pytest.raises(ValueError, match=r"run/control-seed0 was trained from weights of teacher-seed0 that are not"):
         plan(recipe)
     final.unlink()  # the teacher is to be trained anew

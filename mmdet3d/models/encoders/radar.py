@@ -100,7 +100,7 @@ class RadarEncoderCalib(RadarEncoder):
         pts_voxel_encoder: Mapping[str, Any],
         pts_middle_encoder: Mapping[str, Any],
         pts_bev_encoder: Mapping[str, Any] | None = None,
-        distill_caliber: bool | Calibration = False,
+        distill_caliber: bool | Calibration | None = False,
     ) -> None:
         super().__init__(pts_voxel_encoder, pts_middle_encoder, pts_bev_encoder)
         calibration = Calibration() if distill_caliber is True else distill_caliber
