@@ -90,6 +90,11 @@ def test_frames_of_tables_without_an_info_file(place: Path, scene: Path, tmp_pat
     (bare / "v1.0-other").mkdir()
     with pytest.raises(FileNotFoundError, match="2 versions of nuScenes tables"):
         detector.frames(bare)
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
+        detector.frames(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty has neither the info file of the model's config nor nuScenes"):
+        detector.frames(tmp_path / "empty")
 
 
 def test_a_run_of_a_distillation_is_its_student(place: Path, scene: Path) -> None:
