@@ -107,6 +107,8 @@ def _import(name: str, where: str, hint: str = "") -> ModuleType:
         # Its own import of something else is a fault of another kind, and said below.
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _broken(name, where, error) from error
+        if name.endswith(".py"):
+            hint += f", name modules without .py ({name.removesuffix('.py')!r})"
         raise ValueError(
             f"{where}: there is no module {error.name!r}{hint}; it was looked for in the current folder ({here}), in "
             f"PYTHONPATH ({os.environ.get('PYTHONPATH') or 'not set'}) and among the packages of {sys.prefix}"

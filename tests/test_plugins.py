@@ -79,6 +79,12 @@ def test_a_run_may_go_on_with_other_imports(tmp_path: Path) -> None:
     refuse_changes(tmp_path, {"imports": ["a", "b"], "seed": 1}, "x.yaml")
 
 
+def test_a_module_is_named_without_its_suffix(folder: Path) -> None:
+    (folder / "plug_here.py").write_text("")
+    with pytest.raises(ValueError, match=r"no module 'plug_here.py', name modules without .py \('plug_here'\); it"):
+        plugins.import_modules(["plug_here.py"], "--imports")
+
+
 def test_what_cannot_be_imported_is_one_sentence(folder: Path) -> None:
     (folder / "a.yaml").write_text("imports: [plug_absent]\n")
     with pytest.raises(

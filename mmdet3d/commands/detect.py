@@ -24,6 +24,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("model", help=".onnx or .pt2 of `export`, weights or run folder, or zoo:NAME")
+    parser.add_argument("--config", help="of the weights (default: configs.yaml beside them, or what their card names)")
     parser.add_argument("--frames", required=True, metavar="ROOT", help="data folder")
     parser.add_argument("--info", metavar="FILE", help="info file in it, or split of KITTI (default: the config's)")
     parser.add_argument("--tokens", nargs="+", metavar="TOKEN", help="these frames only")
@@ -40,11 +41,13 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.detector import Detector
     from mmdet3d.engine.pictures import draw_sample
     from mmdet3d.engine.run_dir import writable_folder
+    from mmdet3d.engine.zoo import zoo_file
     from mmdet3d.io.files import atomic_write, check_place
 
     check_place(args.out_dir, "--out-dir")
     name = args.model.removeprefix("zoo:")
-    detector = Detector.from_zoo(name) if args.model.startswith("zoo:") else Detector.from_file(name)
+    weights = zoo_file(name) if args.model.startswith("zoo:") else name
+    detector = Detector.from_file(weights, args.config)
     frames = detector.frames(args.frames, args.info)
     chosen = [place_of(frames.tokens, t) for t in args.tokens] if args.tokens else range(len(frames))
     out_dir = writable_folder(args.out_dir, "--out-dir")

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mmdet3d.datasets.cache import open_cache
+from mmdet3d.datasets.frames import Frames
 from mmdet3d.datasets.records import Context, FrameRecord
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.tally import Tally
@@ -54,7 +55,7 @@ class PackedRecords(Sequence):
         return pickle.loads(self._buffer[start : self._ends[index]].data)
 
 
-class FrameDataset(torch.utils.data.Dataset):
+class FrameDataset(Frames):
     """Frames through a pipeline.
 
     While training, a sample that a transform drops, or that has no box of a wanted class after the pipeline, gives way
@@ -129,11 +130,8 @@ class FrameDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, index: int) -> Sample:
-        return self.draw(index, index)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[k] for k in range(len(self)))
+    def at(self, place: int) -> Sample:
+        return self.draw(place, place)
 
     def check(self, inputs: Collection[str], scored: bool = False) -> None:
         """Find what no frame has before anything is trained; say which annotated objects are not learnt.

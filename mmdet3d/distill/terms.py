@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.blocks import check_kind, nearest, number, read_block
+from mmdet3d.blocks import check_keys, check_kind, nearest, number, read_block
 from mmdet3d.distill.losses import DistillLoss
 from mmdet3d.distill.schedule import LossSchedule
 from mmdet3d.registry import MODELS
@@ -120,8 +120,12 @@ def build_term(
     """
     where = f"model.losses.{name}"
     check_kind(cfg, Mapping[str, Any], where)
-    own = "type" in cfg and "projection" in inspect.signature(MODELS.get(cfg["type"])).parameters
-    common = {f.name for f in fields(TermBlock)} - ({"projection"} if own else set())
+    cls = MODELS.get(cfg["type"]) if "type" in cfg else TermBlock
+    named = inspect.signature(cls).parameters
+    own = cls is not TermBlock and "projection" in named
+    common = {f.name: None for f in fields(TermBlock) if not (own and f.name == "projection")}
+    if not any(p.kind is p.VAR_KEYWORD for p in named.values()):
+        check_keys(cfg, {**common, **named}, where)
     block = read_block(TermBlock, {k: v for k, v in cfg.items() if k in common}, where)
     arguments = {"type": block.type} | {k: v for k, v in cfg.items() if k not in common}
     student, teacher, schedule = block.student, block.teacher, block.schedule or LossSchedule()

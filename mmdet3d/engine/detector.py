@@ -17,7 +17,7 @@ from mmdet3d.engine.data import PictureDataset
 from mmdet3d.engine.export import Facts, export_detector, open_exported
 from mmdet3d.engine.overrides import configured
 from mmdet3d.engine.pictures import detect, picture_extent
-from mmdet3d.engine.zoo import zoo_file
+from mmdet3d.engine.zoo import zoo_file, zoo_files
 from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.io.files import file_digest
 from mmdet3d.io.weights import metadata_path
@@ -87,10 +87,13 @@ class Detector:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: weights without a config, or that do not fit it; see also `open_exported`.
+            ValueError: weights without a config, or that do not fit it; an exported file with one; see also
+                `open_exported`.
         """
         path = _weights_of_run(Path(path)) if Path(path).is_dir() else Path(path)
         if path.suffix in _EXPORTED:
+            if config is not None or overrides:
+                raise ValueError(f"{path} brings its settings along; leave out config and overrides")
             exported = open_exported(path)
             return cls(exported, exported.facts.data, exported.facts)
         cfg = configured(_config_of(path) if config is None else config, overrides)
@@ -149,13 +152,14 @@ def _weights_of_run(folder: Path) -> Path:
 def _config_of(path: Path) -> str | Path:
     """The config that the weights in `path` were trained with."""
     if not path.is_file():
-        raise FileNotFoundError(f"weight file {path} does not exist")
+        hint = f"; the model in pretrained/ is zoo:{path}" if str(path) in zoo_files() else ""
+        raise FileNotFoundError(f"weight file {path} does not exist{hint}")
     beside, card = path.parent / "configs.yaml", metadata_path(path)
     if beside.is_file():
         return beside
     named = json.loads(card.read_text()).get("config") if card.is_file() else None
     if named is None:
-        raise ValueError(f"neither {beside} nor {card} says which config {path} was trained with; name it (config)")
+        raise ValueError(f"neither {beside} nor {card} says which config {path} was trained with; name it (--config)")
     return str(named)
 
 

@@ -196,6 +196,8 @@ def _load(path: Path) -> Any:
                 "when it is loaded; if you trust the file, save its 'state_dict' alone"
             ) from error
         reason = text.splitlines()[0][:200] if text else type(error).__name__
+        if reason.startswith("Weights only load failed"):  # goes on to recommend loading without that care
+            reason = "it was not written by torch.save, or not with plain content"
         raise ValueError(
             f"{path} is damaged or holds more than weights and plain values ({reason}); save its 'state_dict' alone, "
             "or download it again"

@@ -21,6 +21,7 @@ from mmdet3d.distill.losses.cross_head import aligned
 from mmdet3d.distill.losses.pearson import pearson_distance
 from mmdet3d.distill.losses.pseudo_labels import away_from
 from mmdet3d.distill.losses.region import foreground_scale, spatial_attention
+from mmdet3d.distill.terms import build_term
 from mmdet3d.structures import BEVGrid, Boxes3D, Detections3D
 
 CAR = [0.5, 0.5, 0.0, 2.0, 1.0, 1.5, 0.3, 1.0, -1.0]
@@ -302,3 +303,9 @@ def test_gradcheck(loss, teacher_taps, student_taps):
         return sum(found.values()) if isinstance(found, dict) else found
 
     assert torch.autograd.gradcheck(total, student, fast_mode=True)
+
+
+def test_a_mistyped_key_of_every_loss_is_told_its_nearest() -> None:
+    cfg = {"type": "PearsonFeatureLoss", "student": "fuser", "teacher": "fuser", "wieght": 1.0}
+    with pytest.raises(ValueError, match=r"model.losses.a.wieght, did you mean 'weight'\? \(known: type, student"):
+        build_term("a", cfg, [""])

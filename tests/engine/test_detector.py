@@ -90,6 +90,11 @@ def test_frames_of_tables_without_an_info_file(place: Path, scene: Path, tmp_pat
     (bare / "v1.0-other").mkdir()
     with pytest.raises(FileNotFoundError, match="2 versions of nuScenes tables"):
         detector.frames(bare)
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
+        detector.frames(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty has neither the info file of the model's config nor nuScenes"):
+        detector.frames(tmp_path / "empty")
 
 
 def test_a_run_of_a_distillation_is_its_student(place: Path, scene: Path) -> None:
@@ -105,6 +110,20 @@ def test_weights_without_a_config_are_refused(tmp_path: Path) -> None:
         Detector.from_file(tmp_path / "mine.safetensors")
     card = read_card("control")
     assert Detector.from_file(tmp_path / "mine.safetensors", card["config"]).sensors == ("camera", "radar")
+    with pytest.raises(FileNotFoundError, match=f"weight file {NAME} does not exist; the model in pretrained/ is zoo:"):
+        Detector.from_file(NAME)
+    for named in ({"config": card["config"]}, {"overrides": ["--data.val.ann_file", "other.pkl"]}):
+        with pytest.raises(ValueError, match=r"student\.onnx brings its settings along"):
+            Detector.from_file("student.onnx", **named)
+
+
+def test_detecting_with_weights_whose_config_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(SHIPPED / "control.safetensors", place / "mine.safetensors")
+    words = ["mine.safetensors", "--frames", "data/nuscenes", "--limit", "1", "--no-pictures", "--out-dir", "found"]
+    with pytest.raises(ValueError, match=r"name it \(--config\)"):
+        detect.main(words)
+    detect.main([*words, "--config", read_card("control")["config"]])
+    assert "detections in 1 frames: found" in capsys.readouterr().out
 
 
 def test_an_exported_program_detects_without_models(

@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from datetime import datetime
 from fractions import Fraction
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import numpy as np
@@ -60,6 +60,13 @@ def test_reads_back_what_was_saved(tmp_path, suffix):
     read, meta = read_weights(path)
     assert read.keys() == state.keys() and all(torch.equal(read[k], state[k]) for k in state)
     assert meta["epoch"] == 3
+
+
+def test_a_file_of_another_kind_is_refused_without_torchs_advice_to_trust_it(tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text('{"config": "a.yaml"}')
+    with pytest.raises(ValueError, match=r"card.json is damaged or holds more .*not written by torch.save") as caught:
+        read_weights(tmp_path / "card.json")
+    assert "weights_only" not in str(caught.value)
 
 
 def test_unreadable_files_say_so(tmp_path):

@@ -50,6 +50,14 @@ def projected_centers(sample: Sample) -> torch.Tensor:
     return torch.stack([u, v], dim=1) / depth[:, None]
 
 
+def test_frames_are_indexed_as_in_a_list(world: Path) -> None:
+    frames = small_world(world, test_mode=True)
+    last = frames[len(frames) - 1]
+    assert torch.equal(frames[-1].images, last.images) and torch.equal(frames[-1:][0].images, last.images)
+    with pytest.raises(IndexError, match=f"no frame {len(frames)}; there are"):
+        frames[len(frames)]
+
+
 # -- real frames ----------------------------------------------------------------------------------------------------
 
 

@@ -114,6 +114,16 @@ def test_stream_is_the_documented_one(tmp_path: Path) -> None:
     assert dataset[2].meta["draw"] == expected
 
 
+def test_samples_are_indexed_as_in_a_list(tmp_path: Path) -> None:
+    dataset = made_up([["car"]] * 4, tmp_path, Draw())
+    draws = [sample.meta["draw"] for sample in dataset]
+    assert [sample.meta["draw"] for sample in dataset[1:3]] == draws[1:3]
+    assert dataset[-1].meta["draw"] == draws[-1]
+    for beyond in (4, -5):
+        with pytest.raises(IndexError, match=f"no frame {beyond}; there are 4"):
+            dataset[beyond]
+
+
 # -- empty samples --------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmdet3d.blocks import nearest, read_block
 from mmdet3d.datasets.cache import open_cache
+from mmdet3d.datasets.frames import Frames
 from mmdet3d.datasets.kitti.augment import Augmentation, View, flip_calibration, warp_depth, warp_image
 from mmdet3d.datasets.kitti.files import (
     KittiCalibration,
@@ -50,7 +51,7 @@ _MERGED = {"Van": "Car", "Truck": "Car"}
 
 
 @DATASETS.register
-class KittiDataset(torch.utils.data.Dataset):
+class KittiDataset(Frames):
     """Images with calibration, objects and dense depth, augmented while training.
 
     A sample depends on (seed, epoch, index) only. `Sample.images` is (1, 3, H, W) normalised RGB, `Sample.depths`
@@ -159,17 +160,15 @@ class KittiDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[k] for k in range(len(self)))
+    def at(self, place: int) -> Sample:
+        """Sample `place`.
 
-    def __getitem__(self, index: int) -> Sample:
-        """
         Raises:
             FileNotFoundError: one of the frame's files is missing.
             ValueError: one of them is damaged. Both name the file and what to do.
         """
-        token = self.tokens[index]
-        stream = self._views.stream(self.epoch, index)
+        token = self.tokens[place]
+        stream = self._views.stream(self.epoch, place)
         try:
             sample = self._load(token, stream.rng)
         except (FileNotFoundError, ValueError) as error:

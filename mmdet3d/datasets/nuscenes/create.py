@@ -150,13 +150,20 @@ def list_frames(root: Path, path: Path, max_sweeps: int = 10) -> Path:
     Files that are not there are left out, see `allow_missing` of `create_nuscenes`.
 
     Raises:
-        FileNotFoundError: there is not exactly one version of tables.
+        FileNotFoundError: no such folder, or not exactly one version of tables in it.
     """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is no folder; name one in the layout of nuScenes")
     versions = sorted(p.name for p in root.glob("v1.0-*") if p.is_dir())
-    if len(versions) != 1:
+    if not versions:
+        raise FileNotFoundError(
+            f"{root} has neither the info file of the model's config nor nuScenes tables (v1.0-...); name an info file "
+            "in it (--info), or another folder"
+        )
+    if len(versions) > 1:
         raise FileNotFoundError(
             f"{root} has no info file of the model's config, and {len(versions)} versions of nuScenes tables "
-            f"({', '.join(versions) or 'none'}) instead of one; name an info file (--info)"
+            f"({', '.join(versions)}) instead of one; name an info file (--info)"
         )
     tables = load_tables(root, versions[0])
     reader = FrameReader(tables, max_sweeps, allow_missing=True, annotated=bool(tables.sample_annotation))
