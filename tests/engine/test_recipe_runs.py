@@ -200,7 +200,8 @@ def test_what_was_trained_from_other_files_is_not_reused(
     subprocess.run(["cp", "-r", str(whole / "run"), "run"], check=True)
     final = Path("run/teacher-seed0/epoch_2.json")
     weights = final.with_suffix(".safetensors")
-    save_metadata(weights, read_metadata(weights) | {"sha256": "of other weights"})
+    record = read_metadata(weights)
+    save_metadata(weights, record | {"sha256": "of other weights"})
     with pytest.raises(ValueError, match=r"run/control-seed0 was trained from weights of teacher-seed0 that are not"):
         plan(recipe)
     final.unlink()  # the teacher is to be trained anew
@@ -208,7 +209,7 @@ def test_what_was_trained_from_other_files_is_not_reused(
         ValueError, match=r"control-seed0 was trained from weights of teacher.* remove the folder run/c"
     ):
         plan(recipe)
-    final.write_text(json.dumps(record))
+    save_metadata(weights, record)
     assert not plan(recipe).tasks
     monkeypatch.setitem(MODELS._classes, "Outer", _Outer)
     # The model names a config file whose content is another one than when the run was trained.
