@@ -21,9 +21,9 @@ CONTROL_TABLES = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 RECIPES = (
-    "crkd_labels",
     "crkd_taught",
     "crkd_taught_short",
+    "crkd_labels",
     "crkd_small",
     "simdistill_small",
     "labeldistill_small",
