@@ -6,7 +6,6 @@ import ast
 import copy
 import functools
 import operator
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import yaml
 from mmdet3d.blocks import find_key, nearest
 from mmdet3d.composition import COMPOSED, TRAINING, compose, content_digest, data_part, is_named, stands_in_full
 from mmdet3d.io.files import utf8_text
+from mmdet3d.io.yaml_text import MOST_VALUES, parse_yaml, yaml_text
 from mmdet3d.plugins import import_modules, module_names
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "find_config",
     "load_config",
     "parse_overrides",
-    "parse_yaml",
     "read_mapping",
     "read_with_base",
 ]
@@ -44,33 +43,7 @@ _BINARY = {
     ast.FloorDiv: operator.floordiv,
 }
 
-# YAML 1.2's: `1e-3` is a number, which in YAML 1.1 (PyYAML's) needs a dot and a signed exponent.
-_FLOAT = re.compile(
-    r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$"
-    r"|\.(?:nan|NaN|NAN)$"
-)
-
-
-def _with_our_floats(cls: Any) -> Any:
-    tag = "tag:yaml.org,2002:float"
-    resolvers = cls.yaml_implicit_resolvers.items()
-    cls.yaml_implicit_resolvers = {first: [r for r in rules if r[0] != tag] for first, rules in resolvers}
-    cls.add_implicit_resolver(tag, _FLOAT, list("-+.0123456789"))
-    return cls
-
-
-@_with_our_floats
-class _Loader(yaml.SafeLoader):
-    pass
-
-
-@_with_our_floats
-class _Dumper(yaml.SafeDumper):
-    """Quotes the text that the loader would take for a number."""
-
-
 _LARGEST_FILE = 1 << 24  # bytes
-_MOST_VALUES = 1_000_000  # of YAML text, and entries of the result of an expression
 
 
 class Config(dict):
@@ -91,37 +64,7 @@ class Config(dict):
 
     def dump(self) -> str:
         """As YAML text."""
-        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
-
-
-def parse_yaml(text: str | bytes) -> Any:
-    """The content of YAML text, with YAML 1.2's numbers (`1e-3`).
-
-    Raises:
-        yaml.YAMLError: it is not valid, nested too deeply, or stands for more than a million values by its aliases.
-    """
-    try:
-        content = yaml.load(text, Loader=_Loader)
-        size = _size(content, {})
-    except (ValueError, RecursionError) as error:  # a date that there is not, for one
-        raise yaml.YAMLError(str(error)) from error
-    if size > _MOST_VALUES:
-        raise yaml.YAMLError(f"aliases make {size} values of it, more than {_MOST_VALUES}")
-    return content
-
-
-def _size(value: Any, known: dict[int, int | None]) -> int:
-    """How many values there are with aliases written out."""
-    if not isinstance(value, (dict, list)):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = None
-        items = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_size(item, known) for item in items)
-    size = known[id(value)]
-    if size is None:
-        raise yaml.YAMLError("an alias stands for something that it lies in itself")
-    return size
+        return yaml_text(self.to_dict())
 
 
 def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
@@ -482,7 +425,7 @@ def _combined(op: ast.operator, left: Any, right: Any) -> Any:
     sizes = [len(side) if isinstance(side, (str, list)) else 0 for side in (left, right)]
     if isinstance(op, ast.Mult) and any(isinstance(side, (str, list)) for side in (left, right)):
         raise TypeError("only numbers are multiplied")
-    if sum(sizes) > _MOST_VALUES:
+    if sum(sizes) > MOST_VALUES:
         raise TypeError("its result is too long")
     return _BINARY[type(op)](left, right)
 

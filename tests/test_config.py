@@ -14,9 +14,9 @@ from mmdet3d.config import (
     config_chain,
     load_config,
     parse_overrides,
-    parse_yaml,
     read_mapping,
 )
+from mmdet3d.io.yaml_text import parse_yaml
 from mmdet3d.models import build_model
 
 

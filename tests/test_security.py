@@ -29,7 +29,7 @@ AUDITED = {
     "pickle.Unpickler": {"mmdet3d/io/pickles.py"},
     "pickle.loads": {"mmdet3d/datasets/base.py"},
     # With a subclass of SafeLoader.
-    "yaml.load": {"mmdet3d/config.py"},
+    "yaml.load": {"mmdet3d/io/yaml_text.py"},
     # With weights_only=True, see below.
     "torch.load": {"mmdet3d/io/weights.py"},
     # Of a module that a config, an option or an installed plugin names, of OpenMMLab's or timm's, or of this project.

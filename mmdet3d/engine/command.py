@@ -19,11 +19,12 @@ from typing import Any, NoReturn
 
 import yaml
 
-from mmdet3d.config import parse_overrides, parse_yaml
+from mmdet3d.config import parse_overrides
 from mmdet3d.engine.habits import translate
 from mmdet3d.engine.interrupt import Interrupted
 from mmdet3d.engine.launchers import environment_rank
 from mmdet3d.io.files import in_words, utf8_text
+from mmdet3d.io.yaml_text import parse_yaml
 from mmdet3d.plugins import module_names
 
 __all__ = ["OVERRIDES_HELP", "above_zero", "add_override_options", "natural", "read_overrides", "rejoin", "run"]

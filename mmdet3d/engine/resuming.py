@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from mmdet3d.config import composed, parse_yaml
+from mmdet3d.config import composed
+from mmdet3d.io.yaml_text import parse_yaml
 from mmdet3d.shell import command, quote
 
 __all__ = ["MAY_CHANGE", "config_changes", "model_changes", "refuse_another_training", "refuse_changes"]
