@@ -76,7 +76,7 @@ def _nuscenes(args: argparse.Namespace) -> None:
     print(f"\nmetrics written to {out / 'metrics_summary.json'}")
     if args.report is None:
         return
-    from mmdet3d.commands.nuscenes_report import write_report
+    from mmdet3d.commands._nuscenes_report import write_report
 
     results = {titles[0]: scored}
     if args.against is not None:
@@ -126,7 +126,10 @@ def _free_place(args: argparse.Namespace, default: Path, name: str) -> Path:
 
 
 def _read_tokens(path: Path) -> list[str]:
-    tokens = read_json(path, "--tokens")
+    try:
+        tokens = read_json(path, "--tokens")
+    except ValueError as error:
+        raise ValueError(f"{error}; --tokens takes a JSON list of sample tokens") from None
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise ValueError(f"--tokens {path} must hold a list of sample tokens")
     return tokens

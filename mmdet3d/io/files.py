@@ -96,9 +96,12 @@ def read_json(path: str | Path, what: str, most: int | None = None) -> Any:
     try:
         if most is not None and (size := Path(path).stat().st_size) > most:
             raise ValueError(f"{what} {path} has {size} bytes, more than {most}; it is none, or damaged")
-        return json.loads(utf8_text(path))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{what} {path} does not exist") from None
+    except UnicodeDecodeError as error:
+        at = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"{what} {path} is no text in UTF-8 ({at}); it is damaged, or to be saved as UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{what} {path} is not valid JSON ({error}); it is damaged or cut off") from None
     except RecursionError:

@@ -395,4 +395,5 @@ def test_command_line_replaces_no_metrics_unasked(published: Path, root: Path, t
     assert (tmp_path / "metrics_summary.json").read_text() == "of the submission"
     (tmp_path / "tokens.txt").write_text("no JSON")
     assert main([*where, "--out", str(tmp_path), "--tokens", str(tmp_path / "tokens.txt")]) == 2
-    assert f"--tokens: {tmp_path / 'tokens.txt'} is not valid JSON" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"--tokens {tmp_path / 'tokens.txt'} is not valid JSON" in said and "a JSON list of sample tokens" in said

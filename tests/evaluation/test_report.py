@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from mmdet3d.commands import evaluate
-from mmdet3d.commands.nuscenes_report import write_report
+from mmdet3d.commands._nuscenes_report import write_report
 from mmdet3d.datasets.nuscenes.submission import score_submission
 from mmdet3d.evaluation.breakdown import DISTANCES, average_precision, match, objects_of
 from mmdet3d.evaluation.nuscenes import CLASSES

@@ -15,10 +15,10 @@ from PIL import Image
 from mmdet3d.commands.create_data import main
 from mmdet3d.datasets.synthetic.generate import generate
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
-from mmdet3d.datasets.synthetic.settings import Settings
+from mmdet3d.datasets.synthetic.settings import WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
 
-SMALL = Settings(scenes=2, keyframes=2, lidar_sweeps=2, radar_sweeps=1, image_size=(128, 72), reach=20)
+SMALL = WorldSettings(scenes=2, keyframes=2, lidar_sweeps=2, radar_sweeps=1, image_size=(128, 72), reach=20)
 
 
 @pytest.fixture(scope="module")

@@ -244,7 +244,7 @@ def test_command_line_refuses_unknown_data_sets(tool, capsys: pytest.CaptureFixt
 def test_command_line_explains_what_the_system_refuses(tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").touch()
     assert tool.main(["synthetic", "--out-dir", str(tmp_path / "file" / "world"), "--scenes", "1"]) == 2
-    assert "Not a directory" in capsys.readouterr().err
+    assert "a file lies where a folder is needed" in capsys.readouterr().err
 
 
 def test_command_line_makes_info_files(tool, root: Path, tmp_path: Path):
