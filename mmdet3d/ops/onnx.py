@@ -1,4 +1,4 @@
-"""Ops that exported programs hold as a whole, in terms of ONNX."""
+"""Ops that exported programs hold as a whole, in terms of ONNX; masks of attention are added, as models here do."""
 
 from __future__ import annotations
 
@@ -31,4 +31,16 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
             coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
         )
 
-    return {torch.ops.mmdet3d.roi_align.default: roi_align}
+    def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
+        """With any number of leading dimensions (windows of images); the exporter's own takes two."""
+        last = len(key.shape) - 1
+        turned = op.Transpose(key, perm=[*range(last - 1), last, last - 1])
+        logits = op.Mul(op.MatMul(query, turned), op.Constant(value_float=scale or key.shape[-1] ** -0.5))
+        if attn_mask is not None:
+            logits = op.Add(logits, attn_mask)
+        return op.MatMul(op.Softmax(logits, axis=-1), value)
+
+    return {
+        torch.ops.mmdet3d.roi_align.default: roi_align,
+        torch.ops.aten.scaled_dot_product_attention.default: attention,
+    }

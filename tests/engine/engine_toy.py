@@ -66,6 +66,7 @@ class EngineToyDataset:
         augment: bool = False,
         broken: int | None = None,
         test_mode: bool = False,
+        note: Any = None,
     ) -> None:
         self.size, self.seed, self.augment, self.broken, self.epoch = size, seed, augment, broken, 0
         self.test_mode = test_mode

@@ -28,8 +28,6 @@ DIST_RUN = ["torchpack", "dist-run", "-np", "2", "python"]
 CONFIG = """
 seed: 1
 max_epochs: 2
-name: none
-numbers: []
 data:
   samples_per_gpu: 2
   workers_per_gpu: 1
@@ -88,9 +86,9 @@ def test_alone_from_training_to_submission(config: Path, tmp_path: Path) -> None
     assert f"object/nds: {metrics['object/nds']:.4f}" in output
     assert json.loads((tmp_path / "t" / "metrics.json").read_text())["metrics"] == metrics
     resolved = (run / "configs.yaml").read_text()
-    call(PLAIN, "test.py", config, weights, "--eval", "bbox", "--run-dir", run, "--name", "tested")
+    call(PLAIN, "test.py", config, weights, "--eval", "bbox", "--run-dir", run, "--data.test.note", "tested")
     assert (run / "configs.yaml").read_text() == resolved
-    assert yaml.safe_load((run / "test_configs.yaml").read_text())["name"] == "tested"
+    assert yaml.safe_load((run / "test_configs.yaml").read_text())["data"]["test"]["note"] == "tested"
     out = tmp_path / "d" / "detections.pkl"
     call(
         PLAIN,
@@ -260,14 +258,16 @@ def test_two_ranks(launcher: list[str], config: Path, tmp_path: Path) -> None:
 def test_dist_run_keeps_values_whole(config: Path, tmp_path: Path) -> None:
     """Through the second shell of dist-run: words and lists as they are, quotes and metacharacters from a file."""
     overrides = tmp_path / "more.yaml"
-    overrides.write_text("name: \"it's; $HOME & (more) 'quotes' *\"\n")
-    words = ["--run-dir", tmp_path / "a", "--numbers", "[1, 2.5, 'x y']", "--name", "two words", "--max_epochs", "1"]
+    overrides.write_text("data.test.note: \"it's; $HOME & (more) 'quotes' *\"\n")
+    notes = ["--data.val.note", "[1, 2.5, 'x y']", "--data.test.note", "two words"]
+    words = ["--run-dir", tmp_path / "a", *notes, "--max_epochs", "1"]
     call(DIST_RUN, "train.py", config, *words)
     resolved = yaml.safe_load((tmp_path / "a" / "configs.yaml").read_text())
-    assert (resolved["numbers"], resolved["name"], resolved["max_epochs"]) == ([1, 2.5, "x y"], "two words", 1)
+    notes = [resolved["data"][split]["note"] for split in ("val", "test")]
+    assert (notes, resolved["max_epochs"]) == ([[1, 2.5, "x y"], "two words"], 1)
     call(DIST_RUN, "train.py", config, "--run-dir", tmp_path / "b", "--overrides-file", overrides, "--max_epochs=1")
     resolved = yaml.safe_load((tmp_path / "b" / "configs.yaml").read_text())
-    assert resolved["name"] == "it's; $HOME & (more) 'quotes' *"
+    assert resolved["data"]["test"]["note"] == "it's; $HOME & (more) 'quotes' *"
 
 
 @pytest.mark.slow
