@@ -85,7 +85,7 @@ def _parts(cfg: Any, model: Any, dataset: _First) -> dict[str, Any]:
                 return asked(*arguments)
 
         teacher.extract = answer
-    size = settings.data.samples_per_gpu
+    size = cfg.data["samples_per_gpu"]
     for epoch in range(2):
         seconds.clear()
         dataset.set_epoch(epoch)

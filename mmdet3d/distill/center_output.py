@@ -106,7 +106,8 @@ def resample_output(
             for name, value in maps.items()
         }
         if motion is not None:
-            maps = _moved(maps, motion.to(maps["reg"]), norm_bbox)
+            with torch.autocast(device.type, enabled=False):  # metres in bfloat16 come in steps of 25 cm
+                maps = _moved(maps, motion.to(maps["reg"]), norm_bbox)
         index = _cell_indices(target, maps["reg"])
         maps["reg"] = (maps["reg"] - _per_axis(target.lower, index)) / _per_axis(target.cell, index) - index
         maps["heatmap"] = torch.where(seen.view(-1, 1, *target.shape), maps["heatmap"], _NOTHING)

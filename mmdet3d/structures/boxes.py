@@ -112,7 +112,10 @@ class Boxes3D:
         Raises:
             ValueError: `matrix` is not a similarity.
         """
-        matrix = matrix.to(self.tensor)
+        with torch.autocast(self.tensor.device.type, enabled=False):  # metres in bfloat16 come in steps of 25 cm
+            return self._transformed(matrix.to(self.tensor))
+
+    def _transformed(self, matrix: Tensor) -> Boxes3D:
         linear = matrix[:3, :3]
         scale = linear.det().abs() ** (1 / 3)
         gram = linear @ linear.T / scale**2

@@ -47,7 +47,8 @@ class Calibration:
     @property
     def lidar2image(self) -> Tensor:
         """(..., N, 4, 4): LiDAR metres to (u d, v d, d, 1) in raw image pixels."""
-        return self.intrinsics @ self.lidar2camera
+        with torch.autocast(self.intrinsics.device.type, enabled=False):
+            return self.intrinsics @ self.lidar2camera
 
     @classmethod
     def stack(cls, items: Sequence[Calibration]) -> Calibration:
@@ -78,6 +79,7 @@ def project(points: Tensor, lidar2image: Tensor, min_depth: float = 1e-5) -> tup
     Returns:
         Pixels (..., P, 2) and depth (..., P) along the optical axis in metres (negative behind the camera, unclamped).
     """
-    homogeneous = points[:, :3] @ lidar2image[..., :3, :3].mT + lidar2image[..., None, :3, 3]
+    with torch.autocast(points.device.type, enabled=False):
+        homogeneous = points[:, :3] @ lidar2image[..., :3, :3].mT + lidar2image[..., None, :3, 3]
     depth = homogeneous[..., 2]
     return homogeneous[..., :2] / depth.clamp(min=min_depth)[..., None], depth

@@ -149,12 +149,14 @@ def test_boxes_stay_where_they_are(target):
     assert_close(torch.stack([found["car"], found["truck"]]), BOXES, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("norm_bbox", [True, False])
-def test_boxes_move_with_the_view(norm_bbox):
+def test_boxes_move_with_the_view(norm_bbox, half):
     motion = torch.stack([turned(0.5, 1.1, shift=(0.3, -0.2, 0.4)), turned(-0.2, 0.9, mirror=True)])
     tasks = CenterOutput(TASKS.tasks, norm_bbox)
     output = [{k: v.expand(2, -1, -1, -1) for k, v in task.items()} for task in ideal(BOXES, WIDE, tasks)]
-    moved = resample_output(output, WIDE, WIDE, norm_bbox, motion)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        moved = resample_output(output, WIDE, WIDE, norm_bbox, motion)
     for k in range(2):
         found = decoded([{n: v[k : k + 1] for n, v in task.items()} for task in moved], WIDE, tasks)
         expected = Boxes3D(BOXES).transform(motion[k]).tensor

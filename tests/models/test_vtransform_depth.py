@@ -101,6 +101,18 @@ def test_no_point_of_an_image_is_passed_over() -> None:
     assert ((drawn[:, 0].flatten(1) - expected).abs() < 1e-4).all()
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"point_channels": 4}, {"pixel_depth": "last"}, {"dbound": (1.0, 60.0, 1.0)}], ids=str
+)
+def test_points_are_drawn_in_full_precision_under_autocast(options: dict) -> None:
+    spread = torch.tensor([[40.0, 40.0, 4.0, 1.0]]) * (torch.rand(500, 4, generator=torch.Generator().manual_seed(0)) - 0.2)
+    draw, calibration = DepthMap((32, 64), **options), straight_ahead()
+    expected = draw([spread], calibration)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(draw([spread], calibration), expected)
+    assert expected.count_nonzero() > 20
+
+
 def test_no_points() -> None:
     canvas = DepthMap((32, 64), dbound=(1.0, 13.0, 1.0), point_channels=3, height_expand=True)(
         [torch.zeros(0, 3)], straight_ahead()

@@ -121,6 +121,21 @@ def test_projection_inverts_the_intrinsics() -> None:
     assert depth.tolist() == [10.0, -5.0]
 
 
+def test_geometry_keeps_its_precision_under_autocast() -> None:
+    calibration = make_calibration()
+    boxes = Boxes3D(BOX.float().repeat(3, 1) * torch.tensor([[1.0], [1.7], [2.3]]))
+    points = 50 * torch.rand(100, 4, generator=torch.Generator().manual_seed(0))
+    motion = similarity(0.7, 1.1, True, [30.0, -20.0, 1.0]).float()
+
+    def found() -> list[torch.Tensor]:
+        return [calibration.lidar2image, *project(points, calibration.lidar2image), boxes.transform(motion).tensor]
+
+    expected = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        for half, full in zip(found(), expected, strict=True):
+            assert torch.equal(half, full)
+
+
 def test_collate_stacks_dense_and_lists_ragged() -> None:
     samples = [Sample(str(i), make_calibration(), torch.zeros(2, 3, 4, 5), torch.zeros(i + 1, 5)) for i in range(3)]
     batch = Batch.collate(samples)

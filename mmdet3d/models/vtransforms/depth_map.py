@@ -68,8 +68,8 @@ class DepthMap:
         Raises:
             ValueError: points with another number of values than `point_channels`.
         """
-        samples = [self._draw(p.float(), calibration[i].to(torch.float32)) for i, p in enumerate(points)]
-        return torch.cat(samples)
+        with torch.autocast(points[0].device.type, enabled=False):  # bfloat16 puts a point several pixels beside its own
+            return torch.cat([self._draw(p.float(), calibration[i].to(torch.float32)) for i, p in enumerate(points)])
 
     def _draw(self, points: Tensor, calibration: Calibration) -> Tensor:
         if self.point_channels and points.shape[1] != self.point_channels:
