@@ -212,10 +212,8 @@ def _recipe(tree: Path, folder: Path) -> Row:
 
 
 def _load(report: Mapping[str, Any]) -> str:
-    before = report["machine"]["load"]
-    state = "the machine did no other work" if before < 0.5 else "the machine was busy with other work"
     after = f", {report['load_after']} after" if "load_after" in report else ""
-    return f"{state} (load average {before} before{after})"
+    return f"load average {report['machine']['load']} before{after}"
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -76,15 +76,9 @@ def _parts(cfg: Any, model: Any, dataset: _First) -> dict[str, Any]:
         yield
         seconds[name] += time.process_time() - start
 
-    teacher = getattr(model, "_teacher", None)
-    if teacher is not None:
-        asked = teacher.extract
-
-        def answer(*arguments: Any) -> Any:
-            with part("teacher"):
-                return asked(*arguments)
-
-        teacher.extract = answer
+    # One in an attribute before, several by name today.
+    for teacher in [t for t in (getattr(model, "_teacher", None), *getattr(model, "_teachers", {}).values()) if t]:
+        teacher.extract = _timed(teacher.extract, lambda: part("teacher"))
     size = cfg.data["samples_per_gpu"]
     for epoch in range(2):
         seconds.clear()
@@ -102,6 +96,14 @@ def _parts(cfg: Any, model: Any, dataset: _First) -> dict[str, Any]:
                 optimizer.zero_grad(set_to_none=True)
     seconds["forward"] -= seconds["teacher"]
     return {"cpu_ms": {name: value / len(dataset) * 1e3 for name, value in seconds.items()}}
+
+
+def _timed(call: Any, clock: Any) -> Any:
+    def timed(*arguments: Any) -> Any:
+        with clock():
+            return call(*arguments)
+
+    return timed
 
 
 def _wall(cfg: Any, model: Any, dataset: _First) -> dict[str, Any]:
