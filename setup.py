@@ -1,5 +1,5 @@
 """Static facts are in pyproject.toml. This file compiles the kernels of `mmdet3d/ops` ahead of time, and puts what lies
-beside the package in a checkout (`configs`, `pretrained/demo`) into the one that a wheel holds.
+beside the package in a checkout (`configs`, `pretrained/zoo`) into the one that a wheel holds.
 
 With `pip install --no-build-isolation -e .` or `python setup.py develop` they are compiled for this machine: C++ where
 there is a compiler; CUDA where there is nvcc and torch is built for CUDA, or where TORCH_CUDA_ARCH_LIST says for which
@@ -19,7 +19,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-DATA = ("configs", "pretrained/demo")
+DATA = ("configs", "pretrained/zoo")
 
 
 def load_builder():

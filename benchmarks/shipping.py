@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +24,10 @@ from mmdet3d.engine.detector import Detector
 from mmdet3d.engine.evaluate import evaluate
 from mmdet3d.engine.quantization import quantize
 from mmdet3d.engine.recipe import Recipe
-from mmdet3d.engine.zoo import zoo_file
-from mmdet3d.io.weights import metadata_path
 from mmdet3d.models.network import Network
 from mmdet3d.ops import native
 from mmdet3d.structures import Batch
+from mmdet3d.zoo import read_card
 
 DEVICE = torch.device("cpu")
 SEED = 4321  # of the world that the models are scored on; no model was trained or tuned on it
@@ -48,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 def _run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     root = folder / "world"
-    card = json.loads(metadata_path(zoo_file(options.model)).read_text())
+    card = read_card(options.model)
     world = Recipe.load(card["recipe"]).world(SEED)
     settings = dataclasses.replace(world.settings, scenes=options.scenes, val_fraction=0.6)
     dataclasses.replace(world, settings=settings).make(root, 1)

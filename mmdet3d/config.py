@@ -17,6 +17,7 @@ from mmdet3d.composition import COMPOSED, TRAINING, compose, content_digest, dat
 from mmdet3d.io.files import utf8_text
 from mmdet3d.io.yaml_text import MOST_VALUES, parse_yaml, yaml_text
 from mmdet3d.plugins import import_modules, module_names
+from mmdet3d.zoo import with_zoo_files
 
 __all__ = [
     "CONFIG_ROOT",
@@ -72,9 +73,9 @@ def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
 
     Every `default.yaml` from the `configs` folder down to the file's own is merged first, then what the file names as
     `base` (see `config_chain`), then the file: mappings merge, anything else replaces. Then overrides apply, then every
-    string `${expression}` is evaluated. Modules that any of them names as `imports` are imported, so that what they
-    register can be built; the result names them all. Last, models that are named by another config get their blocks in
-    full, see `composition`.
+    string `${expression}` is evaluated, and `zoo:NAME` becomes the path of that model. Modules that any of them names
+    as `imports` are imported, so that what they register can be built; the result names them all. Last, models that are
+    named by another config get their blocks in full, see `composition`.
 
     Args:
         path: a YAML file; a path that does not exist is also looked for below the project's `configs`.
@@ -96,7 +97,7 @@ def _load(
     if file in within:
         raise ValueError(f"{path} names itself as a part of its model; name another config")
     config, imports, digest = assembled(file, overrides)
-    resolved = _evaluate(config, copy.deepcopy(config), file)
+    resolved = with_zoo_files(_evaluate(config, copy.deepcopy(config), file))
     imports += compose(resolved.get("model"), functools.partial(_load, within=(*within, file)))
     if imports:
         resolved["imports"] = list(dict.fromkeys(imports))

@@ -21,6 +21,7 @@ from mmdet3d.engine.command import read_overrides
 from mmdet3d.engine.pictures import detect
 from mmdet3d.engine.shipped import load_shipped
 from mmdet3d.registry import MODELS
+from mmdet3d.zoo import weight_path
 
 ROOT = Path(__file__).resolve().parents[1]
 START, EXTENDING, SEEING = "docs/get_started.md", "docs/extending.md", "docs/seeing.md"
@@ -139,7 +140,7 @@ def test_seeing_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     root = tmp_path / "data" / "demo-film-scene"
     make_scene(root)
     for name in ("control", "distilled"):
-        model, dataset = load_shipped(name, root)
+        model, dataset = load_shipped(f"crkd-demo-{name}", root)
         found = [detect(model, dataset[i], torch.device("cpu")) for i in range(len(dataset))]
         dataset.format(found, tmp_path / "runs" / name)
     (tmp_path / "runs" / "demo" / "student").mkdir(parents=True)
@@ -150,7 +151,7 @@ def test_seeing_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         if "--dataroot" in words:
             words[words.index("--dataroot") + 1] = str(root)
             words += ["--version", "v1.0-synthetic", "--split", "synthetic_train"]
-        assert not tools[Path(tool).stem].main(words), command
+        assert not tools[Path(tool).stem].main([weight_path(word) for word in words]), command
     made = {str(f.relative_to(tmp_path / "runs")) for f in (tmp_path / "runs").rglob("*") if f.is_file()}
     assert {"scene.webp", "report/report.html", "demo/curves.png"} <= made
     assert len([name for name in made if name.startswith("pictures/")]) == 2

@@ -1,6 +1,6 @@
-"""Put the models of the finished recipe into the repository: float16 weights, each with a card.
+"""Put models of a finished recipe into the zoo: float16 weights, each with a card.
 
-python tools/ship_weights.py synthetic/recipes/crkd_demo.yaml --run-dir runs/demo --world 0 --seed 0
+python tools/ship_weights.py synthetic/recipes/crkd_taught.yaml --run-dir runs/demo --name crkd-demo
 """
 
 from __future__ import annotations
@@ -25,43 +25,48 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("recipe", help="YAML file; also looked for below configs/")
     parser.add_argument("--run-dir", type=Path, required=True, help="of the recipe")
+    parser.add_argument("--name", required=True, help="what the names in the zoo begin with: NAME-RUN")
+    parser.add_argument("--runs", nargs="+", help="which of its runs (default: those of its table)")
     parser.add_argument("--world", type=int, default=0, help="seed of the synthetic world (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     parser.add_argument("--data-dir", type=Path, help="folder of the synthetic world (default: data/RECIPE-world-SEED)")
+    parser.add_argument("--revision", help="of the program that trained them (default: this one)")
     parser.add_argument("--tolerance", type=float, default=0.002, help="most that rounding may change mAP")
     return parser.parse_args(words)
 
 
 def main(words: list[str]) -> None:
     args = parse(words)
-    from mmdet3d.engine.shipped import NAMES
+    from mmdet3d.engine.recipe_file import Recipe
 
+    recipe = Recipe.load(args.recipe)
     runs = json.loads((args.run_dir / "results.json").read_text())["runs"]
     data = args.data_dir or Path(f"data/{Path(args.recipe).stem}-world-{args.world}")
-    options = f"--run-dir runs/demo --world {args.world} --seeds {args.seed}"
+    options = f"--run-dir runs/{Path(args.recipe).stem} --world {args.world} --seeds {args.seed}"
     origin = {
         "recipe": args.recipe,
         "world": args.world,
         "seed": args.seed,
         "command": f"python tools/run_recipe.py {args.recipe} {options}",
-        "revision": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
+        "revision": args.revision or subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
     }
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in NAMES:
-            card = ship(name, runs[name][str(args.seed)], args.run_dir, data, Path(scratch), args.tolerance, origin)
-            print(f"{name}: mAP {card['metrics']['object/map']:.4f}, scores in the first frame {card['first_scores']}")
+    for name in args.runs or dict.fromkeys(recipe.table.values()):
+        result = runs[name][str(args.seed)]
+        weights = args.run_dir / result["checkpoint"]
+        card = ship(f"{args.name}-{name}", name, result, weights, data, args.tolerance, origin)
+        print(f"{args.name}-{name}: {card['metrics']}, in the small world {card['small_world']['metrics']}")
 
 
 def ship(
     name: str,
+    role: str,
     result: dict[str, Any],
-    run_dir: Path,
+    weights: Path,
     data: Path,
-    scratch: Path,
     tolerance: float,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write one model and its card, which it returns.
+    """Write the model `name` and its card, which it returns.
 
     Raises:
         ValueError: in float16 the model scores differently.
@@ -69,33 +74,44 @@ def ship(
     import torch
 
     from mmdet3d import __version__
-    from mmdet3d.datasets.synthetic.worlds import make_scene
+    from mmdet3d.datasets import benchmark_of
     from mmdet3d.engine.evaluate import predict
     from mmdet3d.engine.pictures import open_model
-    from mmdet3d.engine.shipped import SHIPPED, first_scores, load_shipped
-    from mmdet3d.evaluation.nuscenes import COLUMNS
+    from mmdet3d.engine.shipped import first_scores, load_shipped, make_small_world, small_metrics
     from mmdet3d.io.weights import read_weights, save_weights
+    from mmdet3d.zoo import ZOO
 
-    config, target = result["config"], SHIPPED / f"{name}.safetensors"
-    state = {key: halved(v) for key, v in read_weights(run_dir / result["checkpoint"])[0].items()}
-    SHIPPED.mkdir(parents=True, exist_ok=True)
+    config, target = result["config"], ZOO / f"{name}.safetensors"
+    state = {key: halved(v) for key, v in read_weights(weights)[0].items()}
+    ZOO.mkdir(parents=True, exist_ok=True)
     save_weights(state, target, {"config": config})
-    model, dataset = open_model(load_config(config, {"dataset_root": f"{data}/"}), target)
-    metrics = dataset.evaluate(predict(model, dataset, torch.device("cpu"), batch_size=2), scratch / name)
-    change = metrics["object/map"] - result["metrics"]["object/map"]
-    if abs(change) > tolerance:
-        raise ValueError(f"{name}: float16 changes mAP by {change:+.4f}; raise --tolerance or ship float32")
-    make_scene(scratch / "scene")
-    card = {
-        "config": config,
-        "run": name,
-        **origin,
-        "iterations": result["iterations"],
-        "precision": "float16",
-        "versions": {"mmdet3d": __version__},
-        "metrics": {column.key: round(metrics[column.key], 4) for column in COLUMNS},
-        "first_scores": [round(s, 4) for s in first_scores(*load_shipped(name, scratch / "scene"))],
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        cfg = load_config(config, {"dataset_root": f"{data}/"})
+        model, dataset = open_model(cfg, target)
+        metrics = dataset.evaluate(predict(model, dataset, torch.device("cpu"), batch_size=2), scratch / name)
+        columns = benchmark_of(cfg.data.val).columns
+        change = metrics[columns[0].key] - result["metrics"][columns[0].key]
+        if abs(change) > tolerance:
+            raise ValueError(
+                f"{name}: float16 changes {columns[0].heading} by {change:+.4f}; raise --tolerance or ship float32"
+            )
+        card = {
+            "config": config,
+            "run": role,
+            **origin,
+            "iterations": result["iterations"],
+            "precision": "float16",
+            "versions": {"mmdet3d": __version__},
+            "metrics": {column.key: round(metrics[column.key], 4) for column in columns},
+        }
+        save_weights(state, target, card)
+        make_small_world(name, scratch / "small")
+        found = small_metrics(name, scratch / "small", scratch / "scored")
+        card["small_world"] = {
+            "first_scores": [round(s, 4) for s in first_scores(*load_shipped(name, scratch / "small"))],
+            "metrics": {key: round(value, 5) for key, value in found.items()},
+        }
     save_weights(state, target, card)
     return card
 

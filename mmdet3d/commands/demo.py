@@ -54,7 +54,7 @@ def main(words: list[str]) -> None:
         recipe.check(overrides)
     run_dir, data = writable_folder(args.run_dir), Path(args.data_dir)
     picture = draw_first(data / "demo-first-scene", run_dir / "first")
-    print(f"picture: {picture} ({time.monotonic() - began:.0f} s), what the models in pretrained/demo find", flush=True)
+    print(f"picture: {picture} ({time.monotonic() - began:.0f} s), what the models in pretrained/zoo find", flush=True)
     if args.only_first:
         return
     root = data / f"{Path(args.recipe).stem}-world-{args.seed}"

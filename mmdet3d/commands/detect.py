@@ -41,13 +41,10 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.detector import Detector
     from mmdet3d.engine.pictures import draw_sample
     from mmdet3d.engine.run_dir import writable_folder
-    from mmdet3d.engine.zoo import zoo_file
     from mmdet3d.io.files import atomic_write, check_place
 
     check_place(args.out_dir, "--out-dir")
-    name = args.model.removeprefix("zoo:")
-    weights = zoo_file(name) if args.model.startswith("zoo:") else name
-    detector = Detector.from_file(weights, args.config)
+    detector = Detector.from_file(args.model, args.config)
     frames = detector.frames(args.frames, args.info)
     chosen = [place_of(frames.tokens, t) for t in args.tokens] if args.tokens else range(len(frames))
     out_dir = writable_folder(args.out_dir, "--out-dir")

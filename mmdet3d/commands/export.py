@@ -47,15 +47,12 @@ def main(words: list[str]) -> None:
     args, rest = parse(words)
     from mmdet3d.engine.detector import Detector
     from mmdet3d.engine.export import check_suffix
-    from mmdet3d.engine.zoo import zoo_file
     from mmdet3d.io.files import check_place
 
     path = Path(args.to)
     check_suffix(path)
     check_place(path.parent, "--to")
-    name = args.weights.removeprefix("zoo:")
-    weights = zoo_file(name) if args.weights.startswith("zoo:") else name
-    detector = Detector.from_file(weights, args.config, read_overrides(rest, args.overrides_file, args.imports))
+    detector = Detector.from_file(args.weights, args.config, read_overrides(rest, args.overrides_file, args.imports))
     frames = detector.frames(args.frames or detector.data["dataset_root"], args.info)
     index = 0 if args.frame is None else place_of(frames.tokens, args.frame)
     differences = detector.export(path, frames[index], args.fixed_calibration)

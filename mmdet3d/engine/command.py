@@ -26,6 +26,7 @@ from mmdet3d.engine.launchers import environment_rank
 from mmdet3d.io.files import in_words, utf8_text
 from mmdet3d.io.yaml_text import parse_yaml
 from mmdet3d.plugins import module_names
+from mmdet3d.zoo import weight_path
 
 __all__ = ["OVERRIDES_HELP", "above_zero", "add_override_options", "natural", "read_overrides", "rejoin", "run"]
 
@@ -134,7 +135,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     words = sys.argv[1:]
     _raise_file_limit()
     try:
-        code = main(translate(words))
+        code = main([weight_path(word) for word in translate(words)])
     except Interrupted as stop:
         print(f"interrupted: {stop}", file=sys.stderr)
         _leave(128 + (stop.number or 2))

@@ -17,7 +17,6 @@ from mmdet3d.engine.data import PictureDataset
 from mmdet3d.engine.export import Facts, export_detector, open_exported
 from mmdet3d.engine.overrides import configured
 from mmdet3d.engine.pictures import detect, picture_extent
-from mmdet3d.engine.zoo import zoo_file, zoo_files
 from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.io.files import file_digest
 from mmdet3d.io.weights import metadata_path
@@ -25,6 +24,7 @@ from mmdet3d.models import build_model
 from mmdet3d.models.detectors import base as models
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.structures import Batch, Detections3D, Sample
+from mmdet3d.zoo import zoo_file, zoo_files
 
 __all__ = ["Detector"]
 
@@ -62,7 +62,7 @@ class Detector:
 
     @classmethod
     def from_zoo(cls, name: str, device: str = "cpu") -> Detector:
-        """A model that lies in `pretrained/`, see `mmdet3d.engine.zoo.zoo_files`.
+        """A model that lies in `pretrained/`, see `mmdet3d.zoo.zoo_files`.
 
         Raises:
             ValueError: there is no such model.

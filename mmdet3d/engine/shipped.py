@@ -1,41 +1,27 @@
-"""The small trained models in the repository: what they are, and what they find in a scene that is made in seconds.
-
-`pretrained/demo/NAME.safetensors` holds float16 weights, the JSON beside it is their card: `config`, `recipe`, `run`,
-`world`, `seed`, `iterations`, `command` and `revision` that trained them, `metrics` of these very weights on the
-validation frames of that world, `first_scores`, the highest in the first frame of `make_scene`, and `sha256`.
-"""
+"""What the trained models in `pretrained/zoo` find in scenes that are made in seconds, and the pictures of it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
-from mmdet3d.config import CONFIG_ROOT, Config, load_config
+from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import benchmark_of
 from mmdet3d.datasets.synthetic.worlds import make_scene
 from mmdet3d.engine.data import PictureDataset
+from mmdet3d.engine.evaluate import predict
 from mmdet3d.engine.pictures import compare, detect, open_model, picture_extent, side_by_side
-from mmdet3d.io.weights import metadata_path
+from mmdet3d.engine.recipe_file import Recipe
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.progress import progress_bar
 from mmdet3d.visualization import write_film
+from mmdet3d.zoo import read_card, zoo_file
 
-__all__ = [
-    "NAMES",
-    "SHIPPED",
-    "draw_film",
-    "draw_first",
-    "first_scores",
-    "load_shipped",
-    "read_card",
-]
+__all__ = ["NAMES", "draw_film", "draw_first", "first_scores", "load_shipped", "make_small_world", "small_metrics"]
 
-SHIPPED = CONFIG_ROOT.parent / "pretrained" / "demo"
-NAMES = ("teacher", "control", "distilled")
+NAMES = ("crkd-demo-teacher", "crkd-demo-control", "crkd-demo-distilled")  # that are drawn
 _FRAME = 1  # the one that is drawn; the first has no earlier radar sweeps
 _MIN_SCORE = 0.3
 _SCORES = 5  # kept in a card
@@ -44,14 +30,15 @@ _FILM_FRAMES, _FPS = 24, 4  # twice as fast as it was
 _STILL_WIDTH, _FILM_WIDTH = 1280, 1000  # pixels
 
 
-def read_card(name: str) -> dict[str, Any]:
-    card: dict[str, Any] = json.loads(metadata_path(SHIPPED / f"{name}.safetensors").read_text())
-    return card
+def make_small_world(name: str, root: Path) -> None:
+    """The world of a few frames by which a model is checked, in the layout of the one that it was trained in."""
+    card = read_card(name)
+    Recipe.load(card["recipe"]).world(card["world"]).layout.small(root)
 
 
 def load_shipped(name: str, root: Path) -> tuple[Trainable, PictureDataset]:
-    """A shipped model, and the frames of `make_scene` as it reads them."""
-    return open_model(_config(name, root), SHIPPED / f"{name}.safetensors")
+    """A shipped model, and the validation frames in `root` as it reads them."""
+    return open_model(_config(name, root), zoo_file(name))
 
 
 def _config(name: str, root: Path) -> Config:
@@ -62,6 +49,14 @@ def first_scores(model: Trainable, dataset: PictureDataset) -> list[float]:
     """The highest scores in the first frame, descending."""
     scores = detect(model, dataset[0], torch.device("cpu")).scores
     return scores.sort(descending=True).values[:_SCORES].tolist()
+
+
+def small_metrics(name: str, root: Path, scratch: Path) -> dict[str, float]:
+    """What a shipped model scores on the validation frames in `root`, as far as its table shows it."""
+    model, dataset = load_shipped(name, root)
+    metrics = dataset.evaluate(predict(model, dataset, torch.device("cpu"), batch_size=2), scratch)
+    columns = benchmark_of(load_config(read_card(name)["config"]).data.val).columns
+    return {column.key: metrics[column.key] for column in columns}
 
 
 def draw_first(root: Path, out_dir: Path) -> Path:
@@ -99,4 +94,4 @@ def _shrunk(picture: Image.Image, width: int) -> Image.Image:
 def _title(name: str) -> str:
     card = read_card(name)
     column = benchmark_of(load_config(card["config"]).data.val).columns[0]
-    return f"{name}: {column.heading} {card['metrics'][column.key]:.3f}"
+    return f"{card['run']}: {column.heading} {card['metrics'][column.key]:.3f}"

@@ -15,8 +15,8 @@ import torch
 from mmdet3d import Detector, load_config
 from mmdet3d.commands import detect, export
 from mmdet3d.datasets.synthetic.worlds import make_scene
-from mmdet3d.engine.shipped import SHIPPED, read_card
-from mmdet3d.engine.zoo import zoo_file, zoo_files
+from mmdet3d.engine.shipped import first_scores, load_shipped
+from mmdet3d.zoo import read_card, weight_path, zoo_file, zoo_files
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "export.md").read_text()
@@ -38,10 +38,10 @@ def place(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data" / "nuscenes").symlink_to(scene)
     run = tmp_path / "runs" / "demo" / "distilled"
     run.mkdir(parents=True)
-    card = read_card("distilled")
+    card = read_card(NAME)
     (run / "configs.yaml").write_text(load_config(card["config"]).dump())
     for end in (".safetensors", ".json"):
-        shutil.copy(SHIPPED / f"distilled{end}", run / f"best{end}")
+        shutil.copy(zoo_file(NAME).with_suffix(end), run / f"best{end}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -57,22 +57,22 @@ def commands() -> list[list[str]]:
 
 def type_command(words: list[str]) -> None:
     tools = {"tools/export.py": export, "tools/detect.py": detect}
-    tools[words[1]].main(words[2:])
+    tools[words[1]].main([weight_path(word) for word in words[2:]])
 
 
 def test_names_of_shipped_models() -> None:
     assert {"crkd-demo-teacher", "crkd-demo-control", NAME} <= zoo_files().keys()
     assert all(f"`{name}`" in PAGE for name in zoo_files() if name.startswith("crkd-demo"))
-    with pytest.raises(ValueError, match="no model 'crkd-demo-destilled', did you mean 'crkd-demo-distilled'"):
+    with pytest.raises(ValueError, match="no model zoo:crkd-demo-destilled, did you mean 'crkd-demo-distilled'"):
         zoo_file("crkd-demo-destilled")
 
 
-def test_five_lines_find_what_the_card_says(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_five_lines_find_what_evaluation_finds(place: Path, scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict = {}
     exec(compile(python_blocks()[0], "docs/export.md", "exec"), names)
     assert len(python_blocks()[0].strip().splitlines()) == 6  # with the empty line
     best = names["found"].scores.sort(descending=True).values[:5].tolist()
-    assert best == pytest.approx(read_card("distilled")["first_scores"], abs=0.02)
+    assert best == pytest.approx(first_scores(*load_shipped(NAME, scene)), abs=1e-4)
     assert "car" in capsys.readouterr().out
     assert names["detector"].sensors == ("camera", "radar")
 
@@ -105,10 +105,10 @@ def test_a_run_of_a_distillation_is_its_student(place: Path, scene: Path) -> Non
 
 
 def test_weights_without_a_config_are_refused(tmp_path: Path) -> None:
-    shutil.copy(SHIPPED / "control.safetensors", tmp_path / "mine.safetensors")
+    shutil.copy(zoo_file("crkd-demo-control"), tmp_path / "mine.safetensors")
     with pytest.raises(ValueError, match=r"neither .*configs.yaml nor .*mine.json says which config"):
         Detector.from_file(tmp_path / "mine.safetensors")
-    card = read_card("control")
+    card = read_card("crkd-demo-control")
     assert Detector.from_file(tmp_path / "mine.safetensors", card["config"]).sensors == ("camera", "radar")
     with pytest.raises(FileNotFoundError, match=f"weight file {NAME} does not exist; the model in pretrained/ is zoo:"):
         Detector.from_file(NAME)
@@ -118,11 +118,11 @@ def test_weights_without_a_config_are_refused(tmp_path: Path) -> None:
 
 
 def test_detecting_with_weights_whose_config_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copy(SHIPPED / "control.safetensors", place / "mine.safetensors")
+    shutil.copy(zoo_file("crkd-demo-control"), place / "mine.safetensors")
     words = ["mine.safetensors", "--frames", "data/nuscenes", "--limit", "1", "--no-pictures", "--out-dir", "found"]
     with pytest.raises(ValueError, match=r"name it \(--config\)"):
         detect.main(words)
-    detect.main([*words, "--config", read_card("control")["config"]])
+    detect.main([*words, "--config", read_card("crkd-demo-control")["config"]])
     assert "detections in 1 frames: found" in capsys.readouterr().out
 
 

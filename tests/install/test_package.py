@@ -82,7 +82,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_wheel_is_whole(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
-    listed = subprocess.check_output(["git", "ls-files", "mmdet3d", "configs", "pretrained/demo"], cwd=ROOT, text=True)
+    listed = subprocess.check_output(["git", "ls-files", "mmdet3d", "configs", "pretrained/zoo"], cwd=ROOT, text=True)
     missing = [
         name for name in listed.splitlines() if not {name, f"mmdet3d/{name}"} & held and not name.endswith(".gitignore")
     ]
@@ -144,7 +144,7 @@ def test_the_way_of_a_stranger(commands: Path, tmp_path: Path) -> None:
     distill3d("create-data", "nuscenes", *world, *tables, "--workers", 1)
     (tmp_path / "my_loss.py").write_text(LOSS)
     student = "configs/synthetic/crkd/demo.yaml"  # the published spelling of the path, with no such folder here
-    teacher = ["--model.teacher.checkpoint", Path(where).parent / "pretrained" / "demo" / "teacher.safetensors"]
+    teacher = ["--model.teacher.checkpoint", "zoo:crkd-demo-teacher"]
     mine = ["--imports", "my_loss", "--model.losses.mine", "{type: MyLoss, student: fuser, teacher: fuser}"]
     distill3d("train", student, "--run-dir", "runs/a", *teacher, *mine, "--max_epochs", 1, "--data.workers_per_gpu", 0)
     # The run's own config knows the loss.

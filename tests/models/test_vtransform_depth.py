@@ -105,7 +105,9 @@ def test_no_point_of_an_image_is_passed_over() -> None:
     "options", [{}, {"point_channels": 4}, {"pixel_depth": "last"}, {"dbound": (1.0, 60.0, 1.0)}], ids=str
 )
 def test_points_are_drawn_in_full_precision_under_autocast(options: dict) -> None:
-    spread = torch.tensor([[40.0, 40.0, 4.0, 1.0]]) * (torch.rand(500, 4, generator=torch.Generator().manual_seed(0)) - 0.2)
+    spread = torch.tensor([[40.0, 40.0, 4.0, 1.0]]) * (
+        torch.rand(500, 4, generator=torch.Generator().manual_seed(0)) - 0.2
+    )
     draw, calibration = DepthMap((32, 64), **options), straight_ahead()
     expected = draw([spread], calibration)
     with torch.autocast("cpu", torch.bfloat16):

@@ -21,8 +21,10 @@ __all__ = ["LAYOUTS", "SCENE_KEYFRAMES", "World", "make_scene", "read_world"]
 
 PREFIX = "synthetic"  # of the info files
 SCENE_KEYFRAMES = 3
-# No shipped model was trained or tuned on this world.
-_SCENE = {"scenes": 1, "seed": 999, "lidar_sweeps": 1, "radar_sweeps": 3, "reach": 28}
+# No shipped model was trained or tuned on these worlds.
+_SCENE = {"seed": 999, "lidar_sweeps": 1, "radar_sweeps": 3, "reach": 28}
+_SCENES = WorldSettings(**_SCENE, scenes=2, keyframes=SCENE_KEYFRAMES, val_fraction=0.5)
+_FRAMES = KittiSettings(frames=24, test_frames=0, seed=999, val_fraction=0.5)
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class Layout:
         make: from root, settings and number of processes the world, or what is missing of it.
         samples: number of training samples.
         last: file that is written last, relative to the root.
+        small: make a world of a few frames, that no shipped model was trained on, in seconds.
     """
 
     settings: type
     make: Callable[[Path, Any, int], object]
     samples: Callable[[Any], int]
     last: str
+    small: Callable[[Path], None]
 
 
 def _make_nuscenes(root: Path, settings: WorldSettings, workers: int) -> None:
@@ -53,12 +57,14 @@ LAYOUTS = {
         _make_nuscenes,
         lambda settings: len(settings.split()["synthetic_train"]) * settings.keyframes,
         f"{PREFIX}_infos_val.pkl",
+        lambda root: _make_nuscenes(root, _SCENES, 1),
     ),
     "kitti": Layout(
         KittiSettings,
         generate_kitti,
         lambda settings: len(settings.splits()["train"]),
         "ImageSets/test.txt",
+        lambda root: generate_kitti(root, _FRAMES, 1),
     ),
 }
 
@@ -100,7 +106,7 @@ def read_world(block: Mapping[str, Any], seed: int, key: str) -> World:
 
 def make_scene(root: Path, keyframes: int = SCENE_KEYFRAMES) -> None:
     """A few frames of a world like that of the demo, or what is missing of them, in a second or two per frame."""
-    generate(root, WorldSettings(**_SCENE, keyframes=keyframes), progress=False)
+    generate(root, WorldSettings(**_SCENE, scenes=1, keyframes=keyframes), progress=False)
     # A world of one scene has no validation split; here its only scene serves as one.
     tables = load_tables(root, VERSION)
     reader = FrameReader(tables, max_sweeps=0, allow_missing=False, annotated=True)

@@ -68,7 +68,7 @@ class DepthMap:
         Raises:
             ValueError: points with another number of values than `point_channels`.
         """
-        with torch.autocast(points[0].device.type, enabled=False):  # bfloat16 puts a point several pixels beside its own
+        with torch.autocast(points[0].device.type, enabled=False):  # bfloat16 would put points into other pixels
             return torch.cat([self._draw(p.float(), calibration[i].to(torch.float32)) for i, p in enumerate(points)])
 
     def _draw(self, points: Tensor, calibration: Calibration) -> Tensor:
