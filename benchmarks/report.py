@@ -1,6 +1,7 @@
 """Write tables of documents from the JSON files of benchmarks/results: python -m benchmarks.report
 
-Those of speed go to docs/performance.md, the control tables of recipes to docs/results.md, their heads to README.md.
+Those of speed go to docs/performance.md, control tables of recipes to docs/results.md, their heads to README.md, the
+models of pretrained/zoo to docs/model_zoo.md.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import everyday, loading, ops, shipping, train_step, where
+from benchmarks import everyday, loading, ops, shipping, train_step, where, zoo
 from benchmarks.peers import compare
 from mmdet3d.evaluation.control import Comparison, holm, verdict
 
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "performance.md"
 CONTROL_TABLES = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
+ZOO = ROOT / "docs" / "model_zoo.md"
 RESULTS = ROOT / "benchmarks" / "results"
 RECIPES = (
     "crkd_taught",
@@ -73,6 +75,7 @@ def main() -> None:
     _update(CONTROL_TABLES, found)
     if tables:
         _update(README, {"distillation": _heads(tables)})
+    _update(ZOO, {"zoo": zoo.table(tables)})
 
 
 def _control_tables(recipes: Sequence[str]) -> dict[str, dict[str, Any]]:

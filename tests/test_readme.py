@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -21,12 +22,13 @@ from mmdet3d.engine.command import read_overrides
 from mmdet3d.engine.pictures import detect
 from mmdet3d.engine.shipped import load_shipped
 from mmdet3d.registry import MODELS
-from mmdet3d.zoo import weight_path
+from mmdet3d.zoo import read_card, weight_path
 
 ROOT = Path(__file__).resolve().parents[1]
 START, EXTENDING, SEEING = "docs/get_started.md", "docs/extending.md", "docs/seeing.md"
+ZOO = "docs/model_zoo.md"
 SYSTEMS = tuple(f"docs/systems/{file.name}" for file in sorted((ROOT / "docs" / "systems").glob("*.md")))
-FIRST = ("README.md", START, EXTENDING, SEEING, *SYSTEMS)  # documents whose commands are all typed somewhere
+FIRST = ("README.md", START, EXTENDING, SEEING, ZOO, *SYSTEMS)  # documents whose commands are all typed somewhere
 BIN = Path(sys.executable).parent
 
 
@@ -55,7 +57,7 @@ def test_every_command_is_covered_here_or_elsewhere(document: str) -> None:
         r"python tools/create_data\.py kitti",  # tests/kitti/test_create.py
         r"python tools/train_val\.py",  # below, and tests/kitti/test_train_val.py
     )
-    here = {*commands("Synthetic data", START), *commands(document=SEEING)}
+    here = {*commands("Synthetic data", START), *commands(document=SEEING), *commands(document=ZOO)}
     left = [c for c in commands(document=document) if c not in here and not any(re.match(p, c) for p in elsewhere)]
     assert left == []
 
@@ -129,6 +131,20 @@ def test_synthetic_data_section_from_top_to_bottom(tmp_path: Path) -> None:
 def test_recipes_that_are_named_can_be_planned(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     run_recipe.main([*shlex.split(command)[2:], "--dry-run"])
     assert "steps of training" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_model_zoo_from_top_to_bottom(tmp_path: Path) -> None:
+    """The commands of docs/model_zoo.md give the numbers of the card that it names."""
+    for name in ("configs", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for command in commands(document=ZOO):
+        words = [sys.executable, *shlex.split(command)[1:]]
+        subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    found = json.loads((tmp_path / "runs/zoo/metrics.json").read_text())["metrics"]
+    expected = read_card("crkd-demo-distilled")["small_world"]["metrics"]
+    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-4)
+    assert len(list((tmp_path / "runs/zoo/pictures").iterdir())) == 1
 
 
 @pytest.mark.slow

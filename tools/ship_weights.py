@@ -18,6 +18,8 @@ from mmdet3d.engine.command import run
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmdet3d.engine.recipe_file import Recipe
+
 
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -53,7 +55,7 @@ def main(words: list[str]) -> None:
     for name in args.runs or dict.fromkeys(recipe.table.values()):
         result = runs[name][str(args.seed)]
         weights = args.run_dir / result["checkpoint"]
-        card = ship(f"{args.name}-{name}", name, result, weights, data, args.tolerance, origin)
+        card = ship(f"{args.name}-{name}", name, result, weights, data, args.tolerance, recipe, origin)
         print(f"{args.name}-{name}: {card['metrics']}, in the small world {card['small_world']['metrics']}")
 
 
@@ -64,6 +66,7 @@ def ship(
     weights: Path,
     data: Path,
     tolerance: float,
+    recipe: Recipe,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the model `name` and its card, which it returns.
@@ -74,7 +77,6 @@ def ship(
     import torch
 
     from mmdet3d import __version__
-    from mmdet3d.datasets import benchmark_of
     from mmdet3d.engine.evaluate import predict
     from mmdet3d.engine.pictures import open_model
     from mmdet3d.engine.shipped import first_scores, load_shipped, make_small_world, small_metrics
@@ -90,7 +92,7 @@ def ship(
         cfg = load_config(config, {"dataset_root": f"{data}/"})
         model, dataset = open_model(cfg, target)
         metrics = dataset.evaluate(predict(model, dataset, torch.device("cpu"), batch_size=2), scratch / name)
-        columns = benchmark_of(cfg.data.val).columns
+        columns = recipe.table_columns
         change = metrics[columns[0].key] - result["metrics"][columns[0].key]
         if abs(change) > tolerance:
             raise ValueError(

@@ -55,8 +55,7 @@ def small_metrics(name: str, root: Path, scratch: Path) -> dict[str, float]:
     """What a shipped model scores on the validation frames in `root`, as far as its table shows it."""
     model, dataset = load_shipped(name, root)
     metrics = dataset.evaluate(predict(model, dataset, torch.device("cpu"), batch_size=2), scratch)
-    columns = benchmark_of(load_config(read_card(name)["config"]).data.val).columns
-    return {column.key: metrics[column.key] for column in columns}
+    return {column.key: metrics[column.key] for column in Recipe.load(read_card(name)["recipe"]).table_columns}
 
 
 def draw_first(root: Path, out_dir: Path) -> Path:
