@@ -52,7 +52,7 @@ class InstanceLoss(CenterHeadLoss):
         batch: Batch,
     ) -> Tensor:
         """Both are head outputs: a list over tasks of dicts of (B, C, X, Y), `heatmap` in logits."""
-        found = self._teacher_head.module.decode(teacher_value)
+        found = self._teacher_head.module.decode([dict(task) for task in teacher_value])
         surest = [d[d.scores.argsort(descending=True)[: self.count]] for d in found]
         head = self._student_head.module
         objects = head.objects([d.boxes for d in surest], [d.labels for d in surest])

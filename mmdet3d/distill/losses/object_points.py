@@ -86,4 +86,5 @@ def features_at(maps: Tensor, points: Sequence[Tensor], grid: BEVGrid) -> Tensor
 def relation_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """(N,): mean absolute difference of the cosines between the P points of each object, features (N, P, C)."""
     ours, theirs = (side / (side.norm(dim=-1, keepdim=True) + _EPS) for side in (student, teacher))
-    return (ours @ ours.transpose(1, 2) - theirs @ theirs.transpose(1, 2)).abs().mean((1, 2))
+    distance: Tensor = ours @ ours.transpose(1, 2) - theirs @ theirs.transpose(1, 2)
+    return distance.abs().mean((1, 2))

@@ -101,5 +101,6 @@ def _view_transform(model: Detector | Outline, side: str) -> BaseTransform:
             f"OccupancyLoss reads where the {side}'s camera encoder lifts its pixels to, but the {side} "
             f"({type(model).__name__}) has none; switch this loss off (null)"
         )
-    view: BaseTransform = model.encoders["camera"]["vtransform"]
+    view = model.get_submodule("encoders.camera.vtransform")
+    assert isinstance(view, BaseTransform)
     return view

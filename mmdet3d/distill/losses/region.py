@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,12 +68,7 @@ class RegionFeatureLoss(CenterHeadLoss):
         self.attention, self.threshold = attention, threshold
 
     @full_precision
-    def forward(
-        self,
-        student_value: Tensor,
-        teacher_value: Tensor | tuple[Tensor, Sequence[Mapping[str, Tensor]]],
-        batch: Batch,
-    ) -> dict[str, Tensor]:
+    def forward(self, student_value: Tensor, teacher_value: Any, batch: Batch) -> dict[str, Tensor]:
         """The student's map (B, C, X, Y), on its raster or a level of it; the teacher's, and its head output if read.
 
         Returns:
