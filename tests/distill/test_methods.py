@@ -16,7 +16,7 @@ from mmdet3d.engine.recipe import Recipe
 from mmdet3d.engine.recipe_graph import build_graph
 from mmdet3d.engine.settings import Settings
 from mmdet3d.models import build_model
-from mmdet3d.structures import Batch
+from mmdet3d.structures import Batch, Sample
 
 DOCS = CONFIG_ROOT.parent / "docs"
 BEV_METHODS = sorted(f.stem for f in (CONFIG_ROOT / "synthetic/methods").glob("*.yaml") if f.stem != "default")
@@ -26,10 +26,13 @@ FULL = {name: f"nuscenes/distill/methods/{name}.yaml" for name in BEV_METHODS}
 FULL |= {"monodistill": "kitti/methods/monodistill.yaml"}
 
 
-@pytest.mark.parametrize("name", SMALL)
+TRAINED = SMALL | {"crkd_temporal": "synthetic/crkd/temporal.yaml"}
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_two_steps(name: str, tmp_path: Path) -> None:
     """Every loss is finite and pulls at the student, and the teacher stays as it is."""
-    cfg = load_config(SMALL[name])
+    cfg = load_config(TRAINED[name])
     torch.manual_seed(0)
     for side in ("teacher", "student"):
         block = cfg.model[side]
@@ -43,8 +46,11 @@ def test_two_steps(name: str, tmp_path: Path) -> None:
     distiller.start_epoch(0)
     before = {key: value.clone() for key, value in distiller.teacher.state_dict().items()}
     optimizer = build_optimizer(distiller, Settings.from_config(cfg).optimizer)
-    make, size = (road, cfg.image_size) if name == "monodistill" else (street, cfg.image_size)
-    batch = Batch.collate([make(k, tuple(size)) for k in range(2)])
+    samples = [(road if name == "monodistill" else street)(k, tuple(cfg.image_size)) for k in range(2)]
+    for sample in samples:
+        earlier = cfg.model.student.model.get("history", 0)
+        sample.history = [Sample("earlier", sample.calibration, images=sample.images.flip(0))] * earlier or None
+    batch = Batch.collate(samples)
     weights = [p for p in distiller.student.parameters() if p.requires_grad]
     for step in range(2):
         losses = distiller.loss(batch)
