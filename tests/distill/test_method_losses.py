@@ -13,6 +13,7 @@ from torch import nn
 from mmdet3d.distill.losses import (
     ActiveFeatureLoss,
     ContrastiveLoss,
+    FeatureLoss,
     GaussianFeatureLoss,
     GaussianResponseLoss,
     InstanceLoss,
@@ -22,12 +23,15 @@ from mmdet3d.distill.losses import (
     TrajectoryFeatureLoss,
 )
 from mmdet3d.distill.losses.active import active_distance
+from mmdet3d.distill.losses.foreground import foreground_distance
 from mmdet3d.distill.losses.gaussian_features import standardised, trajectory_distance, went_back
 from mmdet3d.distill.losses.gaussian_response import weighted_mean
 from mmdet3d.distill.losses.instances import info_nce, instance_distance
 from mmdet3d.distill.losses.object_points import features_at, nine_points, relation_distance
 from mmdet3d.distill.losses.occupancy import gaussian_volume, occupancy
 from mmdet3d.distill.losses.partition import masked_distance
+from mmdet3d.distill.losses.relation import affinity_distance
+from mmdet3d.distill.losses.response import quality_focal_loss, soft_box_loss
 from mmdet3d.distill.masks import gaussian_mask
 from mmdet3d.models.heads.gaussian import gaussian_radius
 from mmdet3d.ops.bev_pool import plan_pool
@@ -300,6 +304,33 @@ def test_blocks_are_convolutions_with_norm_in_place_of_one_without() -> None:
     assert widths == [(4, 4), (4, 4), (4, 6)] and isinstance(layers[-1], nn.ReLU)
     with pytest.raises(ValueError, match="blocks need a projection"):
         RegionFeatureLoss(blocks=3)
+
+
+# -- CMKD, CrossKD, MonoDistill, made of what was there ---------------------------------------------------------------
+
+
+def test_both_stages_of_cmkd_golden() -> None:
+    student = torch.tensor([[0.1, 1.5], [1.0, 0.2]]).view(1, 1, 2, 2)
+    teacher = torch.tensor([[0.0, 1.0], [2.0, 0.0]]).view(1, 1, 2, 2)
+    assert 32 * FeatureLoss()(student, teacher, labelled()).item() == pytest.approx(10.4, rel=1e-6)
+    p, q = torch.tensor([0.5, 0.1]), torch.tensor([0.9, 0.2])
+    assert quality_focal_loss(p, q, beta=2.0).item() == pytest.approx(0.1163516, rel=1e-6)
+    apart = torch.tensor([0.5, 2.0]).view(1, 2, 1, 1)
+    assert soft_box_loss(apart, torch.zeros_like(apart), torch.full((1, 1, 1), 0.8)).item() == pytest.approx(5.2)
+
+
+def test_crossed_heat_maps_golden() -> None:
+    p, q = torch.tensor([0.5]), torch.tensor([0.8])
+    assert quality_focal_loss(p, q, beta=1.0).item() == pytest.approx(0.2079442, rel=1e-6)
+    assert quality_focal_loss(p, q, beta=2.0).item() == pytest.approx(0.0623832, rel=1e-5)
+
+
+def test_monodistill_golden() -> None:
+    apart = torch.tensor([1.0, 3.0]).view(1, 1, 1, 2)
+    inside = torch.ones(1, 1, 2, dtype=torch.bool)
+    assert foreground_distance(apart, torch.zeros_like(apart), inside).item() == pytest.approx(2.5)
+    student, teacher = torch.tensor([1.0, 0]).view(1, 1, 1, 2), torch.tensor([1.0, 2]).view(1, 1, 1, 2)
+    assert affinity_distance(student, teacher).item() == pytest.approx(2.0)
 
 
 # -- all of them ------------------------------------------------------------------------------------------------------
