@@ -82,10 +82,10 @@ def test_an_exported_network_gets_earlier_images_but_no_points_to_draw() -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"history": -1}, "model.history must be 0, or with a camera more, got -1"),
+        ({"history": -1}, "model.history must not be negative, got -1"),
         (
             {"encoders": {"radar": model_config("radar")["encoders"]["radar"]}, "fuser": None},
-            "with a camera more, got 2",
+            "model.history is 2, but there is no camera to look back",
         ),
         ({"history": 1}, r"in_channels begins with 18, but 1 \+ history = 2 frames of 6 channels make 12"),
     ],

@@ -137,8 +137,10 @@ class BEVFusion(Detector):
             )
 
     def _check_history(self, fuser: Mapping[str, Any] | None) -> None:
-        if self.history < 0 or (self.history and "camera" not in self.sensors):
-            raise ValueError(f"model.history must be 0, or with a camera more, got {self.history}")
+        if self.history < 0:
+            raise ValueError(f"model.history must not be negative, got {self.history}")
+        if self.history and "camera" not in self.sensors:
+            raise ValueError(f"model.history is {self.history}, but there is no camera to look back with; set it to 0")
         if self.history and fuser is not None:
             one = self.encoders["camera"]["vtransform"].bev_channels
             wanted, found = (1 + self.history) * one, fuser["in_channels"][0]
