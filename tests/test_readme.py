@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 START, EXTENDING, SEEING = "docs/get_started.md", "docs/extending.md", "docs/seeing.md"
 ZOO = "docs/model_zoo.md"
 SYSTEMS = tuple(f"docs/systems/{file.name}" for file in sorted((ROOT / "docs" / "systems").glob("*.md")))
-FIRST = ("README.md", START, EXTENDING, SEEING, ZOO, *SYSTEMS)  # documents whose commands are all typed somewhere
+METHODS = "docs/methods.md"
+FIRST = ("README.md", START, EXTENDING, SEEING, ZOO, METHODS, *SYSTEMS)  # their commands are all typed somewhere
 BIN = Path(sys.executable).parent
 
 
@@ -66,7 +67,11 @@ def test_every_command_is_covered_here_or_elsewhere(document: str) -> None:
     "command",
     [
         c
-        for c in [*commands(document=START), *commands("From zero to a table", "docs/training.md")]
+        for c in [
+            *commands(document=START),
+            *commands("From zero to a table", "docs/training.md"),
+            *commands(document=METHODS),
+        ]
         if re.match("torchpack dist-run|python tools/train_val", c)
     ],
 )

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mmdet3d.models.heads.targets import object_heat
 from mmdet3d.structures import BEVGrid, Boxes3D, rotate_z
 
-__all__ = ["enlarge", "footprint_mask", "footprints"]
+__all__ = ["enlarge", "footprint_mask", "footprints", "gaussian_mask"]
 
 
 def footprint_mask(boxes: Sequence[Boxes3D], grid: BEVGrid) -> Tensor:
@@ -59,6 +60,12 @@ def _covered_cells(boxes: Boxes3D, grid: BEVGrid) -> tuple[Tensor, Tensor]:
     inside &= ((cells >= 0) & (cells < torch.tensor(grid.shape, device=cells.device))).all(-1)
     covering = inside.nonzero(as_tuple=True)
     return covering[0], cells[covering]
+
+
+def gaussian_mask(boxes: Sequence[Boxes3D], grid: BEVGrid, overlap: float, min_radius: int) -> Tensor:
+    """(B, X, Y): how near a cell is to the centre of an object of any class, 1 there; see `heatmap_target`."""
+    labels = [torch.zeros(len(b), dtype=torch.int64, device=b.device) for b in boxes]
+    return object_heat(boxes, labels, grid, overlap, min_radius)
 
 
 def enlarge(boxes: Boxes3D) -> Boxes3D:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -19,6 +20,8 @@ __all__ = ["Term", "TermBlock", "build_term", "owner_of"]
 
 Taps = str | Sequence[str]
 
+_ITEM = re.compile(r"(.+)\[(\d+)\]")  # of a tap whose value is a list
+
 
 @dataclass(frozen=True, kw_only=True)
 class TermBlock:
@@ -26,7 +29,7 @@ class TermBlock:
 
     Args:
         type: class of the loss.
-        student: tap that it reads, or list of taps.
+        student: tap that it reads, or list of taps; `TAP[1]` is the second item of one whose value is a list.
         teacher: likewise; of several teachers `NAME.TAP`.
         weight: factor; with `model.balance` a share of detection's gradient.
         schedule: when it counts.
@@ -63,8 +66,8 @@ class Term:
     schedule: LossSchedule
 
     def taps(self, side: str) -> list[str]:
-        """Those of `student` or `teacher`, as the config names them."""
-        return _listed(getattr(self, side))
+        """Those of `student` or `teacher`, as the config names them, whole where an item is named."""
+        return [_item(tap)[0] for tap in _listed(getattr(self, side))]
 
     @property
     def asked(self) -> list[str]:
@@ -74,7 +77,7 @@ class Term:
     def pick(self, side: str, features: Mapping[str, Any]) -> Any:
         """The value that the loss gets of one side, or the list of values."""
         taps = getattr(self, side)
-        return features[taps] if isinstance(taps, str) else [features[tap] for tap in taps]
+        return _value(taps, features) if isinstance(taps, str) else [_value(tap, features) for tap in taps]
 
     def entries(self, value: Tensor | Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
         """What the loss returned, weighted, by the names that the engine sums or logs."""
@@ -166,6 +169,17 @@ def owner_of(name: str, teachers: Collection[str], key: str) -> tuple[str, str]:
 
 def _listed(taps: Taps) -> list[str]:
     return [taps] if isinstance(taps, str) else list(taps)
+
+
+def _item(tap: str) -> tuple[str, int | None]:
+    """`TAP[1]` as the tap and the place in its list; None: the whole value."""
+    found = _ITEM.fullmatch(tap)
+    return (tap, None) if found is None else (found[1], int(found[2]))
+
+
+def _value(tap: str, features: Mapping[str, Any]) -> Any:
+    name, item = _item(tap)
+    return features[name] if item is None else features[name][item]
 
 
 def _shapes(value: Any) -> Any:

@@ -256,9 +256,9 @@ def _image_size(model: ModelSide, data: Sequence[DataSide]) -> Iterator[Disagree
 
 
 def _history(model: ModelSide, data: Sequence[DataSide]) -> Iterator[Disagreement]:
-    frames = model.get("history")
+    frames = model.get("history")  # 0 of a model that does not look back, whatever is loaded for others
     for names, offsets in _grouped(data, "LoadHistoryImages.key_offsets"):
-        if frames is not None and len(offsets) != frames:
+        if frames and len(offsets) != frames:
             yield Disagreement(
                 f"{model.name('history')} is {frames}, but {names} names {len(offsets)} earlier frames "
                 f"({shown(offsets)}); make it their number"

@@ -136,6 +136,16 @@ def test_channel_softmax_weighs_objects_and_inventions():
     assert torch.allclose(loss((student + 5, head_answer(0.5)), teacher, labelled(CAR)), torch.tensor(3.0), rtol=1e-5)
 
 
+def test_channel_softmax_on_a_level_takes_the_highest_response_of_its_cells():
+    """One invented cell of 8 x 8 is one of 4 x 4, and weighs 1 alone."""
+    loss, *_ = bound(ChannelSoftmaxLoss())
+    head = head_answer(0.01)
+    head[0]["heatmap"][0, 0, 7, 0] = 2.0
+    teacher = torch.zeros(1, 4, 4, 4)
+    teacher[0, 0, 3, 0] = math.log(3)
+    assert loss((torch.zeros(1, 4, 4, 4), head), teacher, labelled(CAR)).item() == pytest.approx(0.5, rel=1e-5)
+
+
 # -- regions ----------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from distill_inputs import road, street
 from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from mmdet3d.config import load_config
 from mmdet3d.distill import LiveTeacher, StoredTeacher
 from mmdet3d.distill.teacher import build_detector
-from mmdet3d.structures import Batch, Boxes3D, Calibration, ImageObjects, Sample
+from mmdet3d.structures import Batch
 
 SYSTEMS = [
     "synthetic/crkd/small.yaml",
@@ -24,58 +25,6 @@ SYSTEMS = [
     "kitti/synthetic/monoskd.yaml",
     "kitti/synthetic/monommkd.yaml",
 ]
-
-
-def street(number: int, size: tuple[int, int]) -> Sample:
-    """Two cameras, front and back, LiDAR, and three objects or one."""
-    generator = torch.Generator().manual_seed(number)
-    camera = torch.tensor([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
-    intrinsics = torch.diag(torch.tensor([size[1] / 2, size[1] / 2, 1, 1]))
-    intrinsics[:2, 2] = torch.tensor([size[1] / 2, size[0] / 2])
-    both = torch.stack([camera, torch.diag(torch.tensor([-1.0, -1, 1, 1])) @ camera])
-    eye = torch.eye(4)
-    points = torch.rand(400, 5, generator=generator)
-    points[:, :3] = (points[:, :3] - 0.5) * torch.tensor([70.0, 70, 4])
-    boxes = torch.tensor([[9.0, 1, -1, 4.5, 1.9, 1.6, 0.2, 1, 0], [-12.0, 3, -1, 0.7, 0.7, 1.7, 0, 0, 0]])
-    return Sample(
-        str(number),
-        Calibration(eye, eye, both, both, intrinsics.repeat(2, 1, 1), eye.repeat(2, 1, 1), eye),
-        images=torch.randn(2, 3, *size, generator=generator),
-        points=points,
-        boxes=Boxes3D(boxes[: 2 - number]),
-        labels=torch.tensor([0, 8])[: 2 - number],
-        view=f"data/{number}.{number}.0",
-    )
-
-
-def road(number: int, size: tuple[int, int]) -> Sample:
-    """One camera, a depth map, and two objects or one."""
-    generator = torch.Generator().manual_seed(number)
-    count, eye = 2 - number, torch.eye(4)
-    lidar = torch.tensor([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])[None]
-    intrinsics = torch.diag(torch.tensor([720.0, 720, 1, 1]))
-    intrinsics[:2, 2] = torch.tensor([610.0, 173])
-    scaled = torch.diag(torch.tensor([size[1] / 1242, size[0] / 375, 1, 1]))
-    center = torch.tensor([[-2.0, 1, 15], [3.0, 1, 25]])
-    middle = center[:, :2] / center[:, 2:] * 720 + torch.tensor([610.0, 173])
-    cars = {
-        "labels": torch.tensor([1, 0]),
-        "boxes2d": torch.cat([middle - 30, middle + 30], 1),
-        "sizes": torch.tensor([[1.5, 1.6, 3.9], [1.8, 0.7, 0.8]]),
-        "centers": center,
-        "yaws": torch.tensor([0.3, -1.2]),
-        "alphas": torch.tensor([0.4, -1.3]),
-        "regressed": torch.tensor([True, True]),
-    }
-    return Sample(
-        str(number),
-        Calibration(eye, eye, lidar, lidar, intrinsics[None], scaled[None], eye),
-        images=torch.randn(1, 3, *size, generator=generator),
-        depths=40 * torch.rand(1, *size, generator=generator),
-        objects=ImageObjects(**{name: value[:count] for name, value in cars.items()}),
-        meta={"image_size": (1242, 375), "crop_scale": 1.0},
-        view=f"data/{number}.{number}.0",
-    )
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -104,6 +105,19 @@ def make_batch(size: int = 2, seed: int = 0) -> Batch:
     """All sensors and two boxes per sample, except for the last sample, which has none."""
     generator = torch.Generator().manual_seed(seed)
     return Batch.collate([_sample(i, i == size - 1, generator) for i in range(size)])
+
+
+def look_back(batch: Batch, history: int, seed: int = 0) -> Batch:
+    """The batch with earlier frames: other images, and cameras that stood 1 m, 2 m, ... further back."""
+    generator = torch.Generator().manual_seed(100 + seed)
+    batch.history = []
+    for k in range(1, history + 1):
+        camera2lidar = batch.calibration.camera2lidar.clone()
+        camera2lidar[..., 1, 3] -= k
+        calibration = replace(batch.calibration, camera2lidar=camera2lidar)
+        images = torch.randn(batch.images.shape, generator=generator)
+        batch.history.append(Batch(batch.tokens, calibration, images=images))
+    return batch
 
 
 def _sample(index: int, empty: bool, generator: torch.Generator) -> Sample:

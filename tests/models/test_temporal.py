@@ -43,17 +43,7 @@ def config(history: int = 2, **changes: Any) -> dict[str, Any]:
 
 
 def make_batch(history: int = 2, seed: int = 0) -> Batch:
-    """`bev_models.make_batch` with earlier frames: other images, and cameras that stood 1 m, 2 m, ... further back."""
-    batch = bev_models.make_batch(seed=seed)
-    generator = torch.Generator().manual_seed(100 + seed)
-    batch.history = []
-    for k in range(1, history + 1):
-        camera2lidar = batch.calibration.camera2lidar.clone()
-        camera2lidar[..., 1, 3] -= k
-        calibration = replace(batch.calibration, camera2lidar=camera2lidar)
-        images = torch.randn(batch.images.shape, generator=generator)
-        batch.history.append(Batch(batch.tokens, calibration, images=images))
-    return batch
+    return bev_models.look_back(bev_models.make_batch(seed=seed), history, seed)
 
 
 def model(history: int = 2) -> nn.Module:

@@ -168,7 +168,10 @@ def test_every_term_is_switched_off_by_one_override(name):
     assert terms("--model.losses.features", "null") == {"responses"}
 
 
-@pytest.mark.parametrize("name", ["monoskd", "monodistill", "monommkd", "synthetic/monoskd", "synthetic/monommkd"])
+SMALL = ("synthetic/monoskd", "synthetic/monodistill", "synthetic/monommkd")
+
+
+@pytest.mark.parametrize("name", ["monoskd", "monodistill", "monommkd", "methods/monodistill", *SMALL])
 def test_options_of_the_network_reach_the_student(name):
     """Those of default.yaml that a distillation inherits."""
     changes = {**NARROW, "score_threshold": 0.05, "htl": {"epochs": 9, "window": 4}, "detector.exact_affine": False}

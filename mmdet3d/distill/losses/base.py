@@ -11,11 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from mmdet3d.distill.outline import Outline, head_of
+from mmdet3d.distill.rasters import strided
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.heads.base import DetectionHead
 from mmdet3d.structures import Batch, BEVGrid
 
-__all__ = ["DistillLoss", "Shared", "detection_head", "full_precision", "raster_of", "require_same_shape", "sum_of"]
+__all__ = [
+    "DistillLoss",
+    "Shared",
+    "detection_head",
+    "full_precision",
+    "level_grid",
+    "raster_of",
+    "require_same_shape",
+    "sum_of",
+]
 
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -104,6 +114,19 @@ def raster_of(student: Detector, owner: str) -> BEVGrid:
             "loss off (null)"
         )
     return student.grid
+
+
+def level_grid(grid: BEVGrid, maps: Tensor, owner: str) -> BEVGrid:
+    """The raster of maps (B, C, X, Y) that cover what `grid` covers with cells some times as large or as small.
+
+    Raises:
+        ValueError: no such cells give that size; in the name of the loss `owner`.
+    """
+    size = (maps.shape[2], maps.shape[3])
+    found = strided(grid, size)
+    if found is None:
+        raise ValueError(f"{owner}: a map of {size[0]}x{size[1]} cells is no level of the student's raster, {grid}")
+    return found[0]
 
 
 def require_same_shape(loss: DistillLoss, student: Tensor, teacher: Tensor) -> None:

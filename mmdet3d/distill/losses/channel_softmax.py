@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmdet3d.distill.losses.base import full_precision, require_same_shape
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
@@ -36,7 +37,7 @@ class ChannelSoftmaxLoss(CenterHeadLoss):
     def forward(
         self, student_value: tuple[Tensor, Sequence[Mapping[str, Tensor]]], teacher_value: Tensor, batch: Batch
     ) -> Tensor:
-        """The student's map (B, C, X, Y) and its head output; the teacher's map.
+        """The student's map (B, C, X, Y), on its raster or a level of it, and its head output; the teacher's map.
 
         Raises:
             ValueError: maps of different shapes, or no ground truth.
@@ -45,6 +46,7 @@ class ChannelSoftmaxLoss(CenterHeadLoss):
         require_same_shape(self, student, teacher_value)
         truth = self._heat(batch).amax(1)
         seen = clamped_sigmoid(torch.cat([task["heatmap"] for task in head], dim=1).detach()).amax(1)
+        truth, seen = (F.adaptive_max_pool2d(heat, student.shape[2:]) for heat in (truth, seen))
         near = truth > self.threshold
         invented = ~near & (seen > self.threshold)
         self.observe("no cell is near an object in any step of an epoch", ~near.any())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmdet3d.models.detectors.base import Detector
@@ -40,6 +42,9 @@ class BEVFusion(Detector):
         fuser: part; null if there is one sensor.
         decoder: between the fused BEV and the heads.
         heads: what is predicted, a part by the name of each task; one that is null is not part of the model.
+        history: how many earlier frames the camera encoder lifts as well, which `LoadHistoryImages` loads (BEVDet4D).
+            Of the camera the fuser then gets the BEVs of all times, which lie in the key frame, the key frame's first:
+            `in_channels` begins with (1 + `history`) times the channels of one. Earlier frames get no gradient.
 
     Attributes:
         grid: the BEV raster of the heads.
@@ -47,7 +52,8 @@ class BEVFusion(Detector):
         fused: what the fuser gets, as names below `encoders`.
 
     Raises:
-        ValueError: an unknown key, no sensor, no head, several sensors without a fuser, or parts on different rasters.
+        ValueError: an unknown key, no sensor, no head, several sensors without a fuser, parts on different rasters, or
+            a history without a camera or for a fuser of other channels.
     """
 
     def __init__(
@@ -56,13 +62,16 @@ class BEVFusion(Detector):
         decoder: DecoderBlock,
         heads: Mapping[str, Any],
         fuser: Mapping[str, Any] | None = None,
+        history: int = 0,
     ) -> None:
         super().__init__()
         self.sensors = tuple(encoders.by_sensor)
+        self.history = history
         self._check_fuser(fuser)
         self._reads = {name: block.reads for name, block in encoders.by_sensor.items()}
         self._reduce: dict[str, bool] = {}
         self.encoders = self._build_encoders(encoders)
+        self._check_history(fuser)
         self.fuser = None if fuser is None else MODELS.build(fuser, "fuser")
         self.decoder = nn.ModuleDict(
             {
@@ -85,7 +94,14 @@ class BEVFusion(Detector):
 
     @property
     def fused(self) -> tuple[str, ...]:
-        return self.sensors
+        earlier = {"camera": ("camera", "camera.history")} if self.history else {}
+        return tuple(part for name in self.sensors for part in earlier.get(name, (name,)))
+
+    @property
+    def not_exportable(self) -> str:
+        """Why an exported network cannot do what this one does; empty if it can."""
+        drawn = self.history and self.encoders["camera"]["vtransform"].drawing is not None
+        return "points are drawn into the images of earlier frames inside of it" if drawn else ""
 
     @property
     def pretrained_parts(self) -> tuple[str, ...]:
@@ -120,6 +136,20 @@ class BEVFusion(Detector):
                 f"but model.encoders has {len(self.sensors)}: {sensors}"
             )
 
+    def _check_history(self, fuser: Mapping[str, Any] | None) -> None:
+        if self.history < 0:
+            raise ValueError(f"model.history must not be negative, got {self.history}")
+        if self.history and "camera" not in self.sensors:
+            raise ValueError(f"model.history is {self.history}, but there is no camera to look back with; set it to 0")
+        if self.history and fuser is not None:
+            one = self.encoders["camera"]["vtransform"].bev_channels
+            wanted, found = (1 + self.history) * one, fuser["in_channels"][0]
+            if found != wanted:
+                raise ValueError(
+                    f"model.fuser.in_channels begins with {found}, but 1 + history = {1 + self.history} frames of "
+                    f"{one} channels make {wanted}"
+                )
+
     # -- stages -----------------------------------------------------------------------------------------------------
 
     def _declare_stages(self) -> None:
@@ -145,6 +175,11 @@ class BEVFusion(Detector):
         self._declare_view_transform("camera", self._view_transform)
         if self.encoders["camera"]["vtransform"].supervises_depth:
             self.loss_taps = (*self.loss_taps, f"{camera}.depth")
+        if self.history:
+            vtransform = self.encoders["camera"]["vtransform"]
+            names = ("images", *vtransform.geometry_reads)
+            earlier = [f"history.{t}.{name}" for t in range(self.history) for name in names]
+            self.add_stage(f"{camera}.history", self._encode_history, reads=(*earlier, *vtransform.lift_reads))
 
     def _declare_view_transform(self, name: str, run: Callable[..., Any]) -> None:
         """That of an encoder; `run(batch, features, plan)`, or with the points drawn into the images after these."""
@@ -185,6 +220,23 @@ class BEVFusion(Detector):
         bev, depth = self.encoders["camera"]["vtransform"](features, batch, plan=plan, drawn=drawn)
         return channels_last(bev), depth
 
+    @torch.no_grad()
+    def _encode_history(self, batch: Batch) -> Tensor:
+        frames = batch.require("history", type(self).__name__)
+        if len(frames) != self.history:
+            raise ValueError(
+                f"model.history is {self.history}, but the batch holds {len(frames)} earlier frames; make it the "
+                "number of key_offsets of LoadHistoryImages"
+            )
+        return torch.cat([self._encode_frame(frame, batch) for frame in frames], dim=1)
+
+    def _encode_frame(self, frame: Batch, key: Batch) -> Tensor:
+        """The BEV of an earlier frame in the key frame; points that are drawn into its images are the key frame's."""
+        features = self._image_neck(frame, self._image_backbone(frame))
+        vtransform = self.encoders["camera"]["vtransform"]
+        drawn = vtransform.draw(replace(key, calibration=frame.calibration))
+        return vtransform(features, key, frame.calibration, drawn=drawn)[0]
+
     def _voxels(self, name: str, batch: Batch) -> dict[str, Tensor]:
         points = batch.require(self._reads[name], f"the {name} encoder")
         voxels = voxelize_batch(self.encoders[name]["voxelize"], points, self._reduce[name])
@@ -198,6 +250,8 @@ class BEVFusion(Detector):
         return channels_last(found) if isinstance(found, Tensor) else (channels_last(found[0]), *found[1:])
 
     def _fuse(self, batch: Batch, *bevs: Tensor) -> tuple[Tensor, ...]:
+        if self.history:  # the camera is the first of all sensors
+            bevs = (channels_last(torch.cat(bevs[:2], dim=1)), *bevs[2:])
         if self.fuser is None:
             return bevs[0], bevs[0]
         fused, used = self.fuser(list(bevs))

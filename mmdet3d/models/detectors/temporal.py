@@ -35,8 +35,6 @@ class TemporalCamera(BEVFusion):
         ValueError: another sensor, a fuser, no earlier frame, or a decoder of other channels.
     """
 
-    fused = ("camera", "camera.history")
-
     def __init__(
         self,
         encoders: CameraEncoder,
@@ -49,8 +47,7 @@ class TemporalCamera(BEVFusion):
             raise ValueError(f"model.history must be at least 1, got {history}; one frame alone is a BEVFusion")
         if fuser is not None:
             raise ValueError("model.fuser of a TemporalCamera must be null: the BEVs of all times are concatenated")
-        self.history = history  # before the base class declares stages
-        super().__init__(encoders, decoder, heads)
+        super().__init__(encoders, decoder, heads, history=history)
         self._check_decoder()
 
     def _check_decoder(self) -> None:
@@ -62,27 +59,6 @@ class TemporalCamera(BEVFusion):
                 f"model.decoder.backbone.in_channels is {found}, but 1 + history = {1 + self.history} frames of {one} "
                 f"channels make {wanted}"
             )
-
-    def _declare_encoders(self) -> None:
-        super()._declare_encoders()
-        vtransform = self.encoders["camera"]["vtransform"]
-        names = ("images", *vtransform.geometry_reads)
-        earlier = [f"history.{t}.{name}" for t in range(self.history) for name in names]
-        self.add_stage("encoders.camera.history", self._encode_history, reads=(*earlier, *vtransform.lift_reads))
-
-    @torch.no_grad()
-    def _encode_history(self, batch: Batch) -> Tensor:
-        frames = batch.require("history", "TemporalCamera")
-        if len(frames) != self.history:
-            raise ValueError(
-                f"model.history is {self.history}, but the batch holds {len(frames)} earlier frames; make it the "
-                "number of key_offsets of LoadHistoryImages"
-            )
-        return torch.cat([self._encode_frame(frame, batch) for frame in frames], dim=1)
-
-    def _encode_frame(self, frame: Batch, key: Batch) -> Tensor:
-        features = self._image_neck(frame, self._image_backbone(frame))
-        return self.encoders["camera"]["vtransform"](features, key, frame.calibration)[0]
 
     def _fuse(self, batch: Batch, key: Tensor, history: Tensor) -> tuple[Tensor, ...]:
         return channels_last(torch.cat([key, history], dim=1)), key
