@@ -54,7 +54,9 @@ def first_scores(model: Trainable, dataset: PictureDataset) -> list[float]:
 def small_metrics(name: str, root: Path, scratch: Path) -> dict[str, float]:
     """What a shipped model scores on the validation frames in `root`, as far as its table shows it."""
     model, dataset = load_shipped(name, root)
-    metrics = dataset.evaluate(predict(model, dataset, torch.device("cpu"), batch_size=2), scratch)
+    found = predict(model, dataset, torch.device("cpu"), batch_size=2)
+    assert found is not None  # only further ranks have nothing
+    metrics = dataset.evaluate(found, scratch)
     return {column.key: metrics[column.key] for column in Recipe.load(read_card(name)["recipe"]).table_columns}
 
 
