@@ -79,7 +79,7 @@ def write_report(
     limits = ", ".join(f"{name} {STRICT[name]['3d']:g}" for name in CLASSES)
     page.text(
         f"{len(ids)} frames, {counted} objects that KITTI counts ({DIFFICULTIES[_LEVEL]}). Average precision is the "
-        f"official one at 40 recalls, as a share of 1. All else takes detections with a score of {min_score:g} or more; "
+        f"official one at 40 recalls, of 1 at best. All else takes detections with a score of {min_score:g} or more; "
         f"an object is found by the official rules in space (overlap above {limits})."
     )
     _scores(page, sides)
