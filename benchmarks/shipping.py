@@ -1,4 +1,4 @@
-"""Latency, memory and size of a shipped model and of what is exported from it, and what int8 and float16 cost in mAP, on the CPU.
+"""Latency, memory and size of a shipped model and of what is exported from it, and what fewer bits cost in mAP: CPU.
 
 python -m benchmarks.shipping [--model NAME] [--scenes N] [--calibration N] [--threads N] [--seconds S] [--out FILE]
 

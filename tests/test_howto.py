@@ -21,6 +21,7 @@ from mmdet3d.engine.command import read_overrides
 from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
+from mmdet3d.zoo import weight_path
 
 ROOT = Path(__file__).resolve().parents[1]
 HOWTO, DATA = ((ROOT / "docs" / name).read_text() for name in ("howto.md", "data.md"))
@@ -159,10 +160,9 @@ def test_worlds_of_six_cameras_are_those_that_were_always_made() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("heading", ["Own recordings, from nothing to a score", "Rigs of the synthetic world"])
 def test_the_page_on_data_from_top_to_bottom(heading: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "pretrained").symlink_to(ROOT / "pretrained")
     tools = {"create_data": create_data, "train": train, "test": test, "visualize": visualize}
     for command in [c for block in section(DATA, heading)["bash"] for c in block.splitlines()]:
-        _, file, *words = shlex.split(command)
+        _, file, *words = map(weight_path, shlex.split(command))
         if file.startswith("examples/"):
             monkeypatch.setattr(sys, "argv", [file, *words])
             runpy.run_path(str(ROOT / file), run_name="__main__")

@@ -41,17 +41,16 @@ def main(words: list[str]) -> None:
     args = parse(words)
     from mmdet3d.engine.detector import Detector
     from mmdet3d.engine.viewing import record
-    from mmdet3d.engine.zoo import zoo_file
     from mmdet3d.io.files import check_place
     from mmdet3d.visualization.recording import check_recording
+    from mmdet3d.zoo import weight_path
 
     check_recording(args.save)
     check_place(args.save.parent, "--save")
     detectors = {}
     root = args.frames
     for title, model in zip(args.titles, args.models, strict=True):
-        name = model.removeprefix("zoo:")
-        detector = Detector.from_file(zoo_file(name) if model != name else name)
+        detector = Detector.from_file(weight_path(model))
         root = root or detector.data["dataset_root"]
         detectors[title] = detector, detector.frames(root, args.info)
     scenes = next(iter(detectors.values()))[1].scenes()
