@@ -97,9 +97,10 @@ def _scores(page: Page, sides: Sequence[_Side]) -> None:
     page.heading("Average precision")
     for side in sides:
         head = [side.title, *(f"{m} {level}" for m in ("3d", "bev", "aos") for level in DIFFICULTIES)]
-        rows = [
-            [name, *(v / 100 for m in ("3d", "bev", "aos") for v in side.metrics[name][m]["R40"])] for name in CLASSES
-        ]
+        rows: list[list[str | float]] = []
+        for name in CLASSES:
+            shares = [v / 100 for m in ("3d", "bev", "aos") for v in side.metrics[name][m]["R40"]]
+            rows.append([name, *shares])
         page.add(table(head, rows))
     page.add(bars({s.title: {n: s.metrics[n]["3d"]["R40"][1] / 100 for n in CLASSES} for s in sides}))
 
