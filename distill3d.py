@@ -26,6 +26,7 @@ COMMANDS = {
     "visualize": ("visualize", "draw ground truth and detections"),
     "export": ("export", "write a trained detector as ONNX or as a torch.export program"),
     "detect": ("detect", "boxes and pictures from a trained or an exported detector"),
+    "view": ("view", "record cameras, points and boxes of several models, to look at interactively"),
     "curves": ("curves", "draw the losses and metrics of trainings"),
     "recipe": ("run_recipe", "trainings that build on each other, to one table"),
     "audit": ("audit_distillation", "what every distillation term pulls the student towards"),

@@ -1,4 +1,4 @@
-"""Latency, memory and size of a shipped model and of what is exported from it, and what int8 costs in mAP, on the CPU.
+"""Latency, memory and size of a shipped model and of what is exported from it, and what fewer bits cost in mAP: CPU.
 
 python -m benchmarks.shipping [--model NAME] [--scenes N] [--calibration N] [--threads N] [--seconds S] [--out FILE]
 
@@ -22,7 +22,7 @@ from benchmarks.framework import Budget, machine, peak_memory, summary, threads,
 from mmdet3d.datasets import FrameDataset
 from mmdet3d.engine.detector import Detector
 from mmdet3d.engine.evaluate import evaluate
-from mmdet3d.engine.quantization import quantize
+from mmdet3d.engine.quantization import halve, quantize
 from mmdet3d.engine.recipe import Recipe
 from mmdet3d.models.network import Network
 from mmdet3d.ops import native
@@ -83,10 +83,11 @@ def _run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def exported(detector: Detector, seen: FrameDataset, folder: Path, count: int) -> dict[str, Detector]:
-    """By name the detector as ONNX in float32, with the calibration of a frame built in, and in int8."""
-    paths = {name: folder / f"{name}.onnx" for name in ("ONNX", "ONNX fixed", "ONNX int8")}
+    """By name the detector as ONNX in float32, with the calibration of a frame built in, in float16, and in int8."""
+    paths = {name: folder / f"{name}.onnx" for name in ("ONNX", "ONNX fixed", "ONNX half", "ONNX int8")}
     detector.export(paths["ONNX"], seen[0])
     detector.export(paths["ONNX fixed"], seen[0], fixed_calibration=True)
+    halve(paths["ONNX"], paths["ONNX half"])
     quantize(paths["ONNX"], paths["ONNX int8"], (seen[k] for k in range(len(seen))[:count]))
     return {name: Detector.from_file(path) for name, path in paths.items()}
 

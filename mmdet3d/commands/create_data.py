@@ -166,6 +166,7 @@ def _add_synthetic(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--difficulty", type=float, default=1.0, help="0 clean ... 1 as in life ... 3 hard")
     command.add_argument("--reach", type=float, default=45.0, help="populated road before and behind the car, metres")
     command.add_argument("--val-fraction", type=float, default=0.2, help="share of the scenes in synthetic_val")
+    command.add_argument("--cameras", type=int, default=6, help="1 ahead, 4 around, nuScenes' 6, or 8 around")
     command.set_defaults(run=_synthetic)
 
 
@@ -182,6 +183,7 @@ def _synthetic(args: argparse.Namespace) -> None:
         difficulty=args.difficulty,
         reach=args.reach,
         val_fraction=args.val_fraction,
+        cameras=args.cameras,
     )
     root = generate(args.out_dir, settings, args.workers)
     print(f"{root}: version {VERSION}, splits synthetic_train and synthetic_val")

@@ -56,6 +56,16 @@ def _parser() -> argparse.ArgumentParser:
     kitti.add_argument("--ids", type=Path, help="list of the frames to score (default: the 3,769 validation frames)")
     kitti.add_argument("--out", type=Path, help="folder for metrics.json (default: beside the folder of detections)")
     kitti.add_argument("--class-map", nargs="+", default=[], metavar="OWN=KITTI", help="what own classes count as")
+    kitti.add_argument(
+        "--report", type=Path, metavar="DIR", help="also write DIR/report.html: where and what it misses"
+    )
+    kitti.add_argument(
+        "--against", type=Path, metavar="FOLDER", help="other result files that the report compares with"
+    )
+    kitti.add_argument("--titles", nargs="+", metavar="TITLE", help="of the results in the report (default: folders)")
+    kitti.add_argument(
+        "--min-score", type=float, default=0.3, help="of detections that the report counts (default: 0.3)"
+    )
     kitti.set_defaults(run=_kitti)
     return parser
 
@@ -92,7 +102,8 @@ def _titles(args: argparse.Namespace) -> list[str]:
         for option, given in {"--against": args.against, "--titles": args.titles}.items():
             if given is not None:
                 raise ValueError(f"{option} is for the report: give --report DIR, too")
-    files = [args.results, *([args.against] if args.against else [])]
+    first = args.results if args.benchmark == "nuscenes" else args.detections
+    files = [first, *([args.against] if args.against else [])]
     titles = args.titles or [file.resolve().parent.name for file in files]
     if len(titles) != len(files) or len(set(titles)) < len(titles):
         raise ValueError(f"the report needs {len(files)} different titles, got {' '.join(titles)}; give --titles")
@@ -106,13 +117,24 @@ def _kitti(args: argparse.Namespace) -> None:
     from mmdet3d.evaluation.kitti import CLASSES
     from mmdet3d.evaluation.kitti_table import format_metrics, metrics_by_name
 
+    titles = _titles(args)
+    args.out = args.out or args.report
     path = _free_place(args, args.detections.parent, "metrics.json")
+    if args.report:
+        check_place(args.report, "--report")
     check_place(path.parent, "--out")
     ids = read_ids(args.ids) if args.ids else split_ids("val")
-    strict, loose = evaluate_folder(args.detections, args.labels, ids, parse_class_map(args.class_map))
+    class_map = parse_class_map(args.class_map)
+    strict, loose = evaluate_folder(args.detections, args.labels, ids, class_map)
     write_metrics(strict, path)
     print(format_metrics(metrics_by_name(strict, loose, CLASSES)))
     print(f"\n{len(ids)} frames scored, metrics written to {path}")
+    if args.report is None:
+        return
+    from mmdet3d.commands._kitti_report import write_report
+
+    folders = {titles[0]: args.detections, **({titles[1]: args.against} if args.against else {})}
+    print(f"report: {write_report(folders, args.labels, ids, args.report, args.min_score, class_map)}")
 
 
 def _free_place(args: argparse.Namespace, default: Path, name: str) -> Path:

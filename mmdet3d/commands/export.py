@@ -36,10 +36,13 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--int8", type=int, metavar="N", help="also write FILE.int8.onnx, with ranges from the first N frames"
     )
+    parser.add_argument("--half", action="store_true", help="also write FILE.half.onnx, convolutions in float16")
     add_override_options(parser)
     args, rest = parser.parse_known_args(words)
     if args.int8 is not None and (args.int8 < 1 or not args.to.endswith(".onnx")):
         raise ValueError(f"--int8 {args.int8} --to {args.to}: it needs at least one frame and a file .onnx")
+    if args.half and not args.to.endswith(".onnx"):
+        raise ValueError(f"--half --to {args.to}: it needs a file .onnx")
     return args, rest
 
 
@@ -66,6 +69,12 @@ def main(words: list[str]) -> None:
 
         small = path.with_suffix(".int8.onnx")
         quantize(path, small, (frames[k] for k in range(len(frames))[: args.int8]))
+        print(f"{small}: {small.stat().st_size / 1e6:.1f} MB; score both before you ship it")
+    if args.half:
+        from mmdet3d.engine.quantization import halve
+
+        small = path.with_suffix(".half.onnx")
+        halve(path, small)
         print(f"{small}: {small.stat().st_size / 1e6:.1f} MB; score both before you ship it")
 
 

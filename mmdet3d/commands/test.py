@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdet3d.config import Config
 from mmdet3d.engine.command import add_override_options, read_overrides
-from mmdet3d.engine.overrides import configured
+from mmdet3d.engine.overrides import configured, options_beside
 from mmdet3d.io.files import check_place
 
 if TYPE_CHECKING:
@@ -62,9 +62,10 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.run_dir import default_run_dir, writable_folder
     from mmdet3d.engine.trainer import seed_everything
 
-    cfg = configured(args.config, read_overrides(rest, args.overrides_file, args.imports))
     if not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist")
+    needed = options_beside(args.checkpoint, args.config)
+    cfg = configured(args.config, {**needed, **read_overrides(rest, args.overrides_file, args.imports)})
     device = distributed.init()
     out_dir = Path(args.run_dir or default_run_dir(args.config, "-test"))
     hold_log()

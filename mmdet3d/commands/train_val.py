@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdet3d.config import CONFIG_ROOT, Config, find_config
 from mmdet3d.engine.command import add_override_options, read_overrides
-from mmdet3d.engine.overrides import configured
+from mmdet3d.engine.overrides import configured, options_beside
 from mmdet3d.shell import command
 
 if TYPE_CHECKING:
@@ -53,11 +53,12 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.run_dir import writable_folder
     from mmdet3d.engine.trainer import seed_everything
 
-    cfg = configured(args.config, read_overrides(rest, args.overrides_file, args.imports))
+    overrides = read_overrides(rest, args.overrides_file, args.imports)
     if not args.evaluate:
-        train(args.config, cfg, args.run_dir)
+        train(args.config, configured(args.config, overrides), args.run_dir)
         return
     checkpoint = _checkpoint(args.checkpoint, args.run_dir)
+    cfg = configured(args.config, {**options_beside(checkpoint, args.config), **overrides})
     split = args.split or "val"
     device = distributed.init()
     out_dir = args.run_dir / "evaluation" / f"{split}-{checkpoint.stem}"

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdet3d.config import Config, load_config
 from mmdet3d.engine.command import above_zero, add_override_options, natural, read_overrides
-from mmdet3d.engine.overrides import configured
+from mmdet3d.engine.overrides import configured, options_beside
 from mmdet3d.io.files import check_place
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ def draw_all(args: argparse.Namespace, rest: list[str], folder: Path) -> None:
     else:
         check_place(args.out_dir, "--out-dir")
     overrides = read_overrides(rest, args.overrides_file, args.imports)
-    cfg = configured(args.config, overrides, _SPARE)
+    needed = options_beside(args.checkpoint, args.config) if args.checkpoint else {}
+    cfg = configured(args.config, {**needed, **overrides}, _SPARE)
     if args.image:
         args.split = "test"
         cfg.data["test"] = own_frames(cfg, args.image, args.calib, folder)
@@ -266,7 +267,8 @@ def _columns(args: argparse.Namespace, cfg: Config, overrides: Mapping[str, Any]
     for title, config, checkpoint in args.also:
         if title in configs:
             raise ValueError(f"--also {title}: two models have this title; give each its own (--title for the first)")
-        configs[title] = configured(config, overrides, overrides), checkpoint
+        needed = options_beside(checkpoint, config)
+        configs[title] = configured(config, {**needed, **overrides}, overrides), checkpoint
     columns = {}
     for title, (own, checkpoint) in configs.items():
         model, dataset = load_model(own, checkpoint).to(device), open_split(own, args.split)

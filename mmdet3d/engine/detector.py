@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 import mmdet3d
-from mmdet3d.config import Config
+from mmdet3d.config import Config, parse_overrides
 from mmdet3d.datasets import open_folder
 from mmdet3d.engine.data import PictureDataset
 from mmdet3d.engine.export import Facts, export_detector, open_exported
-from mmdet3d.engine.overrides import configured
+from mmdet3d.engine.overrides import configured, options_beside
 from mmdet3d.engine.pictures import detect, picture_extent
 from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.io.files import file_digest
@@ -96,7 +96,9 @@ class Detector:
                 raise ValueError(f"{path} brings its settings along; leave out config and overrides")
             exported = open_exported(path)
             return cls(exported, exported.facts.data, exported.facts)
-        cfg = configured(_config_of(path) if config is None else config, overrides)
+        named = _config_of(path) if config is None else config
+        given = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+        cfg = configured(named, {**options_beside(path, named), **given})
         model = build_model(_shipped_block(cfg))
         load_checkpoint(model, path)
         data = json.loads(json.dumps(Config(cfg.data["val"]).to_dict()))
@@ -105,7 +107,7 @@ class Detector:
             sensors=tuple(model.inputs),
             data=data,
             extent=picture_extent(cfg),
-            config=str(config or _config_of(path)),
+            config=str(named),
             weights=file_digest(path),
             version=mmdet3d.__version__,
         )

@@ -10,7 +10,7 @@ from typing import Any
 from mmdet3d.composition import TRAINING
 from mmdet3d.config import Config, assembled, find_config, load_config, parse_overrides
 
-__all__ = ["configured", "without_effect"]
+__all__ = ["configured", "options_beside", "without_effect"]
 
 
 def configured(path: str | Path, overrides: Sequence[str] | Mapping[str, Any], spare: Collection[str] = ()) -> Config:
@@ -38,6 +38,24 @@ def configured(path: str | Path, overrides: Sequence[str] | Mapping[str, Any], s
         if key not in spare:
             raise ValueError(sentence)
     return config
+
+
+def options_beside(checkpoint: str | Path, config: str | Path) -> dict[str, Any]:
+    """Overrides of `config` that converted weights need, as `convert` writes them into the JSON beside.
+
+    Empty where the JSON says nothing, or is about another config.
+
+    Raises:
+        ValueError: the JSON is damaged.
+        FileNotFoundError: no such config.
+    """
+    from mmdet3d.io.weights import read_metadata  # with torch, which reading a command line does not need
+
+    record = read_metadata(checkpoint)
+    options, named = record.get("options"), record.get("config")
+    if not isinstance(options, Mapping) or not isinstance(named, str):
+        return {}
+    return dict(options) if find_config(named) == find_config(config) else {}
 
 
 def without_effect(path: str | Path, overrides: Mapping[str, Any]) -> dict[str, str]:

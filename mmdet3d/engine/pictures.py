@@ -32,6 +32,7 @@ __all__ = [
     "detect",
     "draw_maps",
     "draw_sample",
+    "in_scene",
     "open_model",
     "picture_extent",
     "side_by_side",
@@ -104,9 +105,9 @@ def draw_sample(
     if detections is None:
         layers = [Layer("ground truth", *_truth(scene))]
     elif truth:
-        layers = verdict_layers(*_truth(scene), _in_scene(detections, scene, min_score), scores)
+        layers = verdict_layers(*_truth(scene), in_scene(detections, scene, min_score), scores)
     else:
-        found = _in_scene(detections, scene, min_score)
+        found = in_scene(detections, scene, min_score)
         layers = [Layer.from_detections(f"detections >= {min_score:g}", found, with_scores=scores)]
     if only:
         layers = [layer.select(only) for layer in layers]
@@ -173,7 +174,7 @@ def side_by_side(
         tokens[sample.token] = title
         found = detect(model, sample, next(model.parameters()).device)
         scene = _annotated(dataset, sample)
-        layers = verdict_layers(*_truth(scene), _in_scene(found, scene, min_score), scores)
+        layers = verdict_layers(*_truth(scene), in_scene(found, scene, min_score), scores)
         layers = [layer.select(only) if only else layer for layer in layers]
         if truth_column and not panels:
             panels.append(_truth_panel(replace(layers[0], style="solid"), scene))
@@ -238,7 +239,7 @@ def _truth(scene: Scene) -> tuple[Boxes3D, Tensor]:
     return scene.boxes, scene.labels
 
 
-def _in_scene(detections: Detections3D, scene: Scene, min_score: float) -> Detections3D:
+def in_scene(detections: Detections3D, scene: Scene, min_score: float) -> Detections3D:
     """Those with a score of at least `min_score`, in the frame of the scene."""
     kept = detections[detections.scores >= min_score].to("cpu")
     return replace(kept, boxes=kept.boxes.transform(scene.from_detections))

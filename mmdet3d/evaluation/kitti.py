@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmdet3d.evaluation.kitti_matching import SAMPLES, Candidates, Counts, best_by_score, count, thresholds
+from mmdet3d.evaluation.kitti_matching import (
+    SAMPLES,
+    Candidates,
+    Counts,
+    best_by_overlap,
+    best_by_score,
+    count,
+    thresholds,
+)
 from mmdet3d.evaluation.kitti_objects import NO_ORIENTATION, Objects
 from mmdet3d.evaluation.kitti_overlap import Pairs, pair_up
 
@@ -22,6 +30,7 @@ __all__ = [
     "STRICT",
     "evaluate",
     "faults_of_truth",
+    "found_objects",
     "precision_curves",
 ]
 
@@ -105,6 +114,32 @@ def precision_curves(
                 if metric == "bbox":
                     curves[name]["aos"][level] = similarity
     return curves
+
+
+def found_objects(
+    pairs: Pairs, name: str, level: int, min_score: float, metric: str = "3d"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which objects of a class are found by the official rules, and which detections of it are false.
+
+    Args:
+        pairs: see `pair_up`.
+        level: the difficulty up to which objects count, 0 easy to 2 hard.
+        min_score: of the detections that are taken.
+
+    Returns:
+        (G,) bool, objects of the class that count; (G,) index of the detection that found each, -1 for none, also of
+        those that do not count; (D,) bool, detections of the class that are false.
+    """
+    candidates = _candidates(pairs, name, level, metric, STRICT[name][metric])
+    chosen, taken = best_by_overlap(candidates, np.array([min_score]))
+    objects = np.unique(candidates.label)
+    by = np.full(len(pairs.labels), -1)
+    pair = chosen[:, 0]
+    by[objects[pair >= 0]] = candidates.result[pair[pair >= 0]]
+    ignored = (by >= 0) & ~candidates.result_counts[by]  # took the object away from the others, and neither counts
+    by[ignored] = -1
+    false = candidates.result_counts & ~candidates.excused & ~taken[:, 0] & (candidates.scores >= min_score)
+    return candidates.label_counts & ~ignored, by, false
 
 
 def _percent(samples: np.ndarray) -> list[float]:

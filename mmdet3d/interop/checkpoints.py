@@ -18,6 +18,7 @@ __all__ = [
     "EXCEPTIONS",
     "TRAINING_ONLY",
     "LoadReport",
+    "fitting_state",
     "in_our_layout",
     "load_checkpoint",
     "load_state",
@@ -155,7 +156,23 @@ def load_state(
     part: str | None = None,
 ) -> None:
     """`load_checkpoint` for tensors that are already in memory; `source` names them in messages."""
-    own = module.state_dict()
+    fitted = fitting_state(state, module.state_dict(), allow_missing, source, part, type(module).__name__)
+    module.load_state_dict(fitted, strict=False)
+
+
+def fitting_state(
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    allow_missing: Sequence[str] = (),
+    source: str = "state",
+    part: str | None = None,
+    owner: str = "the model",
+) -> State:
+    """What of `state` a model takes, by the names and in the layout of its own state `own`.
+
+    Raises:
+        ValueError: see `load_checkpoint`; `owner` is what the message calls the model.
+    """
     state = in_our_layout(state, own, part, source)
     state = {k: v for k, v in state.items() if not _derived(k) or (k in own and k.endswith("num_batches_tracked"))}
     needless = tuple(part for part in TRAINING_ONLY if not any(k.startswith(part) for k in own))
@@ -173,8 +190,8 @@ def load_state(
         if keys
     ]
     if problems:
-        raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}. {_guess(state, own)}")
-    module.load_state_dict(state, strict=False)
+        raise ValueError(f"{source} does not fit {owner}: {'; '.join(problems)}. {_guess(state, own)}")
+    return state
 
 
 def in_our_layout(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-__all__ = ["is_published", "student_state", "teacher_state"]
+__all__ = ["is_published", "left_out", "published_state", "student_state", "teacher_state"]
 
 _PARTS = ("encoders", "fuser", "decoder", "heads")
 _STUDENT = tuple(f"{part}_student." for part in _PARTS)
@@ -38,4 +38,16 @@ def student_state(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, 
 
 def teacher_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The teacher as a detector; empty if the file holds none."""
+    return {k: v for k, v in state.items() if k.startswith(_TEACHER)}
+
+
+def left_out(key: str) -> str:
+    """What a tensor of a published distillation is that a model does not take; empty if unknown."""
+    if key.startswith(_ADAPTERS):
+        return "of the relation loss"
+    return "of the student" if key.startswith(_STUDENT) else "of the teacher" if key.startswith(_TEACHER) else ""
+
+
+def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A detector as a published one, of BEVFusion or CRKD, whose names are ours."""
     return {k: v for k, v in state.items() if k.startswith(_TEACHER)}

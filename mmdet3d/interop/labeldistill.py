@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-__all__ = ["is_published", "model_state"]
+__all__ = ["is_published", "left_out", "model_state", "published_state", "rearranged"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,17 @@ _STUDENT = {
 }
 # The published depth branch is one sequence.
 _DEPTH = {"0": "1.0", "1": "1.1", "2": "1.2", "3": "2.0", "4": "2.1", "5": "3.0"}
+_SEQUENCE = {ours: theirs for theirs, ours in _DEPTH.items()}
+# What tensors are that a model of ours may have no place for.
+_KINDS = {
+    "centerpoint.": "of the LiDAR detector",
+    **dict.fromkeys(_LIDAR, "of the LiDAR detector"),
+    "label_encoder.": "of the label encoder",
+    "distill_encoder_": "of a distillation loss",
+    "backbone.voxel_": "geometry, a function of the config",
+    "backbone.": "of the student",
+    "head.": "of the student's head, which the program builds in every stage",
+}
 _FINAL = re.compile(r"heads\.object\.task_heads\.\d+\.(dim|rot)\.\d+\.(?:weight|bias)")
 
 
@@ -65,6 +76,53 @@ def model_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[
         chosen = lidar if any(k.startswith("encoders.lidar.") for k in own) else student
     logger.info("%d tensors of other models in the file left out", len(state) - len(chosen))
     return {k: _in_our_axes(k, v) for k, v in chosen.items()}
+
+
+def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model of ours by the names and in the axes of the published program, or of mmdetection3d.
+
+    A LiDAR detector becomes mmdetection3d's CenterPoint with kernels of spconv 2.x, a `LabelEncoderDetector` and a
+    student a file of LabelDistill.
+
+    Args:
+        state: tensors by our name.
+
+    Raises:
+        ValueError: these programs have no such tensor.
+    """
+    published = {}
+    encoder = any(k.startswith("label_encoder.") for k in state)
+    names = _LIDAR if encoder or any(k.startswith("encoders.lidar.") for k in state) else _STUDENT
+    before = "" if names is _LIDAR and not encoder else "model."
+    for key, value in state.items():
+        name = key.removeprefix("detector.")
+        theirs = next((k for k, ours in names.items() if name.startswith(ours)), None)
+        turned = value.permute(4, 2, 1, 0, 3).contiguous() if value.ndim == 5 else _in_our_axes(key, value)
+        if theirs is None:
+            if not key.startswith("label_encoder."):
+                raise ValueError(f"neither LabelDistill nor mmdetection3d has a place for {key}")
+            published[f"{before}{key}"] = turned
+            continue
+        inner = f"{theirs}{name.removeprefix(names[theirs])}"
+        inner = re.sub(r"(\.depth_conv)_(\d\.\d)\.", lambda m: f"{m[1]}.{_SEQUENCE[m[2]]}.", inner)
+        published[f"{before}{'centerpoint.' if encoder else ''}{inner}"] = turned
+    return published
+
+
+def left_out(key: str) -> str:
+    """What a tensor of a published file is that a model of ours does not take; empty if unknown."""
+    name = key.removeprefix("model.")
+    return next((kind for prefix, kind in _KINDS.items() if name.startswith(prefix)), "")
+
+
+def rearranged(key: str) -> str:
+    """How the values of a tensor, by our name, lie in a published file and in ours."""
+    if key.startswith("encoders.lidar.") or ".encoders.lidar." in key:
+        return "sparse kernel: axes to (x, y, z, in, out)"
+    if match := _FINAL.fullmatch(re.sub(r"^(?:student|detector)\.", "", key)):
+        order = "length, width, height to width, length, height" if match[1] == "dim" else "yaw to -yaw - pi / 2"
+        return f"axes (y, x) to (x, y); {order}"
+    return "axes (y, x) to (x, y)"
 
 
 def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

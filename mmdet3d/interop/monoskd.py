@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-__all__ = ["is_published", "student_state", "teacher_state"]
+__all__ = ["is_published", "left_out", "published_state", "student_state", "teacher_state"]
 
 logger = logging.getLogger(__name__)
 
 _STUDENT = "centernet_rgb."
 _TEACHER = "centernet_depth."
+_HELPER = "of a distillation loss"
 _ADAPTER = re.compile(r"(losses\.\w+\.)adapters\.(\d+)\.(.+)")
 _FUSION = re.compile(r"(losses\.\w+\.)fusions\.(\d+\..+)")
 _DEEP_FIRST = (32, 16, 8, 4)  # strides, in the order of our adapters
@@ -47,6 +48,17 @@ def student_state(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, 
 def teacher_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The teacher as a `MonoDetector`; empty if the file holds none."""
     return {k.removeprefix(_TEACHER): v for k, v in state.items() if k.startswith(_TEACHER)}
+
+
+def left_out(key: str) -> str:
+    """What a tensor of a published distillation is that a model does not take; empty if unknown."""
+    kinds = {_STUDENT: "of the student", _TEACHER: "of the teacher", "adapt_layer": _HELPER, "rgb_fs.": _HELPER}
+    return next((kind for prefix, kind in kinds.items() if key.startswith(prefix)), "")
+
+
+def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A detector as the student of a published distillation."""
+    return {f"{_STUDENT}{k}": v for k, v in state.items()}
 
 
 def _source(key: str) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-__all__ = ["is_published", "student_state", "teacher_state"]
+__all__ = ["is_published", "left_out", "published_state", "student_state", "teacher_state"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,16 @@ _RENAMED = (
     (r"\.pe\.0\.col_embed\.", ".row_embed."),
     (r"\.pe\.0\.row_embed\.", ".column_embed."),
     (r"\.el\.0\.self_attn\.", ".attention."),
+)
+
+# Ours to theirs, in this order.
+_BACK = (
+    (r"^encoders\.simulated\.compensation\.", "deformAttn."),
+    (r"^(encoders|fuser|decoder|heads)\.", r"\1_student."),
+    (r"\.vtransform\.compensation\.", ".vtransform.deformAttn."),
+    (r"(deformAttn\.)row_embed\.", r"\1pe.0.col_embed."),
+    (r"(deformAttn\.)column_embed\.", r"\1pe.0.row_embed."),
+    (r"(deformAttn\.)attention\.", r"\1el.0.self_attn."),
 )
 
 
@@ -75,6 +85,36 @@ def teacher_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The teacher as a detector, its view transform with compensation; empty if the file holds none."""
     unread = re.compile("|".join(_DEAD.values()))
     return {_renamed(k): v for k, v in state.items() if k.startswith(_TEACHER) and not unread.search(k)}
+
+
+def left_out(key: str) -> str:
+    """What a tensor of a published model is that a model of ours does not take; empty if unknown."""
+    for reason, pattern in _DEAD.items():
+        if re.search(pattern, key):
+            return f"{reason}, which nothing reads"
+    if key.startswith("trans_student."):
+        return "of the loss between BEV features"
+    if key.startswith("deformAttn.") or "_student." in key.partition(".")[0] + ".":
+        return "of the student"
+    return "of the teacher" if key.startswith(_TEACHER) else ""
+
+
+def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A `SimulatedFusion` that lifts once (`share_view_transform`) as the student of a published model.
+
+    Raises:
+        ValueError: it lifts twice, or without LiDAR depth, as no published student does.
+    """
+    if any(k.startswith("encoders.simulated.vtransform.") for k in state):
+        raise ValueError("the published SimDistill lifts once; a student with a view transform of its own does not fit")
+    if not any(k.startswith("encoders.camera.vtransform.dtransform.") for k in state):
+        raise ValueError("the published SimDistill lifts by DepthLSSTransform; a student with another does not fit")
+    published = {}
+    for key, value in state.items():
+        for pattern, name in _BACK:
+            key = re.sub(pattern, name, key)
+        published[key] = value
+    return published
 
 
 def _renamed(key: str) -> str:

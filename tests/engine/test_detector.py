@@ -156,6 +156,10 @@ def test_the_page_from_top_to_bottom(place: Path, capsys: pytest.CaptureFixture[
     whole, small = (Detector.from_file(f"this_car{end}.onnx")(frame).scores for end in ("", ".int8"))
     assert not torch.equal(whole[:10], small[:10])
     assert small.max().item() == pytest.approx(whole.max().item(), abs=0.1)
+    assert (place / "this_car.half.onnx").stat().st_size < 0.75 * (place / "this_car.onnx").stat().st_size
+    half = Detector.from_file("this_car.half.onnx")(frame).scores
+    assert not torch.equal(whole[:10], half[:10])
+    torch.testing.assert_close(half[:5], whole[:5], atol=0.02, rtol=0)
     assert len(list((place / "runs" / "found").glob("*.png"))) == 2
     capsys.readouterr()
     exec(compile(python_blocks()[1], "docs/export.md", "exec"), {})

@@ -7,6 +7,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import test_simulated_fusion
+import test_temporal
 import torch
 from bev_models import CAMERA, CENTER_HEAD, TRANSFUSION_HEAD, make_batch, model_config
 
@@ -162,3 +164,31 @@ def test_a_program_with_the_calibration_built_in(tmp_path: Path) -> None:
     other = make_batch(1, seed=1)
     agree(model, exported.interface, exported.run(exported.interface.prepare(other)), other)
     assert not [name for name in exported.interface.inputs if name.startswith("calibration")]
+
+
+CAMERA_STUDENTS = {
+    "over time": (lambda: test_temporal.model().eval(), lambda seed: test_temporal.make_batch(seed=seed).alone(0)),
+    "simulated LiDAR": (lambda: test_simulated_fusion.build().eval(), lambda seed: make_batch(1, seed=seed)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CAMERA_STUDENTS)
+@needs_onnx
+def test_students_that_see_cameras_alone(kind: str, tmp_path: Path) -> None:
+    """Earlier frames as inputs, deformable attention, two view transforms."""
+    make, frame = CAMERA_STUDENTS[kind]
+    model = make()
+    assert max(export_detector(model, frame(0), tmp_path / "model.onnx", FACTS).values()) < 1e-4
+    exported = open_exported(tmp_path / "model.onnx")
+    other = another_car(frame(1))
+    agree(model, exported.interface, exported.run(exported.interface.prepare(other)), other)
+
+
+def test_simulated_lidar_that_is_lifted_once() -> None:
+    model, batch = test_simulated_fusion.shared({"heads": 2, "points": 4}).eval(), make_batch(1)
+    network = Network(model, batch)
+    other = another_car(make_batch(1, seed=1))
+    with torch.no_grad():
+        found = network(*network.interface.prepare(other).values())
+    agree(model, network.interface, dict(zip(network.interface.outputs, found, strict=True)), other)

@@ -1,4 +1,4 @@
-"""The sensor rig: poses and intrinsics of the real nuScenes car, rounded."""
+"""Sensor rigs: poses and intrinsics of the real nuScenes car, rounded; and cars with another number of cameras."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from mmdet3d.datasets.synthetic.geometry import matrix, quaternion
 
-__all__ = ["CAMERAS", "LIDAR", "RADARS", "Mount"]
+__all__ = ["CAMERAS", "LIDAR", "RADARS", "RIGS", "Mount"]
 
 
 @dataclass(frozen=True)
@@ -73,3 +73,26 @@ RADARS = (
     Mount("RADAR_BACK_LEFT", (-0.562, 0.628, 0.53), _flat(174.4), 0.021),
     Mount("RADAR_BACK_RIGHT", (-0.562, -0.618, 0.53), _flat(-176.1), -0.017),
 )
+
+
+def _camera(channel: str, yaw_degrees: float, focal: float) -> Mount:
+    """A camera on the roof's edge, 1.5 m up, that looks level in a direction (0 ahead, 90 left)."""
+    yaw = np.radians(yaw_degrees)
+    c, s = float(np.cos(yaw / 2)), float(np.sin(yaw / 2))
+    # The yaw after the rotation of a camera that looks ahead, (0.5, -0.5, 0.5, -0.5).
+    rotation = (0.5 * (c + s), -0.5 * (c + s), 0.5 * (c - s), 0.5 * (s - c))
+    translation = (round(0.9 + 0.8 * float(np.cos(yaw)), 3), round(0.5 * float(np.sin(yaw)), 3), 1.5)
+    delay = round(-0.05 * ((yaw_degrees - 110) % 360) / 360, 3)  # as those above: the beam begins behind the left
+    return Mount(channel, translation, rotation, delay, (focal, 800.0, 450.0))
+
+
+# Cameras by their number: one ahead, four with a view of 90 degrees, nuScenes' six, eight whose views overlap.
+RIGS: dict[int, tuple[Mount, ...]] = {
+    1: CAMERAS[:1],
+    4: tuple(
+        _camera(name, yaw, 800.0)
+        for name, yaw in (("CAM_FRONT", 0.0), ("CAM_LEFT", 90.0), ("CAM_BACK", 180.0), ("CAM_RIGHT", -90.0))
+    ),
+    6: CAMERAS,
+    8: tuple(_camera(f"CAM_{i}", 45.0 * i, 1250.0) for i in range(8)),
+}

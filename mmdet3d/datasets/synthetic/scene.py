@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmdet3d.datasets.synthetic import camera, lidar, radar
 from mmdet3d.datasets.synthetic.geometry import quaternion, transform
-from mmdet3d.datasets.synthetic.rig import CAMERAS, LIDAR, RADARS, Mount
+from mmdet3d.datasets.synthetic.rig import LIDAR, RADARS, RIGS, Mount
 from mmdet3d.datasets.synthetic.road import CELL, EXTENT
 from mmdet3d.datasets.synthetic.settings import KEYFRAME_INTERVAL, WorldSettings
 from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, scene_name, token
@@ -104,7 +104,7 @@ class _Recorder:
 
     def _record_cameras(self) -> None:
         width, height = self.settings.image_size
-        for mount in CAMERAS:
+        for mount in RIGS[self.settings.cameras]:
             shots = self._shots(mount, 0)
             for shot in shots:
                 picture = camera.render(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmdet3d.datasets.synthetic.radar import RadarNoise
+from mmdet3d.datasets.synthetic.rig import RIGS
 
 __all__ = ["KEYFRAME_INTERVAL", "WorldSettings"]
 
@@ -30,6 +31,7 @@ class WorldSettings:
             the radar's angular error, misses and clutter; and, least of all, the LiDAR's drop-out.
         reach: how far the road is populated before and behind the way that the car drives, metres.
         val_fraction: share of the scenes in the split `synthetic_val`.
+        cameras: their number, 1, 4, 6 (nuScenes') or 8; see `rig.RIGS`.
 
     Raises:
         ValueError: a value outside its range.
@@ -44,6 +46,7 @@ class WorldSettings:
     difficulty: float = 1.0
     reach: float = 45.0
     val_fraction: float = 0.2
+    cameras: int = 6
 
     def __post_init__(self) -> None:
         least = {"scenes": 1, "seed": 0, "keyframes": 1, "lidar_sweeps": 0, "radar_sweeps": 0}
@@ -56,6 +59,8 @@ class WorldSettings:
             raise ValueError(f"reach must lie in [20, 100] metres, got {self.reach:g}")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction must lie in [0, 1), got {self.val_fraction:g}")
+        if self.cameras not in RIGS:
+            raise ValueError(f"cameras must be one of {', '.join(map(str, RIGS))}, got {self.cameras}")
         if len(self.image_size) != 2 or min(self.image_size) < 16:
             raise ValueError(f"image_size must be a width and a height of 16 pixels or more, got {self.image_size}")
 
@@ -105,4 +110,7 @@ class WorldSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """As written to the data set's `synthetic.json`."""
-        return {"generation": _GENERATION, **asdict(self), "image_size": list(self.image_size)}
+        record = {"generation": _GENERATION, **asdict(self), "image_size": list(self.image_size)}
+        if self.cameras == 6:  # which worlds made before there was a choice do not say
+            del record["cameras"]
+        return record

@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from mmdet3d.datasets.synthetic.catalog import KINDS
-from mmdet3d.datasets.synthetic.rig import CAMERAS, LIDAR, RADARS
+from mmdet3d.datasets.synthetic.rig import LIDAR, RADARS, RIGS
 from mmdet3d.datasets.synthetic.settings import WorldSettings
 
 __all__ = ["SCENE_TABLES", "TABLES", "VERSION", "common_tables", "scene_name", "token"]
@@ -40,7 +40,7 @@ def scene_name(index: int) -> str:
 def common_tables(settings: WorldSettings) -> dict[str, list[dict[str, Any]]]:
     """Tables `category`, `attribute`, `visibility`, `sensor`, `calibrated_sensor`."""
     categories = sorted({c for kind in KINDS.values() for c in kind.categories})
-    mounts = (*CAMERAS, LIDAR, *RADARS)
+    mounts = (*RIGS[settings.cameras], LIDAR, *RADARS)
     width, height = settings.image_size
     return {
         "category": [

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmdet3d.io.weights import read_weights
 from mmdet3d.shell import command, quote
 
-__all__ = ["FOLDER", "Pretrained", "backbone_weights", "load_fitting", "weight_file"]
+__all__ = ["FOLDER", "Pretrained", "backbone_weights", "image_backbone", "load_fitting", "weight_file"]
 
 FOLDER = Path("pretrained")
 _OPTION = "--model.encoders.camera.backbone.init_cfg"
@@ -61,7 +61,15 @@ def backbone_weights(checkpoint: str, owner: str, option: str = _OPTION) -> dict
             do.
     """
     path = _locate(checkpoint, owner, option)
-    weights, _ = read_weights(path)
+    return image_backbone(read_weights(path)[0], path, owner)
+
+
+def image_backbone(weights: Mapping[str, Tensor], path: str | Path, owner: str) -> dict[str, Tensor]:
+    """What of the tensors of a file its image backbone is, without what stands before its names.
+
+    Raises:
+        ValueError: there are several image backbones.
+    """
     for place in _PLACES:
         prefixes = sorted({match[0] for match in map(place.match, weights) if match})
         if len(prefixes) > 1:
@@ -72,7 +80,7 @@ def backbone_weights(checkpoint: str, owner: str, option: str = _OPTION) -> dict
             )
         if prefixes:
             return {k.removeprefix(prefixes[0]): v for k, v in weights.items() if k.startswith(prefixes[0])}
-    return weights
+    return dict(weights)
 
 
 def load_fitting(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> int:

@@ -1,0 +1,171 @@
+"""Examples of docs/howto.md and docs/data.md, as they stand there."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdet3d import build_model, load_config, plugins
+from mmdet3d.commands import create_data, test, train, visualize
+from mmdet3d.datasets import build_split
+from mmdet3d.datasets.nuscenes.create import create_nuscenes
+from mmdet3d.datasets.synthetic import VERSION, WorldSettings, generate
+from mmdet3d.datasets.synthetic.worlds import make_scene
+from mmdet3d.engine.command import read_overrides
+from mmdet3d.models.detectors.base import Trainable
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Batch
+from mmdet3d.zoo import weight_path
+
+ROOT = Path(__file__).resolve().parents[1]
+HOWTO, DATA = ((ROOT / "docs" / name).read_text() for name in ("howto.md", "data.md"))
+
+
+def section(page: str, heading: str) -> dict[str, list[str]]:
+    """Code blocks of a section by language."""
+    text = re.split(r"(?m)^## ", page.split(f"## {heading}\n")[1])[0]
+    found: dict[str, list[str]] = {}
+    for language, block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL):
+        found.setdefault(language, []).append(block)
+    return found
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scene")
+    make_scene(root, keyframes=1)
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a user's own; what is imported from it is forgotten afterwards."""
+    MODELS.names()  # filled before it is copied
+    monkeypatch.setattr(MODELS, "_classes", dict(MODELS._classes))
+    monkeypatch.setattr(plugins, "_imported", {})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("my_backbone", "my_teacher"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def trained(heading: str, scene: Path) -> tuple[Trainable, dict[str, torch.Tensor], Batch]:
+    """The model of a section's command, its loss terms on a frame, whose gradient exists, and that frame."""
+    blocks = section(HOWTO, heading)
+    for block in [*blocks.get("python", []), *blocks.get("yaml", [])]:
+        Path(block.split()[1]).write_text(block)
+    (command,) = blocks["bash"]
+    args, rest = train.parse(shlex.split(command)[2:])
+    overrides = {"dataset_root": f"{scene}/"} | read_overrides(rest, None, args.imports)
+    config = load_config(args.config, overrides)
+    torch.manual_seed(0)
+    model = build_model(config.model)
+    model.init_weights()
+    model.setup_training(lambda _: {})
+    frames = build_split(config.data, "val", 0, model.training_inputs, test_mode=True)
+    batch = Batch.collate([frames[0]])
+    terms = model.train().loss(batch)
+    sum(v for k, v in terms.items() if k.startswith("loss/")).backward()
+    assert all(value.isfinite().all() for value in terms.values())
+    return model, terms, batch
+
+
+def test_a_backbone(folder: Path, scene: Path) -> None:
+    model, _, batch = trained("A camera backbone", scene)
+    backbone = model.encoders["camera"]["backbone"]
+    assert type(backbone).__name__ == "PlainBackbone" and backbone.levels[0][0].weight.grad.abs().sum() > 0
+    height, width = batch.images.shape[-2:]
+    shapes = [level.shape[1:] for level in backbone(batch.images[0])]
+    assert shapes == [(32, height // 8, width // 8), (64, height // 16, width // 16)]
+
+
+def test_a_sensor(folder: Path, scene: Path) -> None:
+    model, _, batch = trained("A sensor", scene)
+    values = model.eval().extract(batch, {"encoders.ahead", "fuser"})
+    assert values["encoders.ahead"].shape == values["fuser"].shape and values["encoders.ahead"].abs().sum() > 0
+    assert "encoders.ahead" not in model.extract(batch.without("radar"), {"encoders.lidar"})
+
+
+def test_a_teacher(folder: Path, scene: Path) -> None:
+    distiller, terms, batch = trained("A teacher", scene)
+    assert terms["loss/kd/density"] > 0
+    answer = distiller.taught(batch)["fuser"]
+    assert answer.shape[2:] == (64, 64) and answer.expm1().sum() == pytest.approx(32 * len(batch.points[0]), rel=1e-3)
+
+
+@pytest.mark.parametrize("cameras", [1, 4, 8])
+def test_own_recordings_with_any_number_of_cameras(cameras: int, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """Every annotated object lies on its picture, and a model learns from frames of this rig."""
+    example = runpy.run_path(str(ROOT / "examples" / "own_data.py"))
+    example["write"](folder / "own", scenes=2, frames=2, cameras=cameras)
+    create_nuscenes(folder / "own", folder / "own", "own", "v1.0-own", database=False)
+    assert "all 14 annotated objects in 2 frames" in capsys.readouterr().out
+    config = load_config("synthetic/camera+lidar/demo.yaml", {"dataset_root": f"{folder}/own/", "info_prefix": "own"})
+    model = build_model(config.model)
+    frames = build_split(config.data, "val", 0, model.training_inputs, test_mode=True)
+    sample = frames[1]
+    assert sample.images.shape[0] == cameras
+    scene = frames.scene(sample)
+    drawn = 0
+    for i, picture in enumerate(scene.images):
+        centers = torch.nn.functional.pad(scene.boxes.tensor[:, :3], (0, 1), value=1.0)
+        u, v, d, _ = (centers @ scene.calibration.lidar2image[i].T).unbind(1)
+        seen = (d > 3) & (u / d > 5) & (u / d < picture.width - 5)
+        for x, y in zip((u / d)[seen].tolist(), (v / d)[seen].tolist(), strict=True):
+            red, green, _ = picture.convert("RGB").getpixel((round(x), round(y)))
+            assert red > 100 > green + 20
+            drawn += 1
+    assert drawn >= (5 if cameras > 1 else 2)
+    assert sample.boxes.tensor[:, 7:].norm(dim=1).max() == pytest.approx(5.0, abs=0.01)  # the one that drives ahead
+    sum(v for k, v in model.train().loss(Batch.collate([sample])).items() if k.startswith("loss/")).backward()
+
+
+@pytest.mark.filterwarnings("ignore:no scene of split")
+@pytest.mark.parametrize("cameras", [1, 4, 8])
+def test_rigs_of_the_synthetic_world(cameras: int, tmp_path: Path) -> None:
+    """Their cameras look where they should, and LiDAR points fall on what they show."""
+    settings = WorldSettings(
+        scenes=1, keyframes=1, lidar_sweeps=0, radar_sweeps=0, image_size=(160, 90), cameras=cameras
+    )
+    generate(tmp_path / "world", settings, progress=False)
+    create_nuscenes(tmp_path / "world", tmp_path / "world", "rig", VERSION, database=False)
+    steps = [{"type": "LoadMultiViewImageFromFiles"}, {"type": "LoadPointsFromFile"}]
+    block = {"type": "NuScenesDataset", "dataset_root": str(tmp_path / "world"), "ann_file": "rig_infos_train.pkl"}
+    sample = build_split({"val": block | {"pipeline": steps}}, "val", 0, test_mode=True)[0]
+    assert len(sample.images) == cameras
+    ahead = sample.calibration.camera2ego[:, :3, 2]
+    yaw = torch.rad2deg(torch.atan2(ahead[:, 1], ahead[:, 0])) % 360
+    gaps = (yaw.sort().values.diff() if cameras > 1 else torch.tensor([360.0 / cameras])).tolist()
+    assert gaps == pytest.approx([360 / cameras] * len(gaps), abs=0.1) and ahead[:, 2].abs().max() < 0.02
+    homogeneous = torch.nn.functional.pad(sample.points[:, :3], (0, 1), value=1.0)
+    for projection in sample.calibration.lidar2image:
+        u, v, d, _ = (homogeneous @ projection.T).unbind(1)
+        inside = (d > 1) & (u > 0) & (u < 160 * d) & (v > 0) & (v < 90 * d)
+        assert inside.sum() > 100
+
+
+def test_worlds_of_six_cameras_are_those_that_were_always_made() -> None:
+    assert "cameras" not in WorldSettings().to_dict() and WorldSettings(cameras=4).to_dict()["cameras"] == 4
+    with pytest.raises(ValueError, match=r"cameras must be one of 1, 4, 6, 8, got 5"):
+        WorldSettings(cameras=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heading", ["Own recordings, from nothing to a score", "Rigs of the synthetic world"])
+def test_the_page_on_data_from_top_to_bottom(heading: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = {"create_data": create_data, "train": train, "test": test, "visualize": visualize}
+    for command in [c for block in section(DATA, heading)["bash"] for c in block.splitlines()]:
+        _, file, *words = map(weight_path, shlex.split(command))
+        if file.startswith("examples/"):
+            monkeypatch.setattr(sys, "argv", [file, *words])
+            runpy.run_path(str(ROOT / file), run_name="__main__")
+        else:
+            assert not tools[Path(file).stem].main(words), command
+    assert len(list((folder / "runs").rglob("*.png"))) == 1
