@@ -97,7 +97,7 @@ def _load(
     if file in within:
         raise ValueError(f"{path} names itself as a part of its model; name another config")
     config, imports, digest = assembled(file, overrides)
-    resolved = with_zoo_files(_evaluate(config, copy.deepcopy(config), file))
+    resolved = with_zoo_files(_Expressions(copy.deepcopy(config), file).evaluate(config))
     imports += compose(resolved.get("model"), functools.partial(_load, within=(*within, file)))
     if imports:
         resolved["imports"] = list(dict.fromkeys(imports))
@@ -145,7 +145,7 @@ def _students_file(config: Config, file: Path) -> Path | None:
     for key in ("student", "config"):
         if not isinstance(student, Mapping) or stands_in_full(student):
             return None
-        student = _evaluate(student.get(key), config, file)
+        student = _Expressions(config, file).evaluate(student.get(key))
     return find_config(student) if student is not None and is_named({"config": student}) else None
 
 
@@ -368,7 +368,7 @@ def _child(node: Any, part: str, path: str, file: Path, names: Config) -> Any:
 def _nearest_key(name: str, siblings: Config, config: Config, file: Path) -> str:
     """The hint for a mistyped key: one of its very name at another level, the nearest beside it, or a similar one."""
     try:
-        whole = _evaluate({key: config.get(key) for key in ("data", *TRAINING)}, config, file)
+        whole = _Expressions(config, file).evaluate({key: config.get(key) for key in ("data", *TRAINING)})
     except (ValueError, LookupError, TypeError):  # of an expression, whose fault is another one
         whole = Config()
     return find_key(name, whole, cutoff=1) or nearest(name, siblings) or find_key(name, whole)
@@ -376,12 +376,13 @@ def _nearest_key(name: str, siblings: Config, config: Config, file: Path) -> str
 
 def _own_copy(value: str, names: Config, file: Path) -> Any:
     """The block that `${a.b}` or `${a[b]}` stands for, as a copy to change in this place alone; other text as it is."""
-    if not (value.startswith("${") and value.endswith("}")):
+    if not _is_expression(value):
         return value
-    tree = _parse(value, file)
+    expressions = _Expressions(names, file)
+    tree = expressions.parsed(value)
     if not isinstance(tree, (ast.Name, ast.Attribute, ast.Subscript)):
         return value
-    block = _expression(tree, names, value, file, depth=0)
+    block = expressions.look_up(tree, value)
     return copy.deepcopy(block) if isinstance(block, Mapping) else value
 
 
@@ -403,22 +404,94 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _evaluate(value: Any, names: Config, file: Path, depth: int = 0) -> Any:
-    if depth > 20:
-        raise ValueError(f"an expression in {file} refers to itself")
-    if isinstance(value, Mapping):
-        return Config({k: _evaluate(v, names, file, depth) for k, v in value.items()})
-    if isinstance(value, list):
-        return [_evaluate(v, names, file, depth) for v in value]
-    if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
+class _Expressions:
+    """Evaluates what stands in a config.
+
+    Args:
+        names: the config, whose keys the expressions name.
+        file: it was read from.
+    """
+
+    def __init__(self, names: Config, file: Path) -> None:
+        self._names, self._file = names, file
+        self._values = 0
+
+    def evaluate(self, value: Any, depth: int = 0) -> Any:
+        """`value` with every expression in it worked out.
+
+        Raises:
+            ValueError: an expression cannot be, or together they stand for more values than any config has, as they do
+                if each names another one twice.
+        """
+        if depth > 20:
+            raise ValueError(f"an expression in {self._file} refers to itself")
+        self._values += 1
+        if self._values > MOST_VALUES // 10:
+            raise ValueError(f"the expressions in {self._file} make more than {MOST_VALUES // 10} values of it")
+        if isinstance(value, Mapping):
+            return Config({k: self.evaluate(v, depth) for k, v in value.items()})
+        if isinstance(value, list):
+            return [self.evaluate(v, depth) for v in value]
+        if not _is_expression(value):
+            return value
         try:
-            block = _expression(_parse(value, file), names, value, file, depth)
+            block = self.look_up(self.parsed(value), value, depth)
         except (ArithmeticError, LookupError, TypeError) as error:
-            used = {n.id for n in ast.walk(_parse(value, file)) if isinstance(n, ast.Name)}
-            given = "; ".join(f"{name}: {names.get(name)!r}" for name in sorted(used))
-            raise ValueError(f"{value} in {file} cannot be worked out ({error}) with {given:.200}") from None
-        return _evaluate(copy.deepcopy(block), names, file, depth + 1)
-    return value
+            used = {n.id for n in ast.walk(self.parsed(value)) if isinstance(n, ast.Name)}
+            given = "; ".join(f"{name}: {self._names.get(name)!r}" for name in sorted(used))
+            raise ValueError(f"{value} in {self._file} cannot be worked out ({error}) with {given:.200}") from None
+        return self.evaluate(copy.deepcopy(block), depth + 1)
+
+    def parsed(self, text: str) -> ast.expr:
+        try:
+            return ast.parse(text[2:-1].strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of too many brackets
+            raise ValueError(f"{text[:200]} in {self._file} is no expression") from None
+
+    def look_up(self, node: ast.expr, text: str, depth: int = 0) -> Any:
+        """What a part of the expression `text` stands for; expressions in that are not worked out yet."""
+
+        def visit(child: ast.expr) -> Any:
+            return self.evaluate(self.look_up(child, text, depth), depth + 1)
+
+        def container(child: ast.expr) -> Any:
+            # Left unevaluated: only the part that is asked for may be, or `${data.val}` inside `data` never ends.
+            value = self.look_up(child, text, depth)
+            return self.evaluate(value, depth + 1) if isinstance(value, str) else value
+
+        place = f"{text} in {self._file}"
+        match node:
+            case ast.Constant(value=value):
+                return value
+            case ast.Name(id=name):
+                if name not in self._names:
+                    raise ValueError(f"{place}: no key {name!r}{nearest(name, self._names)}")
+                return self._names[name]
+            case ast.Attribute(value=owner, attr=name):
+                base = container(owner)
+                if not isinstance(base, Mapping) or name not in base:
+                    raise ValueError(f"{place}: no key {name!r}")
+                return base[name]
+            case ast.Subscript(value=owner, slice=ast.Slice(lower=low, upper=high, step=None)):
+                return container(owner)[slice(visit(low) if low else None, visit(high) if high else None)]
+            case ast.Subscript(value=owner, slice=index):
+                base, key = container(owner), visit(index)
+                if isinstance(base, Mapping) and key not in base:
+                    known = ", ".join(map(str, base))
+                    hint = nearest(str(key), map(str, base))
+                    raise ValueError(f"{place}: no key {key!r}{hint}; there are {known}")
+                return base[key]
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+                return _combined(op, visit(left), visit(right))
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -visit(operand)
+            case ast.List(elts=items) | ast.Tuple(elts=items):
+                return [visit(i) for i in items]
+        raise ValueError(f"{place}: only names, attributes, indexing, arithmetic and lists are allowed")
+
+
+def _is_expression(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("${") and value.endswith("}")
 
 
 def _combined(op: ast.operator, left: Any, right: Any) -> Any:
@@ -429,49 +502,3 @@ def _combined(op: ast.operator, left: Any, right: Any) -> Any:
     if sum(sizes) > MOST_VALUES:
         raise TypeError("its result is too long")
     return _BINARY[type(op)](left, right)
-
-
-def _parse(value: str, file: Path) -> ast.expr:
-    try:
-        return ast.parse(value[2:-1].strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of too many brackets
-        raise ValueError(f"{value[:200]} in {file} is no expression") from None
-
-
-def _expression(node: ast.expr, names: Config, text: str, file: Path, depth: int) -> Any:
-    def visit(child: ast.expr) -> Any:
-        return _evaluate(_expression(child, names, text, file, depth), names, file, depth + 1)
-
-    def container(child: ast.expr) -> Any:
-        # Left unevaluated: only the part that is asked for may be evaluated, or `${data.val}` inside `data` never ends.
-        value = _expression(child, names, text, file, depth)
-        return _evaluate(value, names, file, depth + 1) if isinstance(value, str) else value
-
-    match node:
-        case ast.Constant(value=value):
-            return value
-        case ast.Name(id=name):
-            if name not in names:
-                raise ValueError(f"{text} in {file}: no key {name!r}{nearest(name, names)}")
-            return names[name]
-        case ast.Attribute(value=owner, attr=name):
-            base = container(owner)
-            if not isinstance(base, Mapping) or name not in base:
-                raise ValueError(f"{text} in {file}: no key {name!r}")
-            return base[name]
-        case ast.Subscript(value=owner, slice=ast.Slice(lower=low, upper=high, step=None)):
-            return container(owner)[slice(visit(low) if low else None, visit(high) if high else None)]
-        case ast.Subscript(value=owner, slice=index):
-            base, key = container(owner), visit(index)
-            if isinstance(base, Mapping) and key not in base:
-                known = ", ".join(map(str, base))
-                hint = nearest(str(key), map(str, base))
-                raise ValueError(f"{text} in {file}: no key {key!r}{hint}; there are {known}")
-            return base[key]
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-            return _combined(op, visit(left), visit(right))
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -visit(operand)
-        case ast.List(elts=items) | ast.Tuple(elts=items):
-            return [visit(i) for i in items]
-    raise ValueError(f"{text} in {file}: only names, attributes, indexing, arithmetic and lists are allowed")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import pickle
 import re
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,9 @@ class _DataUnpickler(pickle.Unpickler):
 # How files of `dump_pickle` begin: the digest of all that follows, as a text that any reader takes and drops again.
 _PROTOCOL, _POP = b"\x80\x04", b"0"
 _HEAD = re.compile(_PROTOCOL + rb"\x8c\x47sha256:([0-9a-f]{64})" + _POP)
+# Two bytes may ask for an empty list and a place in the reader's memo and in another list, 80 bytes; 5 bytes for a
+# place in the memo that lies gigabytes away.
+_MOST_PER_BYTE, _SPARE = 64, 4 << 20
 
 
 def load_pickle(path: str | Path) -> Any:
@@ -77,13 +83,35 @@ def load_pickle(path: str | Path) -> Any:
         if head and hashlib.sha256(memoryview(content)[head.end() :]).hexdigest().encode() != head[1]:
             raise ValueError(f"{path} is damaged: it is not what was written (another SHA-256); create it anew")
         try:
-            return _DataUnpickler(content, encoding="latin1").load()
+            with contextlib.nullcontext() if head else _at_most(_MOST_PER_BYTE * len(content) + _SPARE):
+                return _DataUnpickler(content, encoding="latin1").load()
         except PermissionError as error:
             raise ValueError(
                 f"{path} refers to {error}, which plain data does not need; the file was not read, as it could run code"
             ) from None
         except Exception as error:
             raise ValueError(f"{path} is no readable pickle file ({type(error).__name__}: {error})") from error
+
+
+@contextlib.contextmanager
+def _at_most(room: int) -> Iterator[None]:
+    """Memory beyond `room` bytes more than this process has now is refused (where the system counts it, as Linux does).
+
+    What Python's unpickler allocates for a damaged number cannot be seen before, unless every file is read twice.
+    """
+    statm = Path("/proc/self/statm")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if not statm.is_file():
+        yield
+        return
+    limit = int(statm.read_text().split()[0]) * resource.getpagesize() + room
+    if soft != resource.RLIM_INFINITY:
+        limit = min(limit, soft)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def dump_pickle(content: Any, path: str | Path) -> None:
