@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.framework import machine, write_json
-from mmdet3d.machine import single_threaded
+from mmdet3d.machine import bound, single_threaded
 
 ROOT = Path(__file__).resolve().parents[1]
 CHILD = ROOT / "benchmarks" / "everyday_child.py"
@@ -84,7 +84,7 @@ def _worlds(tree: Path, folder: Path, steps: int) -> tuple[Row, Row]:
         commands = []
     for command in commands:
         words = [sys.executable, "tools/create_data.py", *map(str, command)]
-        subprocess.run(words, cwd=tree, env=_environment(tree, {}), stdout=subprocess.DEVNULL, check=True)
+        _run(words, tree, {}, stdout=subprocess.DEVNULL)
     return tuple({"dataset_root": f"{root.resolve()}/"} for root in (world, kitti))
 
 
@@ -168,7 +168,7 @@ def _wall(trees: Mapping[str, Path], options: argparse.Namespace, world: Row) ->
 
 @contextlib.contextmanager
 def _busy_core() -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"], preexec_fn=bound())
     try:
         yield
     finally:
@@ -193,19 +193,23 @@ def _environment(tree: Path, extra: Mapping[str, str]) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"} | dict(extra)
 
 
+def _run(command: Sequence[str], tree: Path, extra: Mapping[str, str], stdout: int) -> subprocess.CompletedProcess[str]:
+    """A program of `tree`, which ends when this one does."""
+    return subprocess.run(
+        command, cwd=tree, env=_environment(tree, extra), stdout=stdout, text=True, check=True, preexec_fn=bound()
+    )
+
+
 def _child(tree: Path, mode: str, config: str, overrides: Row, steps: int, extra: Mapping[str, str]) -> Row:
     command = [sys.executable, str(CHILD), mode, config, json.dumps(overrides), str(steps)]
-    done = subprocess.run(
-        command, cwd=tree, env=_environment(tree, extra), stdout=subprocess.PIPE, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(_run(command, tree, extra, stdout=subprocess.PIPE).stdout.splitlines()[-1])
 
 
 def _recipe(tree: Path, folder: Path) -> Row:
     """The whole demo, its world included."""
     command = [sys.executable, "tools/run_recipe.py", RECIPE, "--run-dir", str(folder)]
     before, start = os.times(), time.perf_counter()
-    subprocess.run(command, cwd=tree, env=_environment(tree, {}), stdout=subprocess.DEVNULL, check=True)
+    _run(command, tree, {}, stdout=subprocess.DEVNULL)
     after = os.times()
     used = (after.children_user + after.children_system) - (before.children_user + before.children_system)
     return {"wall_s": time.perf_counter() - start, "cpu_s": used}

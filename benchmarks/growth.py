@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from benchmarks.samples import random_sample
 from benchmarks.train_step import measure_step
 from mmdet3d.config import load_config
 from mmdet3d.distill.teacher import build_detector
-from mmdet3d.machine import cpus
+from mmdet3d.machine import cpus, die_with_parent
 from mmdet3d.ops.bev_pool import bev_pool
 from mmdet3d.ops.voxelize import voxelize
 from mmdet3d.structures import Batch
@@ -92,14 +93,15 @@ def _ranks(device: torch.device, scale: float) -> Iterator[Row]:
     most = torch.cuda.device_count() if device.type == "cuda" else cpus()
     for count in (n for n in (1, 2, 4) if n <= most):
         with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(_one_rank, (count, folder, device.type, scale), nprocs=count)
+            torch.multiprocessing.spawn(_one_rank, (os.getpid(), count, folder, device.type, scale), nprocs=count)
             found = [json.loads(p.read_text()) for p in Path(folder).glob("rank*.json")]
         slowest = max(found, key=lambda r: r["median_ms"])
         yield {"at": count, "implementation": "ours", **slowest}
 
 
-def _one_rank(rank: int, count: int, folder: str, kind: str, scale: float) -> None:
+def _one_rank(rank: int, parent: int, count: int, folder: str, kind: str, scale: float) -> None:
     """A process of `_ranks`; it leaves its figures in `folder`."""
+    die_with_parent(parent)
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(device)

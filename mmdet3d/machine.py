@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["VARIABLE", "Share", "cpus", "die_with_parent", "share", "single_threaded"]
+__all__ = ["VARIABLE", "Share", "bound", "cpus", "die_with_parent", "share", "single_threaded"]
 
 VARIABLE = "DISTILL3D_CPUS"
 CGROUPS = Path("/sys/fs/cgroup")
@@ -98,9 +99,20 @@ def single_threaded(cores: int = 1) -> dict[str, str]:
 
 def die_with_parent(parent: int) -> None:
     """Let the kernel kill this process when `parent`, the process that started it, ends in whatever way."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before
         os._exit(1)
+
+
+def bound() -> Callable[[], None]:
+    """For the `preexec_fn` of `subprocess`: what is started, whatever program it is, dies with this process."""
+    _libc()  # a forked process had better load no library
+    return functools.partial(die_with_parent, os.getpid())
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def _thread_limit() -> float:

@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.framework import Budget, difference, floors, run_case, summary
 from benchmarks.gpu.probes import PROBES, Probe, probes
 from benchmarks.gpu.runner import Piece, Row, Setup
+from mmdet3d.machine import bound
 from mmdet3d.ops import build, native
 
 __all__ = ["BUILD", "EQUAL", "SANITIZE", "TIME", "burst_seconds"]
@@ -160,7 +161,9 @@ def _sanitize(setup: Setup, item: str, seconds: float) -> Row:
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "1"}
     limit = seconds - 5
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=limit, preexec_fn=bound()
+        )
     except subprocess.TimeoutExpired:
         return {"status": "failed", "cause": f"no end within {limit:.0f} s under the sanitizer"}
     text = done.stdout + done.stderr

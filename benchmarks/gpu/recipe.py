@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.runner import Piece, Row, Setup
+from mmdet3d.machine import bound
 
 __all__ = ["RECIPE"]
 
@@ -39,7 +40,7 @@ def _recipe(setup: Setup, item: str, seconds: float) -> Row:
     command = [sys.executable, "tools/run_recipe.py", recipe, "--run-dir", str(folder / "runs")]
     command += ["--data-dir", str(folder / "world"), "--seeds", "0"]
     with (folder / "log.txt").open("a") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, preexec_fn=bound())
         try:
             process.wait(seconds - _SAVING)
         except subprocess.TimeoutExpired:

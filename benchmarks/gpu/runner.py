@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.framework import write_json
+from mmdet3d.machine import die_with_parent
 
 __all__ = ["FAILURES", "Piece", "Progress", "Row", "Setup", "Worker", "attempt", "run_pieces"]
 
@@ -124,7 +126,7 @@ class Worker:
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, other = context.Pipe()
-            self._process = context.Process(target=_serve, args=(other, self._pieces), daemon=False)
+            self._process = context.Process(target=_serve, args=(other, self._pieces, os.getpid()), daemon=False)
             self._process.start()
             other.close()
         self._pipe.send((piece, item, setup, seconds))
@@ -150,7 +152,8 @@ class Worker:
             self._process = None
 
 
-def _serve(pipe: Any, place: str) -> None:
+def _serve(pipe: Any, place: str, parent: int) -> None:
+    die_with_parent(parent)
     module, name = place.split(":")
     pieces = getattr(__import__(module, fromlist=[name]), name)
     while True:

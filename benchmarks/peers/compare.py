@@ -25,6 +25,7 @@ from torch import Tensor
 from benchmarks.framework import machine, write_json
 from benchmarks.peers import ours
 from benchmarks.samples import real_sample
+from mmdet3d.machine import bound
 
 __all__ = ["answers", "differences", "golden", "paired", "table"]
 
@@ -209,6 +210,7 @@ def _run(command: Sequence[Any]) -> str:
         text=True,
         capture_output=True,
         env={**os.environ, "OMP_NUM_THREADS": threads},
+        preexec_fn=bound(),
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{done.stderr[-2000:]}")
