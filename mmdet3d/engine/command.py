@@ -7,6 +7,7 @@ and a mistaken command line are answered without torch, which takes seconds to i
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import math
 import re
@@ -142,46 +143,62 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         _leave(130)
-    except (ValueError, OSError) as error:
-        if "--debug" in words:
-            traceback.print_exc()
-        _report(in_words(error), words)
-        _leave(2)
     except Exception as error:
-        if _is_out_of_memory(error):
-            _report(
-                f"out of GPU memory ({str(error).splitlines()[0]}); lower data.samples_per_gpu (and raise "
-                "optimizer_config.cumulative_iters to keep the effective batch), or from fp32 set precision to bf16",
-                words,
-            )
-            _leave(2)
-        traceback.print_exc()
-        _leave(1)
+        sentence = _sentence(error)
+        if sentence is None or "--debug" in words:
+            traceback.print_exc()
+        _report(sentence or f"{type(error).__name__}: {error}", words, bug=sentence is None)
+        _leave(1 if sentence is None else 2)
     _leave(code or 0)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+def _sentence(error: Exception) -> str | None:
+    """What a user can do something about; None for a bug."""
+    if isinstance(error, (ValueError, OSError)):
+        return in_words(error)
+    first = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
+    torch, ranks = sys.modules.get("torch"), _ranks()
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"out of GPU memory ({first}); lower data.samples_per_gpu (and raise optimizer_config.cumulative_iters to "
+            "keep the effective batch), or from fp32 set precision to bf16"
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in first:
+        return f"out of memory ({first}); lower data.samples_per_gpu or data.workers_per_gpu"
+    if isinstance(error, RuntimeError) and first.startswith("DataLoader worker"):
+        return f"{first}; if that was for lack of memory, lower data.workers_per_gpu; --resume goes on"
+    if ranks is not None and ranks.lost_contact(error):
+        what = re.sub(r"^\[.*?\] ", "", first).partition(". ")[0]  # without a place in gloo's source
+        return (
+            f"another rank has ended or cannot be reached ({what}); the launcher's lines say which ended, and --resume "
+            "goes on from the newest checkpoint"
+        )
+    return None
+
+
+def _ranks() -> Any:
+    """`engine.distributed`; None before torch is loaded, when there can be no other ranks."""
+    return importlib.import_module("mmdet3d.engine.distributed") if "torch" in sys.modules else None
 
 
 def _leave(code: int) -> NoReturn:
-    """Other processes can wait for this one only if torch is loaded."""
-    if "torch" in sys.modules:
-        from mmdet3d.engine import distributed
-
-        distributed.leave(code)
+    if ranks := _ranks():
+        ranks.leave(code)
     sys.exit(code)
 
 
-def _report(message: str, words: Sequence[str]) -> None:
-    """All ranks meet most errors, but one line is enough; the others write it to their log file."""
-    logger = logging.getLogger("mmdet3d")
+def _report(message: str, words: Sequence[str], bug: bool) -> None:
+    """Why all ranks end, said once and by rank 0, whoever met it; the others also write it to their log files."""
+    logger, ranks = logging.getLogger("mmdet3d"), _ranks()
     if environment_rank() == 0:
-        hint = "" if "--debug" in words else " (--debug shows where)"
-        print(f"error: {message}{hint}", file=sys.stderr)
-    elif logger.handlers:
-        logger.error(message)
+        if (ranks is None or ranks.may_say_why()) and not bug:  # whose traceback says it
+            hint = "" if "--debug" in words else " (--debug shows where)"
+            print(f"error: {message}{hint}", file=sys.stderr)
+        return
+    if logger.handlers:
+        logger.error(message, exc_info=bug)
+    if ranks is not None:
+        ranks.tell(message)
 
 
 def _raise_file_limit(wanted: int = 4096) -> None:

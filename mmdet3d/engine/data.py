@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmdet3d.datasets.sampling import MixedDataset
 from mmdet3d.datasets.scene import Scene
+from mmdet3d.engine import distributed
 from mmdet3d.machine import die_with_parent
 from mmdet3d.plugins import import_modules, imported
 from mmdet3d.structures import Batch, Detections3D, Sample
@@ -87,7 +88,7 @@ class TrainSampler:
 
     The permutation is drawn from (seed, epoch). It is padded by its own beginning to a multiple of the global batch, so
     all batches are full and all ranks have equally many. The global batches are the same for every number of ranks that
-    shares the same global batch size.
+    shares the same global batch size; within an epoch it may be gone on with another one.
 
     Args:
         size: length of the data set.
@@ -97,24 +98,38 @@ class TrainSampler:
     def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if size == 0:
             raise ValueError("the training data set is empty; check data.train.ann_file and its filters")
-        self._size, self._batch_size, self._seed = size, batch_size, seed
+        self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
-        self._epoch = self._start = 0
+        self._epoch = self._seen = 0
+        self.size = size
+        self.whole = batch_size * world_size  # samples of a batch of all ranks together
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """The next iteration yields `epoch`, from its batch `start` on."""
-        self._epoch, self._start = epoch, start
+    def continues(self, size: int, whole: int) -> bool:
+        """Whether this one can go on within an epoch of a data set of `size` in batches of `whole`."""
+        return size == self.size
+
+    def after(self, seen: int) -> int:
+        """The batch that an epoch goes on with after `seen` of its samples, whatever their batches were.
+
+        The rest is cut into batches so that the epoch's last one is the last again.
+        """
+        return len(self) - -(-(self.size - seen) // self.whole)
+
+    def set_epoch(self, epoch: int, seen: int = 0) -> None:
+        """The next iteration yields what is left of `epoch` after `seen` samples."""
+        self._epoch, self._seen = epoch, seen
 
     def __len__(self) -> int:
-        return -(-self._size // (self._batch_size * self._world_size))
+        return -(-self.size // self.whole)
 
     def __iter__(self) -> Iterator[list[Item]]:
         generator = torch.Generator().manual_seed((self._seed << 24) + self._epoch)
-        order = torch.randperm(self._size, generator=generator)
-        whole = self._batch_size * self._world_size
-        order = order.repeat(-(-len(self) * whole // self._size))[: len(self) * whole]
-        share = order.view(len(self), self._world_size, self._batch_size)[:, self._rank]
-        for batch in share[self._start :].tolist():
+        order = torch.randperm(self.size, generator=generator)
+        batches = len(self) - self.after(self._seen)
+        end = self._seen + batches * self.whole
+        order = order.repeat(-(-end // self.size))[self._seen : end]
+        share = order.view(batches, self._world_size, self._batch_size)[:, self._rank]
+        for batch in share.tolist():
             yield [(self._epoch, index) for index in batch]
 
 
@@ -155,20 +170,30 @@ class MixedSampler:
             )
         # Per group: number of frames, how many of a batch, index of the first.
         self._groups = [(labelled, batch_size - count, 0), (unlabelled, count, labelled)]
-        self._batches = -(-labelled // (batch_size * world_size))
         self._seed, self._rank, self._world_size = seed, rank, world_size
-        self._epoch = self._start = 0
+        self._epoch = self._seen = 0
+        self.size = labelled + unlabelled
+        self.whole = batch_size * world_size  # samples of a batch of all ranks together
+        self._batches = -(-labelled // self.whole)
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """The next iteration yields `epoch`, from its batch `start` on."""
-        self._epoch, self._start = epoch, start
+    def continues(self, size: int, whole: int) -> bool:
+        """Whether this one can go on within an epoch of a data set of `size` in batches of `whole`."""
+        return (size, whole) == (self.size, self.whole)
+
+    def after(self, seen: int) -> int:
+        """The batch that an epoch goes on with after `seen` of its samples."""
+        return seen // self.whole
+
+    def set_epoch(self, epoch: int, seen: int = 0) -> None:
+        """The next iteration yields what is left of `epoch` after `seen` samples."""
+        self._epoch, self._seen = epoch, seen
 
     def __len__(self) -> int:
         return self._batches
 
     def __iter__(self) -> Iterator[list[Item]]:
         shares = [self._share(group, *self._groups[group]) for group in range(2)]
-        for batch in torch.cat(shares, dim=1)[self._start :].tolist():
+        for batch in torch.cat(shares, dim=1)[self.after(self._seen) :].tolist():
             yield [(self._epoch, index) for index in batch]
 
     def _share(self, group: int, size: int, count: int, first: int) -> Tensor:
@@ -269,6 +294,7 @@ def batches(loader: DataLoader[Any], left_out: LeftOut | None = None) -> Iterato
     with _deferred(signal.SIGTERM):
         source = iter(loader)
     for batch in source:
+        distributed.progress()
         if isinstance(batch, _Failure):
             raise batch.error
         if isinstance(batch, _Mended):

@@ -7,10 +7,12 @@ that evaluation needs no GPU memory and works with every backend.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,6 +21,7 @@ from torch import nn
 
 from mmdet3d import machine
 from mmdet3d.engine.launchers import TORCHRUN, launcher
+from mmdet3d.engine.watch import Watch
 
 __all__ = [
     "any_rank",
@@ -29,32 +32,39 @@ __all__ = [
     "init",
     "is_main",
     "leave",
+    "lost_contact",
+    "may_say_why",
     "on_main",
+    "progress",
     "raise_everywhere",
     "rank",
     "share_cores",
+    "tell",
     "together",
     "world_size",
 ]
 
 T = TypeVar("T")
 
+TIMEOUT = "DISTILL3D_TIMEOUT"  # environment variable: seconds that a rank waits for another
+_STALL = 600.0  # seconds without a step that are worth a warning, where no timeout is given
 _HEAD_START = 2.0  # seconds for rank 0 to report
 
 _cpu_group: dist.ProcessGroup | None = None
+_watch: Watch | None = None
 
 
 def init() -> torch.device:
     """Join the other processes, if a launcher started several, and choose this process's device.
 
     One GPU per process and NCCL where CUDA is available, else the CPU and gloo. Without a launcher no process group is
-    made.
+    made. With one this process ends when the launcher's does, in whatever way.
 
     Raises:
-        ValueError: more processes on this machine than GPUs, an MPI launcher that does not say where to meet, or no
-            working mpi4py below `torchpack dist-run`.
+        ValueError: more processes on this machine than GPUs, an MPI launcher that does not say where to meet, no
+            working mpi4py below `torchpack dist-run`, or `DISTILL3D_TIMEOUT` is no positive number.
     """
-    global _cpu_group
+    global _cpu_group, _watch
     share_cores()
     names = launcher(os.environ)
     local_rank = 0
@@ -65,18 +75,23 @@ def init() -> torch.device:
         _check_devices(_local_size())
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank)
+        machine.die_with_parent(os.getppid())
         backend = "nccl" if torch.cuda.is_available() else "gloo"
+        timeout = _timeout()
         if names is TORCHRUN:
-            dist.init_process_group(backend)
+            dist.init_process_group(backend, timeout=timeout)
         elif "MASTER_HOST" in os.environ:
-            _init_torchpack(backend)
+            _init_torchpack(backend, timeout)
         elif size > 1:
             raise ValueError(
                 f"{size} processes were started by MPI without MASTER_HOST=host:port, so they cannot meet; "
                 "start them with: torchpack dist-run -np N python ..."
             )
         if backend == "nccl" and dist.is_initialized():
-            _cpu_group = dist.new_group(backend="gloo")
+            _cpu_group = dist.new_group(backend="gloo", timeout=timeout)
+        if world_size() > 1:
+            limit = _STALL if timeout is None else timeout.total_seconds() / 3
+            _watch = Watch(dist.distributed_c10d._get_default_store(), rank(), world_size(), limit)
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -106,11 +121,25 @@ def _check_devices(local_size: int) -> None:
         )
 
 
-def _init_torchpack(backend: str) -> None:
+def _timeout() -> timedelta | None:
+    """How long a rank waits for another; None for what torch takes, minutes."""
+    given = os.environ.get(TIMEOUT)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"the environment variable {TIMEOUT} must be a number of seconds above 0, got {given!r}")
+    return timedelta(seconds=seconds)
+
+
+def _init_torchpack(backend: str, timeout: timedelta | None) -> None:
     from torchpack import distributed as torchpack
 
     try:
-        torchpack.init(backend=backend)
+        torchpack.init(backend=backend, **({} if timeout is None else {"timeout": timeout}))
     except (ImportError, RuntimeError) as error:
         if dist.is_initialized() or "MPI" not in str(error).upper():
             raise
@@ -212,10 +241,36 @@ def broadcast_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
+def progress() -> None:
+    """Training or evaluation goes on: asked for often, or rank 0 warns of a stall."""
+    if _watch is not None:
+        _watch.progress()
+
+
+def tell(reason: str) -> None:
+    """Have rank 0 print why this rank ends."""
+    if _watch is not None:
+        _watch.tell(reason)
+
+
+def may_say_why() -> bool:
+    """Whether no other rank's reason has been printed, so that this process may print its own."""
+    return _watch is None or _watch.speak()
+
+
+def lost_contact(error: Exception) -> bool:
+    """Whether an error is that of a collective whose other ranks ended or cannot be reached."""
+    return world_size() > 1 and (isinstance(error, dist.DistError) or "gloo/" in str(error))
+
+
 def leave(code: int) -> None:
     """End this process. With several, without waiting for the others: the launcher then stops them."""
     sys.stdout.flush()
     sys.stderr.flush()
+    if _watch is not None:
+        if is_main() and code:
+            _watch.spoken()
+        _watch.close()
     if world_size() > 1 and code:
         if not is_main():  # the launcher stops all as soon as one ends, and rank 0 says why
             time.sleep(_HEAD_START)

@@ -8,6 +8,7 @@ from pathlib import Path
 from mmdet3d.config import Config
 from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import RunCheckpoints
+from mmdet3d.engine.launchers import restarts
 from mmdet3d.engine.resuming import refuse_changes
 from mmdet3d.io.files import atomic_write, check_place
 from mmdet3d.shell import command, quote
@@ -50,23 +51,29 @@ def choose_run_dir(run_dir: str | Path | None, config_path: str | Path, config: 
 
     `resume_from: auto` in `config` is replaced by the folder's latest intact checkpoint, the only one that is resumed
     there. Without `run_dir`, a resumed training goes on in the folder of its checkpoint and a new one gets
-    `default_run_dir`. Every rank must call.
+    `default_run_dir`. A training that torchrun starts anew goes on from the folder's latest checkpoint, if any.
+    Every rank must call.
 
     Raises:
         ValueError: the folder cannot be made or written, it holds a run that is not to be resumed, it has nothing to
-            resume, or what is resumed was begun with another config (`refuse_changes`).
+            resume, what is resumed was begun with another config (`refuse_changes`), or a training that may be started
+            anew has no `run_dir`, where it would find its checkpoints.
     """
-    resume = config.get("resume_from")
+    asked = config.get("resume_from")
+    restarted, may_restart = restarts()
     if run_dir is None:
-        if resume == "auto":
+        if may_restart:
+            raise ValueError("torchrun --max-restarts needs --run-dir: a training that starts anew goes on from there")
+        if asked == "auto":
             raise ValueError("resume_from auto needs --run-dir, the folder whose latest checkpoint is meant")
-        run_dir = Path(resume).parent if resume else default_run_dir(config_path)
+        run_dir = Path(asked).parent if asked else default_run_dir(config_path)
     folder = Path(run_dir)
 
     def decide() -> str | None:
         check_place(folder, "--run-dir")
         checkpoints = RunCheckpoints(folder)
         there = checkpoints.resumable()
+        resume = "auto" if there and restarted else asked
         if there and not resume:
             raise ValueError(
                 f"{folder} already holds a run ({there[-1].name}); continue it with {command('train')} --resume "

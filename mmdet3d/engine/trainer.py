@@ -27,6 +27,7 @@ from mmdet3d.engine.ema import EMA
 from mmdet3d.engine.evaluate import evaluate, say_if_nothing_is_found
 from mmdet3d.engine.interrupt import Interrupt, Interrupted
 from mmdet3d.engine.logging import Window, Writer, finite, get_logger
+from mmdet3d.engine.loss_sum import LossSum
 from mmdet3d.engine.optimizer import build_optimizer
 from mmdet3d.engine.resuming import model_changes
 from mmdet3d.engine.schedule import LearningRate, Momentum
@@ -56,7 +57,8 @@ class Trainer:
 
     The position in training is (epoch, batch); learning rate, data order and augmentation are functions of it. Stopping
     anywhere and resuming gives the same weights as never having stopped, bit for bit where the kernels are
-    deterministic, with the same number of processes.
+    deterministic, with the same number of processes. With another number every sample of the rest of the epoch is still
+    seen once.
 
     Before the first step the engine loads the weights that `resume_from` or `load_from` names, or without them calls
     `model.init_weights()`; then it calls `model.setup_training(evaluate)` on the final device.
@@ -104,7 +106,7 @@ class Trainer:
         )
         self._left_out = LeftOut(s.data.max_left_out)
         self.epoch_iters = len(self._sampler)
-        self.epoch = self.batch = 0
+        self.epoch = self.batch = self._seen = 0
         self._lr = LearningRate(s.lr_config, s.max_epochs, self.epoch_iters)
         self._momentum = Momentum(s.momentum_config, s.max_epochs, self.epoch_iters)
         self.optimizer = build_optimizer(self.model, s.optimizer)
@@ -194,7 +196,7 @@ class Trainer:
             return self.evaluate(model, "setup")
 
         self.model.setup_training(evaluate)
-        self._step_module = self._parallel(_LossSum(self.model))
+        self._step_module = self._parallel(LossSum(self.model))
         self._ema = EMA(self.model, s.ema.decay, s.ema.ramp) if s.ema else None
         # The ranks need different dropout.
         seed_everything(s.seed + distributed.rank(), s.deterministic)
@@ -210,11 +212,14 @@ class Trainer:
 
     def _check_resumable(self, state: Mapping[str, Any]) -> None:
         source, world = self.settings.resume_from, distributed.world_size()
-        if state["batch"] and (state["world_size"], state["epoch_iters"]) != (world, self.epoch_iters):
+        fits = (state["world_size"], state["epoch_iters"]) == (world, self.epoch_iters)
+        if "samples" in state:  # which older checkpoints do not have
+            fits = self._sampler.continues(state["samples"], state["whole"])
+        if state["batch"] and not fits:
             raise ValueError(
                 f"{source} was saved within an epoch of {state['epoch_iters']} iterations on {state['world_size']} "
-                f"processes, but this run has {self.epoch_iters} on {world}; resume with the same data and processes, "
-                "or from a checkpoint at the end of an epoch"
+                f"processes, but this run has {self.epoch_iters} on {world}; resume with the same data (with "
+                "data.unlabelled also the same processes), or from a checkpoint at the end of an epoch"
             )
         if (state["model"] is not None) != (self.settings.ema is not None):
             wanted = "with" if state["model"] is not None else "without"
@@ -239,7 +244,10 @@ class Trainer:
             self.model.load_state_dict(current)
         if state.get("method"):
             self.model.load_training_state(state["method"])
-        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.epoch, within = state["epoch"], state["batch"] > 0
+        if within:
+            self._seen = state.get("seen", state["batch"] * self._sampler.whole)
+            self.batch = self._sampler.after(self._seen)
         self._best = metadata["best"]
         self.metrics = {k: math.nan if v is None else v for k, v in (metadata["metrics"] or {}).items()}
         if len(state["random"]) == distributed.world_size():
@@ -247,7 +255,7 @@ class Trainer:
         else:
             get_logger().warning("resumed on another number of processes: random states start anew")
         get_logger().info("resumed %s: epoch %d, iteration %d", source, self.epoch, self.iteration)
-        return self.batch == 0 and metadata["metrics"] is None and self._evaluation_due()
+        return not within and metadata["metrics"] is None and self._evaluation_due()
 
     def _restore_optimizer(self, state: Mapping[str, Any]) -> None:
         """Load moments and step counts; learning rates, weight decays and the like stay those of the config."""
@@ -271,8 +279,8 @@ class Trainer:
     def _train_epoch(self) -> None:
         s = self.settings
         self.model.train()
-        self._sampler.set_epoch(self.epoch, self.batch)
-        if self.batch == 0:
+        self._sampler.set_epoch(self.epoch, self._seen)
+        if not self._seen:
             self.model.start_epoch(self.epoch)
         window, began, first = Window(), time.perf_counter(), self.iteration
         save_due = False
@@ -330,6 +338,7 @@ class Trainer:
         if steps:
             values |= self._step()
         self.batch += 1
+        self._seen += self._sampler.whole
         return dict(values)
 
     def _step(self) -> dict[str, Tensor]:
@@ -361,7 +370,7 @@ class Trainer:
     # -- after an epoch ---------------------------------------------------------------------------------------------
 
     def _finish_epoch(self) -> None:
-        self.epoch, self.batch = self.epoch + 1, 0
+        self.epoch, self.batch, self._seen = self.epoch + 1, 0, 0
         stopped = distributed.any_rank(self._interrupt.number != 0)
         last = self.epoch == self.settings.max_epochs
         saved = None
@@ -452,6 +461,9 @@ class Trainer:
             "epoch": self.epoch,
             "batch": self.batch,
             "epoch_iters": self.epoch_iters,
+            "seen": self._seen,
+            "samples": self._sampler.size,
+            "whole": self._sampler.whole,
             "world_size": distributed.world_size(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
@@ -478,31 +490,6 @@ class Trainer:
             "versions": {"mmdet3d": __version__, "torch": torch.__version__},
             "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-
-
-class _LossSum(nn.Module):
-    """The forward pass of training: the sum of the `loss/...` terms, and all terms detached for the log.
-
-    Summing inside lets DistributedDataParallel see only what backward starts from.
-    """
-
-    def __init__(self, model: Trainable) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = self.model.loss(batch)
-        losses = [v for k, v in terms.items() if k.startswith("loss/")]
-        name = type(self.model).__name__
-        if not losses:
-            raise ValueError(f"{name}.loss returned no term named 'loss/...' (got: {', '.join(terms) or 'nothing'})")
-        total = torch.stack([v.float().mean() for v in losses]).sum()
-        if not total.requires_grad:
-            raise ValueError(
-                f"the loss of {name} depends on no trainable parameter for the batch {', '.join(batch.tokens)}; "
-                "its losses must stay connected to the graph where there is no ground truth"
-            )
-        return total, {k: v.detach().float().mean() for k, v in terms.items()} | {"loss": total.detach()}
 
 
 def _better(value: float, best: Mapping[str, Any] | None, rule: str) -> bool:

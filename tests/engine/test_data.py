@@ -45,8 +45,24 @@ def test_order_changes_with_epoch_and_seed_and_continues() -> None:
     sampler.set_epoch(1)
     second = list(sampler)
     assert first != [[i for _, i in b] for b in second]
-    sampler.set_epoch(1, start=3)
+    sampler.set_epoch(1, seen=12)
     assert list(sampler) == second[3:]
+
+
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(0, 12))
+def test_the_rest_of_an_epoch_is_seen_once_by_other_ranks(size: int, before: int, batch: int, world: int, done: int):
+    """Whatever the batches before were; only the last batch is filled up with others."""
+    order = [i for b in TrainSampler(size, 1, 5) for _, i in b]
+    seen = min(done * before, size - 1)
+    ranks = [TrainSampler(size, batch, 5, r, world) for r in range(world)]
+    for sampler in ranks:
+        assert sampler.continues(size, before)
+        sampler.set_epoch(0, seen)
+    steps = list(zip(*ranks, strict=True))
+    assert len(steps) == len(ranks[0]) - ranks[0].after(seen)
+    found = [i for step in steps for part in step for _, i in part]
+    assert found[: size - seen] == order[seen:]
+    assert len(found) < size - seen + batch * world
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.sampled_from([(2, 0.5), (5, 0.8), (4, 0.25)]), st.integers(1, 3))
@@ -75,8 +91,9 @@ def test_mixed_batches_continue_and_differ_between_passes() -> None:
     sampler = MixedSampler(12, 6, 0.5, 2, 0)
     first = list(sampler)
     assert [b[1][1] for b in first[:6]] != [b[1][1] for b in first[6:]]
-    sampler.set_epoch(0, start=4)
+    sampler.set_epoch(0, seen=8)
     assert list(sampler) == first[4:]
+    assert sampler.continues(18, 2) and not sampler.continues(18, 4) and not sampler.continues(20, 2)
 
 
 @pytest.mark.parametrize("share", [0.8, 0.1, 0.95])

@@ -287,6 +287,39 @@ def test_resuming_within_an_epoch_needs_the_same_data(tmp_path: Path) -> None:
         make(tmp_path, size=15, resume_from=str(tmp_path / "epoch_1_iter_2.safetensors")).fit()
 
 
+@pytest.mark.parametrize("batch_size", [2, 4, 5, 9])
+def test_the_rest_of_an_epoch_is_seen_once_in_other_batches(batch_size: int, tmp_path: Path) -> None:
+    """As on another number of ranks, and again after another stop."""
+    seen: list[str] = []
+    steps = []
+
+    def recorded(trainer: Trainer, stop: int) -> Trainer:
+        stop_after(trainer, stop)
+        iterate = trainer._iterate
+
+        def recording(batch: Any) -> Any:
+            seen.extend(batch.tokens)
+            steps.append(trainer.batch)
+            return iterate(batch)
+
+        trainer._iterate = recording
+        return trainer
+
+    with pytest.raises(Interrupted):
+        recorded(make(tmp_path, size=13), 1).fit()
+    for stop in (1, None):
+        (newest,) = RunCheckpoints(tmp_path).resumable()
+        other = make(tmp_path, size=13, resume_from=str(newest), max_epochs=1, data={"samples_per_gpu": batch_size})
+        if stop is None or batch_size == 9:
+            recorded(other, 0).fit()
+            break
+        last = other.epoch_iters - -(-10 // batch_size) + 1
+        with pytest.raises(Interrupted):
+            recorded(other, last).fit()
+    assert sorted(seen[:13]) == sorted(f"sample-{k}" for k in range(13))
+    assert len(seen) < 13 + batch_size and steps[-1] == other.epoch_iters - 1
+
+
 def test_a_checkpoint_interrupted_while_writing_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     trainer = make(tmp_path)

@@ -214,12 +214,16 @@ def test_sigterm_saves(whole_group: bool, config: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_sigterm_to_torchrun_saves(config: Path, tmp_path: Path) -> None:
-    """torchrun hands the signal on to the process group of each rank, loader workers included."""
+    """torchrun hands the signal on to the process group of each rank, loader workers included; one process goes on."""
     process = start(TORCHRUN, config, tmp_path / "run")
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=90)
     assert f"continue with: python tools/train.py --resume {tmp_path / 'run'}" in output
-    assert (tmp_path / "run" / "latest.safetensors").is_file(), output
+    latest = (tmp_path / "run" / "latest.safetensors").resolve()
+    assert latest.is_file(), output
+    epochs = int(latest.stem.split("_")[1]) + 1
+    call(PLAIN, "train.py", "--resume", tmp_path / "run", "--max_epochs", epochs, "--checkpoint_config.interval", "1")
+    assert (tmp_path / "run" / f"epoch_{epochs}.safetensors").is_file()
 
 
 @pytest.mark.slow
@@ -230,11 +234,23 @@ def test_a_killed_training_leaves_no_worker(config: Path, tmp_path: Path) -> Non
         assert time.monotonic() < deadline
     process.kill()
     process.wait(timeout=60)
-    assert gone(process.pid, 30.0)
+    assert gone(process.pid, 10.0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [TORCHRUN, DIST_RUN], ids=["torchrun", "dist-run"])
+def test_a_killed_worker_ends_the_training_and_is_named(config: Path, tmp_path: Path) -> None:
+    process = start(PLAIN, config, tmp_path / "run")
+    deadline = time.monotonic() + 60
+    while not (workers := [pid for pid in alive(process.pid) if pid != process.pid]):
+        assert time.monotonic() < deadline
+    os.kill(workers[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and gone(process.pid, 10.0)
+    assert f"error: DataLoader worker (pid {workers[0]}) is killed by signal: Killed; if that was for lack" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [DIST_RUN], ids=["dist-run"])  # torchrun's are in test_ranks.py
 def test_two_ranks(launcher: list[str], config: Path, tmp_path: Path) -> None:
     """Training resumes exactly on two ranks, and an odd number of samples is evaluated as by one process."""
     straight, parts = tmp_path / "straight", tmp_path / "parts"
