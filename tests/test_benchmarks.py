@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import everyday, growth, loading, ops, report, train_step, where
+from benchmarks import everyday, growth, loading, ops, report, soak, train_step, where
 from benchmarks.cases import feature_decorator
 from benchmarks.framework import Budget, Case, forward_backward, peak_memory, run_case, twin
 from mmdet3d.config import load_config
@@ -318,3 +320,33 @@ def test_where_a_gain_lies_pairs_worlds_and_leaves_out_empty_buckets():
     lines = where.table({"properties": found}).splitlines()
     assert lines[0] == "| | control | distilled | gain, 95 % interval | verdict |"
     assert lines[2:] == ["| distance: 0-10 m | 0.300 | 0.403 | +0.103 ± 0.014 | better |"]
+
+
+TOY = """
+seed: 1
+max_epochs: 100000
+data: {samples_per_gpu: 2, workers_per_gpu: 1, train: {type: EngineToyDataset, size: 10}}
+model: {type: EngineToyModel}
+optimizer: {type: AdamW, lr: 0.01}
+load_from: null
+resume_from: null
+checkpoint_config: {interval: 10, interval_iters: 1, max_keep_ckpts: 1}
+log_config: {interval: 1}
+"""
+
+
+@pytest.mark.slow
+def test_soak_of_a_toy(monkeypatch, tmp_path, capsys):
+    (tmp_path / "toy.yaml").write_text(TOY)
+    tool = Path(__file__).parent / "launch" / "toy_tool.py"
+    monkeypatch.setattr(soak, "TRAIN", [sys.executable, str(tool), "train.py"])
+    monkeypatch.setattr(soak, "_trainings", lambda _: {"toy": [str(tmp_path / "toy.yaml")]})
+    monkeypatch.setattr(soak, "EVERY", 0.2)
+    monkeypatch.setenv("ENGINE_TOY_DELAY", "0.05")
+    report = soak.main(["--steps", "60", "--kills", "1", "--out", str(tmp_path / "soak.json")])
+    first, second = report["trainings"]["toy"]
+    assert first["from"] == 0 and 20 <= first["to"] <= second["from"] + 5 and second["to"] < 60
+    assert all(row["memory"] > 1e7 and row["files"][1] > 3 for row in (first, second))
+    assert first["bytes per step"] is not None
+    assert json.loads((tmp_path / "soak.json").read_text()) == report
+    assert "bytes a step (median of 2 processes)" in capsys.readouterr().out

@@ -64,11 +64,11 @@ def test_a_program_dies_with_what_started_it() -> None:
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two scenes in the nuScenes format and eight frames in KITTI's, without dense depth."""
+    """Four scenes in the nuScenes format and eight frames in KITTI's, without dense depth."""
     folder = tmp_path_factory.mktemp("worlds")
     small = ["--image-size", "64", "36", "--workers", "1"]
     sweeps = ["--keyframes", "2", "--lidar-sweeps", "0", "--radar-sweeps", "0"]
-    create_data.main(["synthetic", "--out-dir", f"{folder}/nuscenes", "--scenes", "2", *sweeps, *small])
+    create_data.main(["synthetic", "--out-dir", f"{folder}/nuscenes", "--scenes", "4", *sweeps, *small])
     create_data.main(["synthetic-kitti", "--out-dir", f"{folder}/kitti", "--frames", "8", "--test-frames", "0", *small])
     shutil.rmtree(folder / "kitti" / "training" / "depth_dense")
     return folder

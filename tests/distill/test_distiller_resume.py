@@ -1,4 +1,7 @@
-"""A distillation that is killed and goes on: to the bit that of one that never stopped, its method's state included."""
+"""A distillation that is killed and goes on: to the bit that of one that never stopped, its method's state included.
+
+DISTILL3D_SOAK=1 makes the steps in which its memory must stay 2,000 instead of 160.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from growing import Growth
 from safetensors.torch import load_file
 from test_distiller import BOX, CELLS, LOSSES, files, make  # noqa: F401
 
@@ -54,6 +58,8 @@ def trainer(
     workers: int = 0,
     answers: str | None = None,
     kill: int | None = None,
+    epochs: int = EPOCHS,
+    accumulated: int = 1,
 ) -> Trainer:
     """Of a distiller with balanced losses; goes on from what is in the folder, and may be killed after a step."""
     run_dir.mkdir(exist_ok=True)
@@ -63,10 +69,10 @@ def trainer(
     distiller._balance = Balance(BalanceSettings(every=2))
     config = {
         "seed": 3,
-        "max_epochs": EPOCHS,
+        "max_epochs": epochs,
         "data": {"samples_per_gpu": 2, "workers_per_gpu": workers},
         "optimizer": {"type": "AdamW", "lr": 1e-2},
-        "optimizer_config": {"cumulative_iters": 1},
+        "optimizer_config": {"cumulative_iters": accumulated},
         "checkpoint_config": {"interval_iters": 1, "max_keep_ckpts": 1},
         "log_config": {"interval": 3},
     }
@@ -86,15 +92,16 @@ def trainer(
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["live", "stored"])
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("workers", "accumulated"), [(0, 1), (0, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_a_killed_distillation_goes_on_to_the_bit(
     workers: int,
+    accumulated: int,
     stored: bool,
     files: dict[str, str],  # noqa: F811
     tmp_path: Path,
 ) -> None:
     answers = str(tmp_path / "answers") if stored else None
-    straight = trainer(files, tmp_path / "straight", workers, answers)
+    straight = trainer(files, tmp_path / "straight", workers, answers, accumulated=accumulated)
     straight.fit()
     balance = straight.model.training_state()["balance"]
     assert balance["steps"] == 6 and set(balance["pulls"]) == {"feature", "relation"}
@@ -102,12 +109,30 @@ def test_a_killed_distillation_goes_on_to_the_bit(
     for step in (2, 4):
         child = os.fork()
         if child == 0:
-            trainer(files, run, workers, answers, kill=step).fit()
+            trainer(files, run, workers, answers, step, accumulated=accumulated).fit()
             os._exit(1)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    resumed = trainer(files, run, workers, answers)
+    resumed = trainer(files, run, workers, answers, accumulated=accumulated)
     resumed.fit()
     assert resumed.model.training_state()["balance"] == balance
     a, b = (load_file(tmp_path / name / f"epoch_{EPOCHS}.safetensors") for name in ("straight", "killed"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_memory_and_open_files_stay(files: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
+    """Of a distiller that reads its teacher's stored answers."""
+    growth = Growth()
+    epochs = (2000 if "DISTILL3D_SOAK" in os.environ else 160) // 3
+    made = trainer(files, tmp_path / "run", answers=str(tmp_path / "answers"), epochs=epochs)
+    step = made._iterate
+
+    def measured(batch: Any) -> Any:
+        values = step(batch)
+        growth.measure(made.iteration)
+        return values
+
+    made._iterate = measured
+    made.fit()
+    growth.check()

@@ -196,3 +196,14 @@ def test_lines_for_a_file(capsys: pytest.CaptureFixture) -> None:
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "a: started, 10 steps"
     assert re.fullmatch(r"a: finished in \d+ s \(\d+ s of CPU time\)", lines[1]) and len(lines) == 2
+
+
+def test_many_tasks_leave_nothing_open() -> None:
+    """Ten hours of a recipe are some hundred runs; those that simulate them end at once."""
+    files: list[int] = []
+
+    def finished(task: Task, spent: Spent) -> None:
+        files.append(len(list(Path("/proc/self/fd").iterdir())))
+
+    execute({f"t{k}": "" for k in range(100)}, finished=finished)
+    assert len(files) == 100 and max(files[50:]) <= max(files[:50])

@@ -5,9 +5,7 @@ DISTILL3D_SOAK=1 makes it 2,000 steps and 20 kills instead of the few that a sui
 
 from __future__ import annotations
 
-import gc
 import os
-import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from engine_toy import EngineToyDataset, EngineToyModel, toy_config
+from growing import Growth
 from safetensors.torch import load_file
 
 from mmdet3d.config import Config
@@ -27,7 +26,6 @@ from mmdet3d.engine.trainer import Trainer
 LONG = "DISTILL3D_SOAK" in os.environ
 CYCLES, EPOCHS = (20, 500) if LONG else (3, 15)  # of 4 steps each
 STEPS = 2000 if LONG else 160
-MOST_GROWTH = 1024  # bytes a step, of which a leak of one small tensor takes several hundred
 
 
 def make(
@@ -91,18 +89,6 @@ def test_any_number_of_kills_changes_no_weight(workers: int, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_memory_and_open_files_stay(tmp_path: Path) -> None:
-    memory: list[int] = []
-    opened: list[int] = []
-
-    def measure(trainer: Trainer) -> None:
-        if trainer.iteration % 8 == 0:
-            gc.collect()
-            memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
-            opened.append(len(list(Path("/proc/self/fd").iterdir())))
-
-    make(tmp_path / "run", STEPS // 4, 0, measure, every=4).fit()
-    half = memory[len(memory) // 2 :]  # before, allocators and caches fill
-    slope = np.polyfit(8 * np.arange(len(half)), half, 1)[0]
-    print(f"{slope:.0f} bytes per step over {8 * len(half)} steps, {opened[-1]} open files")
-    assert slope < MOST_GROWTH
-    assert max(opened[len(opened) // 2 :]) <= max(opened[: len(opened) // 2])
+    growth = Growth()
+    make(tmp_path / "run", STEPS // 4, 0, lambda trainer: growth.measure(trainer.iteration), every=4).fit()
+    growth.check()
