@@ -1,7 +1,8 @@
-"""`python slow_tool.py ARGUMENTS...`: `create_data` whose workers, instead of working, wait for a minute."""
+"""`python slow_tool.py ARGUMENTS...`: `create_data` whose workers, instead of working, wait for a minute, each beside a file."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ in_processes = processes.in_processes
 
 
 def wait(item: Any) -> None:
+    Path(f"worker-{os.getpid()}").touch()
     time.sleep(60)
 
 

@@ -120,9 +120,8 @@ def creating(kind: str, worlds: Path, folder: Path) -> subprocess.Popen[str]:
         text=True,
         preexec_fn=obey_interrupts,
     )
-    wait_until(lambda: process.poll() is not None or len(processes_in(folder)) >= 3)
+    wait_until(lambda: process.poll() is not None or len(list(folder.glob("worker-*"))) == 2, seconds=120)
     assert process.poll() is None, process.communicate()[1]
-    time.sleep(1)  # until they are at work
     return process
 
 

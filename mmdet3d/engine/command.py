@@ -7,7 +7,6 @@ and a mistaken command line are answered without torch, which takes seconds to i
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import math
 import re
@@ -178,7 +177,11 @@ def _sentence(error: Exception) -> str | None:
 
 def _ranks() -> Any:
     """`engine.distributed`; None before torch is loaded, when there can be no other ranks."""
-    return importlib.import_module("mmdet3d.engine.distributed") if "torch" in sys.modules else None
+    if "torch" not in sys.modules:
+        return None
+    from mmdet3d.engine import distributed
+
+    return distributed
 
 
 def _leave(code: int) -> NoReturn:
