@@ -1,4 +1,4 @@
-"""`python slow_tool.py ARGUMENTS...`: `create_data` whose workers, instead of working, wait for a minute, each beside a file."""
+"""`python slow_tool.py ARGUMENTS...`: `create_data` whose workers wait for a minute, each after making a file."""
 
 from __future__ import annotations
 
