@@ -1,7 +1,7 @@
 """Prepare a data set.
 
 `nuscenes` writes info files and a database of objects, `depth` depth labels as files, `kitti` checks a KITTI folder and
-makes dense depth, `synthetic` and `synthetic-kitti` make a procedural world.
+makes dense depth, `vod` writes info files, `synthetic`, `synthetic-kitti` and `synthetic-vod` make a procedural world.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     _add_nuscenes(commands)
     _add_depth(commands)
     _add_kitti(commands)
+    _add_vod(commands)
     _add_synthetic(commands)
     _add_synthetic_kitti(commands)
+    _add_synthetic_vod(commands)
     return parser.parse_args(arguments)
 
 
@@ -147,6 +149,31 @@ def _kitti(args: argparse.Namespace) -> None:
     print(f"{args.root_path} is complete")
 
 
+def _add_vod(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "vod",
+        help="info files of View-of-Delft",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--root-path", default="./data/view_of_delft", help="dataset root, with lidar, radar, ...")
+    command.add_argument("--out-dir", default=None, help="where info files go; the dataset root if not given")
+    command.add_argument("--extra-tag", default="vod", help="prefix of the info files")
+    command.add_argument(
+        "--radar", default="radar_5_scans", help="folder of the radar points: radar, radar_3_scans or radar_5_scans"
+    )
+    _add_workers(command)
+    _add_check(command)
+    command.set_defaults(run=_vod)
+
+
+def _vod(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.vod.create import check_vod, create_vod
+
+    if args.check:
+        return check_vod(args.root_path, args.radar, args.workers)
+    create_vod(args.root_path, args.out_dir or args.root_path, args.extra_tag, args.radar)
+
+
 def _add_synthetic(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "synthetic",
@@ -224,4 +251,38 @@ def _synthetic_kitti(args: argparse.Namespace) -> None:
         val_fraction=args.val_fraction,
     )
     root = generate_kitti(args.out_dir, settings, args.workers)
+    print(f"{root}: {', '.join(f'{len(ids)} frames {name}' for name, ids in settings.splits().items())}")
+
+
+def _add_synthetic_vod(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "synthetic-vod",
+        help="the procedural world through camera, LiDAR and 4-D radar, in the layout of View-of-Delft",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--out-dir", default="data/synthetic-vod", help="dataset root; finished scenes in it are kept")
+    command.add_argument("--frames", type=int, default=400, help="frames, in scenes of two")
+    command.add_argument("--seed", type=int, default=0, help="another number is another world")
+    _add_workers(command)
+    command.add_argument(
+        "--image-size", type=int, nargs=2, default=(968, 608), metavar=("WIDTH", "HEIGHT"), help="the real is 1936 1216"
+    )
+    command.add_argument("--difficulty", type=float, default=1.0, help="0 clean ... 1 as in life ... 3 hard")
+    command.add_argument("--reach", type=float, default=45.0, help="populated road before and behind the car, metres")
+    command.add_argument("--val-fraction", type=float, default=0.25, help="share of the scenes in the split val")
+    command.set_defaults(run=_synthetic_vod)
+
+
+def _synthetic_vod(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.synthetic.vod import VodSettings, generate_vod
+
+    settings = VodSettings(
+        frames=args.frames,
+        seed=args.seed,
+        image_size=tuple(args.image_size),
+        difficulty=args.difficulty,
+        reach=args.reach,
+        val_fraction=args.val_fraction,
+    )
+    root = generate_vod(args.out_dir, settings, args.workers)
     print(f"{root}: {', '.join(f'{len(ids)} frames {name}' for name, ids in settings.splits().items())}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mmdet3d.blocks import ConfigKeyError, check_keys, nearest
 from mmdet3d.datasets.base import FrameDataset, unannotated, with_annotations
@@ -19,20 +18,15 @@ from mmdet3d.datasets.nuscenes.infos import read_infos
 from mmdet3d.datasets.nuscenes.submission import MODALITIES, evaluate_submission, format_detections, write_submission
 from mmdet3d.datasets.records import FrameRecord, SensorRecord
 from mmdet3d.datasets.sampling import part_of
-from mmdet3d.datasets.scene import Scene
-from mmdet3d.datasets.transforms.augment import transform_lidar_frame
 from mmdet3d.evaluation import nuscenes
 from mmdet3d.evaluation.benchmark import Benchmark
 from mmdet3d.evaluation.nuscenes import CLASSES
 from mmdet3d.io.files import file_digest
 from mmdet3d.registry import DATASETS
 from mmdet3d.shell import command, quote
-from mmdet3d.structures import Detections3D, Sample
+from mmdet3d.structures import Detections3D
 
 __all__ = ["NuScenesDataset"]
-
-# x ahead, y left to x right, y ahead.
-_EGO_TO_PICTURE = torch.tensor([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
 @DATASETS.register
@@ -141,7 +135,7 @@ class NuScenesDataset(FrameDataset):
                 "labelled": labelled,
             },
         )
-        self.reference_frame = frame
+        self.x_ahead = frame == "ego"
         self.version = version or metadata.get("version")
         self.eval_set = eval_set or metadata.get("split")
 
@@ -162,12 +156,6 @@ class NuScenesDataset(FrameDataset):
         if part is None and not (root / block["ann_file"]).is_file():
             part = list_frames(root, folder / "frames.pkl")
         return {**block, "dataset_root": f"{root}/", "ann_file": str(part or block["ann_file"])}
-
-    def scene(self, sample: Sample) -> Scene:
-        if self.reference_frame == "lidar":
-            return super().scene(sample)
-        turned = transform_lidar_frame(dataclasses.replace(sample, history=None), _EGO_TO_PICTURE)
-        return dataclasses.replace(super().scene(turned), from_detections=_EGO_TO_PICTURE)
 
     def format(self, detections: Sequence[Detections3D], out_dir: str | Path) -> Path:
         """Write detections (one per sample, in data-set order) as `{out_dir}/results_nusc.json`; returns its path.

@@ -16,6 +16,8 @@ from mmdet3d.datasets.synthetic.generate import generate
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
 from mmdet3d.datasets.synthetic.settings import WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
+from mmdet3d.datasets.synthetic.vod import VodSettings, generate_vod
+from mmdet3d.datasets.vod.create import create_vod
 
 __all__ = ["LAYOUTS", "SCENE_KEYFRAMES", "World", "make_scene", "read_world"]
 
@@ -51,6 +53,11 @@ def _make_nuscenes(root: Path, settings: WorldSettings, workers: int) -> None:
     create_nuscenes(root, root, PREFIX, VERSION, workers=workers, database=False)
 
 
+def _make_vod(root: Path, settings: VodSettings, workers: int) -> None:
+    generate_vod(root, settings, workers)
+    create_vod(root, root)
+
+
 LAYOUTS = {
     "nuscenes": Layout(
         WorldSettings,
@@ -65,6 +72,12 @@ LAYOUTS = {
         lambda settings: len(settings.splits()["train"]),
         "ImageSets/test.txt",
         lambda root: generate_kitti(root, _FRAMES, 1),
+    ),
+    "vod": Layout(
+        VodSettings,
+        _make_vod,
+        lambda settings: len(settings.splits()["train"]),
+        "vod_infos_val.pkl",
     ),
 }
 
@@ -91,7 +104,7 @@ class World:
 
 
 def read_world(block: Mapping[str, Any], seed: int, key: str) -> World:
-    """The world that the config block `key` describes: arguments of its generator, and `layout`, nuscenes or kitti.
+    """The world that the config block `key` describes: arguments of its generator, and `layout`: nuscenes, kitti, vod.
 
     Raises:
         ConfigKeyError: an unknown layout or key.

@@ -14,7 +14,7 @@ from mmdet3d.datasets.transforms.loading import read_bytes
 from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Sample
 
-__all__ = ["LoadRadarPointsMultiSweeps", "read_radar_pcd"]
+__all__ = ["LoadRadarPointsMultiSweeps", "read_radar_pcd", "subsample"]
 
 # Name, kind and bytes of each field of a nuScenes file, which are little-endian and packed.
 _LAYOUT = {
@@ -206,18 +206,20 @@ class LoadRadarPointsMultiSweeps(Transform):
         (points,) = context.read(
             _read_sweeps, files, poses, lags, self.use_dim, self.compensate_velocity, self.filtering
         )
-        points = self._subsample(points, context)
+        points = subsample(points, self.max_num, context)
         if self.normalize:
             points[:, 3:6] /= _FULL_SCALE
         sample.radar = torch.from_numpy(points)
         return sample
 
-    def _subsample(self, points: np.ndarray, context: Context) -> np.ndarray:
-        if self.max_num is None or len(points) <= self.max_num:
-            return points
-        if context.training:
-            return points[np.sort(context.rng.choice(len(points), self.max_num, replace=False))]
-        return points[np.arange(self.max_num) * len(points) // self.max_num]
+
+def subsample(points: np.ndarray, max_num: int | None, context: Context) -> np.ndarray:
+    """At most `max_num` of the points: a random subset while training, an evenly spaced one otherwise; None for all."""
+    if max_num is None or len(points) <= max_num:
+        return points
+    if context.training:
+        return points[np.sort(context.rng.choice(len(points), max_num, replace=False))]
+    return points[np.arange(max_num) * len(points) // max_num]
 
 
 def _read_sweeps(
