@@ -16,7 +16,9 @@ from mmdet3d.datasets.synthetic.generate import generate
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
 from mmdet3d.datasets.synthetic.settings import WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
+from mmdet3d.datasets.synthetic.truckscenes import generate_truckscenes
 from mmdet3d.datasets.synthetic.vod import VodSettings, generate_vod
+from mmdet3d.datasets.truckscenes.frames import TRUCKSCENES
 from mmdet3d.datasets.vod.create import create_vod
 
 __all__ = ["LAYOUTS", "SCENE_KEYFRAMES", "World", "make_scene", "read_world"]
@@ -53,6 +55,11 @@ def _make_nuscenes(root: Path, settings: WorldSettings, workers: int) -> None:
     create_nuscenes(root, root, PREFIX, VERSION, workers=workers, database=False)
 
 
+def _make_truckscenes(root: Path, settings: WorldSettings, workers: int) -> None:
+    generate_truckscenes(root, settings, workers=workers)
+    create_nuscenes(root, root, "truckscenes", VERSION, workers=workers, database=False, source=TRUCKSCENES)
+
+
 def _make_vod(root: Path, settings: VodSettings, workers: int) -> None:
     generate_vod(root, settings, workers)
     create_vod(root, root)
@@ -72,6 +79,12 @@ LAYOUTS = {
         lambda settings: len(settings.splits()["train"]),
         "ImageSets/test.txt",
         lambda root: generate_kitti(root, _FRAMES, 1),
+    ),
+    "truckscenes": Layout(
+        WorldSettings,
+        _make_truckscenes,
+        lambda settings: len(settings.split()["synthetic_train"]) * settings.keyframes,
+        "truckscenes_infos_val.pkl",
     ),
     "vod": Layout(
         VodSettings,
@@ -104,7 +117,7 @@ class World:
 
 
 def read_world(block: Mapping[str, Any], seed: int, key: str) -> World:
-    """The world that the config block `key` describes: arguments of its generator, and `layout`: nuscenes, kitti, vod.
+    """The world that the config block `key` describes: arguments of its generator, and `layout`, of `LAYOUTS`.
 
     Raises:
         ConfigKeyError: an unknown layout or key.

@@ -7,6 +7,7 @@ from mmdet3d.datasets.transforms.filters import ObjectNameFilter, ObjectRangeFil
 from mmdet3d.datasets.transforms.history import LoadHistoryImages
 from mmdet3d.datasets.transforms.images import GridMask, ImageNormalize, LoadMultiViewImageFromFiles
 from mmdet3d.datasets.transforms.lidar import LoadPointsFromFile, LoadPointsFromMultiSweeps, read_points
+from mmdet3d.datasets.transforms.lidar_pcd import LoadPointsOfScanners
 from mmdet3d.datasets.transforms.loading import LoadAnnotations3D
 from mmdet3d.datasets.transforms.paste import ObjectPaste
 from mmdet3d.datasets.transforms.radar import LoadRadarPointsMultiSweeps, read_radar_pcd
@@ -25,6 +26,7 @@ __all__ = [
     "LoadMultiViewImageFromFiles",
     "LoadPointsFromFile",
     "LoadPointsFromMultiSweeps",
+    "LoadPointsOfScanners",
     "LoadRadarPoints4D",
     "LoadRadarPointsMultiSweeps",
     "ObjectNameFilter",

@@ -12,14 +12,16 @@ import torch
 from mmdet3d.blocks import at_least
 from mmdet3d.datasets.records import Context, SensorRecord, Transform
 from mmdet3d.datasets.transforms.loading import read_bytes
+from mmdet3d.datasets.transforms.pcd import read_pcd
 from mmdet3d.datasets.transforms.radar import subsample
 from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Sample
 
-__all__ = ["LoadRadarPoints4D", "Returns", "read_vod_radar"]
+__all__ = ["LoadRadarPoints4D", "Returns", "read_truck_radar", "read_vod_radar"]
 
 _VOD_WIDTH = 7  # x, y, z, rcs, v_r, v_r_compensated, time
 _VOD_SCAN = 1 / 13  # seconds between two scans that an accumulated file holds
+_TRUCK_FIELDS = ("x", "y", "z", "vrel_x", "vrel_y", "vrel_z", "rcs")
 _NEAR = 1e-6  # metres, below which a ray has no direction
 
 
@@ -63,17 +65,37 @@ def read_vod_radar(path: Path) -> Returns:
     return Returns(rows[:, :3], rows[:, 3], rows[:, 4], rows[:, 5], -rows[:, 6] * _VOD_SCAN)
 
 
-def _read(path: Path) -> Returns:
-    return read_vod_radar(path)
+def read_truck_radar(path: Path, velocity: np.ndarray | None = None) -> Returns:
+    """A radar file of TruckScenes: a .pcd with x, y, z, rcs and the relative radial velocity as a vector along the ray.
+
+    Rows that are not finite are left out.
+
+    Args:
+        velocity: (3,) of the radar over ground in its own frame; None takes it as standing.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no .pcd, one without these fields, or truncated.
+    """
+    table = read_pcd(path, _TRUCK_FIELDS, "radar")
+    rows = np.stack([table[name].astype(np.float64) for name in _TRUCK_FIELDS], axis=1)
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    relative = (rows[:, 3:6] * _rays(rows[:, :3])).sum(1)
+    own = np.zeros(3) if velocity is None else velocity
+    return Returns(rows[:, :3], rows[:, 6], relative, relative + _rays(rows[:, :3]) @ own, np.zeros(len(rows)))
+
+
+def _rays(xyz: np.ndarray) -> np.ndarray:
+    return xyz / np.linalg.norm(xyz, axis=1, keepdims=True).clip(min=_NEAR)
 
 
 @TRANSFORMS.register
 class LoadRadarPoints4D(Transform):
     """Returns of all 4-D radars and several sweeps, in the key frame's LiDAR coordinates.
 
-    Files are View-of-Delft's (`.bin`). Positions are brought into the key frame by ego motion, and moved on along the
-    radial velocity over ground by the time lag. A channel that the frame does not have contributes nothing; (0, 9) is a
-    legal result.
+    Files are View-of-Delft's (`.bin`) or TruckScenes' (`.pcd`). Positions are brought into the key frame by ego motion,
+    and moved on along the radial velocity over ground by the time lag. A channel that the frame does not have
+    contributes nothing; (0, 9) is a legal result.
 
     Columns: 0-2 x, y, z; 3 rcs; 4-5 radial velocity over ground as a vector along the ray, its part in the ground
     plane; 6 time lag (to the channel's own key-frame sweep), seconds; 7 radial velocity against the radar; 8 radial
@@ -97,26 +119,30 @@ class LoadRadarPoints4D(Transform):
             sweeps += channel[: self.sweeps_num]
             lags += [(channel[0].timestamp - sweep.timestamp) * 1e-6 for sweep in channel[: self.sweeps_num]]
         files = [context.root / sweep.path for sweep in sweeps]
-        poses = [sweep.sensor2lidar for sweep in sweeps]
-        (points,) = context.read(_read_sweeps, files, poses, lags, self.compensate_velocity)
+        poses, own = [sweep.sensor2lidar for sweep in sweeps], [sweep.velocity for sweep in sweeps]
+        (points,) = context.read(_read_sweeps, files, poses, own, lags, self.compensate_velocity)
         sample.radar = torch.from_numpy(subsample(points, self.max_num, context))
         return sample
 
 
 def _read_sweeps(
-    files: Sequence[Path], poses: Sequence[np.ndarray], lags: Sequence[float], compensate_velocity: bool
+    files: Sequence[Path],
+    poses: Sequence[np.ndarray],
+    velocities: Sequence[np.ndarray | None],
+    lags: Sequence[float],
+    compensate_velocity: bool,
 ) -> list[np.ndarray]:
     """The points of all sweeps of a frame in its LiDAR frame: (R, 9) float32."""
     points = [np.zeros((0, 9))]
-    for file, pose, lag in zip(files, poses, lags, strict=True):
-        points.append(_to_lidar(_read(file), pose, lag, compensate_velocity))
+    for file, pose, velocity, lag in zip(files, poses, velocities, lags, strict=True):
+        returns = read_truck_radar(file, velocity) if file.suffix == ".pcd" else read_vod_radar(file)
+        points.append(_to_lidar(returns, pose, lag, compensate_velocity))
     return [np.concatenate(points).astype(np.float32)]
 
 
 def _to_lidar(returns: Returns, sensor2lidar: np.ndarray, lag: float, compensate_velocity: bool) -> np.ndarray:
     rotation = sensor2lidar[:3, :3]
-    ray = returns.xyz / np.linalg.norm(returns.xyz, axis=1, keepdims=True).clip(min=_NEAR)
-    velocity = (ray * returns.over_ground[:, None]) @ rotation.T
+    velocity = (_rays(returns.xyz) * returns.over_ground[:, None]) @ rotation.T
     xyz = returns.xyz @ rotation.T + sensor2lidar[:3, 3]
     age = returns.lag + lag
     if compensate_velocity:
