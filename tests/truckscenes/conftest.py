@@ -6,17 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from mmdet3d.datasets.nuscenes.create import create_nuscenes
-from mmdet3d.datasets.synthetic import VERSION, WorldSettings
-from mmdet3d.datasets.synthetic.truckscenes import IMAGE_SIZE, generate_truckscenes
-from mmdet3d.datasets.truckscenes.frames import TRUCKSCENES
-
-SMALL = WorldSettings(scenes=2, keyframes=2, lidar_sweeps=1, radar_sweeps=1, image_size=IMAGE_SIZE, val_fraction=0.5)
+from mmdet3d.commands import create_data
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic world of two scenes with info files; do not change it."""
-    root = generate_truckscenes(tmp_path_factory.mktemp("truckscenes") / "world", SMALL, progress=False)
-    create_nuscenes(root, root, "truckscenes", VERSION, workers=1, database=False, source=TRUCKSCENES)
+    root = tmp_path_factory.mktemp("truckscenes") / "world"
+    size = ["--scenes", "2", "--keyframes", "2", "--lidar-sweeps", "1", "--radar-sweeps", "1", "--val-fraction", "0.5"]
+    assert create_data.main(["synthetic-truckscenes", "--out-dir", str(root), "--workers", "1", *size]) == 0
+    assert create_data.main(["truckscenes", "--root-path", str(root), "--workers", "1"]) == 0
     return root

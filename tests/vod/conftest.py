@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from mmdet3d.datasets.synthetic.vod import VodSettings, generate_vod
-from mmdet3d.datasets.vod.create import create_vod
-
-SMALL = VodSettings(frames=8, image_size=(484, 304), val_fraction=0.5)
+from mmdet3d.commands import create_data
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic world of eight frames with info files; do not change it."""
-    root = generate_vod(tmp_path_factory.mktemp("vod") / "world", SMALL, progress=False)
-    create_vod(root, root)
+    root = tmp_path_factory.mktemp("vod") / "world"
+    size = ["--image-size", "484", "304", "--val-fraction", "0.5", "--workers", "1"]
+    assert create_data.main(["synthetic-vod", "--out-dir", str(root), "--frames", "8", *size]) == 0
+    assert create_data.main(["vod", "--root-path", str(root)]) == 0
     return root

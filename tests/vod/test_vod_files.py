@@ -13,7 +13,8 @@ import torch
 
 from mmdet3d.datasets.kitti.files import read_calibration
 from mmdet3d.datasets.nuscenes.infos import read_infos
-from mmdet3d.datasets.synthetic.vod import rig
+from mmdet3d.datasets.synthetic.vod import VodSettings, generate_vod, rig
+from mmdet3d.datasets.synthetic.worlds import read_world
 from mmdet3d.datasets.transforms.radar4d import read_vod_radar
 from mmdet3d.datasets.vod.create import create_vod
 from mmdet3d.datasets.vod.files import frame_files, read_matrices, read_pose
@@ -32,6 +33,37 @@ def command(*words: object) -> int:
 @pytest.fixture
 def copied(world: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(world, tmp_path / "copy"))
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+# -- the world ------------------------------------------------------------------------------------------------------
+
+
+def test_equal_settings_give_equal_bytes_after_an_interruption(world: Path, copied: Path) -> None:
+    for lost in ("lidar/training/pose/00011.json", "lidar/training/velodyne/00011.bin"):
+        (copied / lost).unlink()
+    settings = VodSettings(frames=8, image_size=SIZE, val_fraction=0.5)
+    generate_vod(copied, settings, progress=False)
+    assert files(copied) == files(world)
+    with pytest.raises(ValueError, match="holds a synthetic data set with seed 0 instead of 1"):
+        generate_vod(copied, VodSettings(frames=8, image_size=SIZE, val_fraction=0.5, seed=1), progress=False)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"layout": "vod", "frames": 4, "image_size": [121, 76], "val_fraction": 0.5},
+        {"layout": "truckscenes", "scenes": 2, "keyframes": 1, "lidar_sweeps": 0, "radar_sweeps": 0},
+    ],
+)
+def test_a_recipe_makes_it(block: dict, tmp_path: Path) -> None:
+    world = read_world(block, 3, "data")
+    assert not world.is_made(tmp_path / "world")
+    world.make(tmp_path / "world", workers=1)
+    assert world.is_made(tmp_path / "world") and world.training_samples in (1, 2)
 
 
 # -- labels ---------------------------------------------------------------------------------------------------------
