@@ -38,9 +38,9 @@ class FrameReader:
         class_of_category: detection classes.
     """
 
-    lidar = "LIDAR_TOP"
-    cameras = CAMERAS
-    radars = RADARS
+    lidar: ClassVar[str] = "LIDAR_TOP"
+    cameras: ClassVar[Sequence[str]] = CAMERAS
+    radars: ClassVar[Sequence[str]] = RADARS
     class_of_category: ClassVar[Mapping[str, str]] = CLASS_OF_CATEGORY
 
     def __init__(

@@ -263,7 +263,7 @@ def _label(
     sizes = world.sizes[seen]
     boxes = np.column_stack([poses[seen, :2], sizes[:, 2] / 2, sizes, poses[seen, 2], none, none])
     in_lidar = Boxes3D(torch.from_numpy(boxes)).transform(torch.from_numpy(invert(lidar2global)))
-    objects = objects_of(in_lidar, names[seen], np.ones(len(seen)), calibration, size)
+    objects = objects_of(in_lidar, names[seen].tolist(), np.ones(len(seen)), calibration, size)
     objects.truncated[:] = poses[seen, 3] > 0.2  # whether it moves
     share = picture.visible[seen] / np.maximum(picture.extent[seen], 1)
     objects.occluded[:] = np.searchsorted(-np.array(_OCCLUSION), -share)

@@ -5,7 +5,7 @@ Source: the format's description in the Point Cloud Library, version 0.7.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from mmdet3d.datasets.transforms.loading import read_bytes
 __all__ = ["Header", "header_of", "read_pcd"]
 
 Header = Mapping[bytes, list[bytes]]
+_Reader = Callable[[bytes, np.dtype, int, Path, str], dict[str, np.ndarray]]
 
 _LONGEST_LINE = 1 << 12
 _KINDS = {b"F": "f", b"I": "i", b"U": "u"}
@@ -35,7 +36,11 @@ def read_pcd(path: Path, fields: Sequence[str], what: str, hint: str = "write it
     header, body = header_of(read_bytes(path, what), path, what)
     record = _record(header, fields, path, what, hint)
     count = _number(header, b"POINTS" if b"POINTS" in header else b"WIDTH", path, what)
-    readers = {b"binary": _read_binary, b"ascii": _read_text, b"binary_compressed": _read_compressed}
+    readers: dict[bytes, _Reader] = {
+        b"binary": _read_binary,
+        b"ascii": _read_text,
+        b"binary_compressed": _read_compressed,
+    }
     layout = b" ".join(header[b"DATA"])
     if layout not in readers:
         raise ValueError(f"{what} file {path} holds DATA {layout.decode('ascii', 'replace')}, of which there is none")
@@ -94,25 +99,27 @@ def _number(header: Header, key: bytes, path: Path, what: str) -> int:
     return int(words[0])
 
 
-def _read_binary(body: bytes, record: np.dtype, count: int, path: Path, what: str) -> np.ndarray:
+def _read_binary(body: bytes, record: np.dtype, count: int, path: Path, what: str) -> dict[str, np.ndarray]:
     if len(body) < count * record.itemsize:
         raise ValueError(
             f"{what} file {path} announces {count} points but holds {len(body) // record.itemsize}; it is truncated, "
             f"fetch it again"
         )
-    return np.frombuffer(body, dtype=record, count=count)
+    table = np.frombuffer(body, dtype=record, count=count)
+    return {name: table[name] for name in record.names or ()}
 
 
 def _read_text(body: bytes, record: np.dtype, count: int, path: Path, what: str) -> dict[str, np.ndarray]:
     rows = [line.split() for line in body.splitlines() if line.strip()]
-    width = sum(int(np.prod(record[name].shape)) for name in record.names)
+    names = record.names or ()
+    widths = [int(np.prod(record[name].shape)) for name in names]
+    width = sum(widths)
     if len(rows) < count or any(len(row) != width for row in rows[:count]):
         raise ValueError(
             f"{what} file {path} announces {count} points of {width} numbers but holds {len(rows)} lines that are not "
             "all so; it is cut off or damaged"
         )
-    first = np.cumsum([0, *(int(np.prod(record[name].shape)) for name in record.names)])
-    columns = zip(record.names, first[:-1], strict=True)
+    columns = zip(names, np.cumsum([0, *widths])[:-1].tolist(), strict=True)
     try:
         return {name: np.array([row[k] for row in rows[:count]], _of_text(record[name].base)) for name, k in columns}
     except (ValueError, OverflowError):
@@ -133,7 +140,7 @@ def _read_compressed(body: bytes, record: np.dtype, count: int, path: Path, what
             f"{what} file {path} announces {count} points, but its compressed part is cut off or damaged; write it anew"
         )
     columns, place = {}, 0
-    for name in record.names:
+    for name in record.names or ():
         columns[name] = np.frombuffer(raw, record[name].base, count * int(np.prod(record[name].shape)), place)
         place += columns[name].nbytes
     return columns

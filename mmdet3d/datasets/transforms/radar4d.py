@@ -121,7 +121,7 @@ class LoadRadarPoints4D(Transform):
         files = [context.root / sweep.path for sweep in sweeps]
         poses, own = [sweep.sensor2lidar for sweep in sweeps], [sweep.velocity for sweep in sweeps]
         (points,) = context.read(_read_sweeps, files, poses, own, lags, self.compensate_velocity)
-        sample.radar = torch.from_numpy(subsample(points, self.max_num, context))
+        sample.radar = torch.from_numpy(subsample(np.asarray(points), self.max_num, context))
         return sample
 
 

@@ -77,6 +77,8 @@ class TruckScenesDataset(NuScenesDataset):
             FileNotFoundError: the tables are not in the dataset root.
         """
         path = self.format(detections, out_dir)
+        if self.version is None:
+            raise ValueError(f"the info file does not say of which version it is; set `version` ({path} is written)")
         return evaluate_submission(path, self.root, self.version, self.eval_set, self.tokens, self.classes)
 
     def _entries(self, found: Detections3D, frame: FrameRecord) -> list[dict[str, Any]]:

@@ -119,7 +119,7 @@ def _load_tables(root: str, version: str, changed: tuple[int, ...]) -> NuScenes:
             for table in (*_LINKED, _MOTION):
                 setattr(self, table, read_json(Path(root) / version / f"{table}.json", "table"))
             self.log: list[dict[str, Any]] = []
-            self.map = [{"log_tokens": []}]
+            self.map: list[dict[str, Any]] = [{"log_tokens": []}]
             self.__make_reverse_index__(False)
 
     return Tables()

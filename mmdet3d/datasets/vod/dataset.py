@@ -145,6 +145,7 @@ class VodDataset(FrameDataset):
 
     def _objects(self, record: FrameRecord, found: Detections3D) -> Objects:
         camera = record.cameras[CAMERA]
+        assert camera.size is not None  # info files of this data set have it
         to_camera = np.linalg.inv(camera.sensor2lidar)
         calibration = VodCalibration(camera.intrinsics, lidar2camera=to_camera, radar2camera=to_camera)
         names = [self.classes[k] for k in found.labels.tolist()]
