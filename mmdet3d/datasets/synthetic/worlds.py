@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mmdet3d.datasets.synthetic.generate import generate
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
 from mmdet3d.datasets.synthetic.settings import WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
-from mmdet3d.datasets.synthetic.truckscenes import generate_truckscenes
+from mmdet3d.datasets.synthetic.truckscenes import IMAGE_SIZE, generate_truckscenes
 from mmdet3d.datasets.synthetic.vod import VodSettings, generate_vod
 from mmdet3d.datasets.truckscenes.frames import TRUCKSCENES
 from mmdet3d.datasets.vod.create import create_vod
@@ -29,6 +29,7 @@ SCENE_KEYFRAMES = 3
 _SCENE = {"seed": 999, "lidar_sweeps": 1, "radar_sweeps": 3, "reach": 28}
 _SCENES = WorldSettings(**_SCENE, scenes=2, keyframes=SCENE_KEYFRAMES, val_fraction=0.5)
 _FRAMES = KittiSettings(frames=24, test_frames=0, seed=999, val_fraction=0.5)
+_VOD_FRAMES = VodSettings(frames=24, seed=999, val_fraction=0.5)
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,14 @@ LAYOUTS = {
         _make_truckscenes,
         lambda settings: len(settings.split()["synthetic_train"]) * settings.keyframes,
         "truckscenes_infos_val.pkl",
+        lambda root: _make_truckscenes(root, replace(_SCENES, image_size=IMAGE_SIZE), 1),
     ),
     "vod": Layout(
         VodSettings,
         _make_vod,
         lambda settings: len(settings.splits()["train"]),
         "vod_infos_val.pkl",
+        lambda root: _make_vod(root, _VOD_FRAMES, 1),
     ),
 }
 
