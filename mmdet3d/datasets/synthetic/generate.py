@@ -80,7 +80,9 @@ def claim(root: Path, wanted: dict[str, Any]) -> None:
 
 
 def _write_tables(root: Path, settings: WorldSettings, recorder: type[Recorder]) -> None:
-    tables: dict[str, list[Any]] = common_tables(settings, recorder.rig_for(settings)) | {name: [] for name in recorder.tables}
+    tables: dict[str, list[Any]] = common_tables(settings, recorder.rig_for(settings)) | {
+        name: [] for name in recorder.tables
+    }
     for index in range(settings.scenes):
         rows = json.loads(fragment_path(root, index).read_text())
         for name in recorder.tables:
