@@ -1,7 +1,8 @@
 """Prepare a data set.
 
 `nuscenes` writes info files and a database of objects, `depth` depth labels as files, `kitti` checks a KITTI folder and
-makes dense depth, `synthetic` and `synthetic-kitti` make a procedural world.
+makes dense depth, `truckscenes` and `vod` write info files, `synthetic`, `synthetic-kitti`, `synthetic-truckscenes` and
+`synthetic-vod` make a procedural world.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     _add_nuscenes(commands)
     _add_depth(commands)
     _add_kitti(commands)
+    _add_truckscenes(commands)
+    _add_vod(commands)
     _add_synthetic(commands)
     _add_synthetic_kitti(commands)
+    _add_synthetic_truckscenes(commands)
+    _add_synthetic_vod(commands)
     return parser.parse_args(arguments)
 
 
@@ -147,6 +152,74 @@ def _kitti(args: argparse.Namespace) -> None:
     print(f"{args.root_path} is complete")
 
 
+def _add_truckscenes(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "truckscenes",
+        help="info files of MAN TruckScenes",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--root-path", default="./data/truckscenes", help="dataset root")
+    command.add_argument("--out-dir", default=None, help="where info files go; the dataset root if not given")
+    command.add_argument("--extra-tag", default="truckscenes", help="prefix of the info files")
+    command.add_argument("--version", default=None, help="folder of the tables; the only one if not given")
+    command.add_argument("--max-sweeps", type=int, default=6, help="earlier scans of each LiDAR per key frame")
+    _add_workers(command)
+    command.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="use what exists of an incomplete data set; frames that lack what others have are then left out",
+    )
+    _add_check(command)
+    command.set_defaults(run=_truckscenes)
+
+
+def _truckscenes(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.nuscenes.check import check_nuscenes
+    from mmdet3d.datasets.nuscenes.create import create_nuscenes
+    from mmdet3d.datasets.truckscenes.frames import TRUCKSCENES
+    from mmdet3d.datasets.truckscenes.tables import only_version
+
+    version, out_dir = args.version or only_version(args.root_path), args.out_dir or args.root_path
+    if args.check:
+        return check_nuscenes(args.root_path, out_dir, version, args.workers, args.max_sweeps, TRUCKSCENES)
+    create_nuscenes(
+        args.root_path,
+        out_dir,
+        args.extra_tag,
+        version,
+        args.workers,
+        args.max_sweeps,
+        args.allow_missing,
+        database=False,
+        source=TRUCKSCENES,
+    )
+
+
+def _add_vod(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "vod",
+        help="info files of View-of-Delft",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--root-path", default="./data/view_of_delft", help="dataset root, with lidar, radar, ...")
+    command.add_argument("--out-dir", default=None, help="where info files go; the dataset root if not given")
+    command.add_argument("--extra-tag", default="vod", help="prefix of the info files")
+    command.add_argument(
+        "--radar", default="radar_5_scans", help="folder of the radar points: radar, radar_3_scans or radar_5_scans"
+    )
+    _add_workers(command)
+    _add_check(command)
+    command.set_defaults(run=_vod)
+
+
+def _vod(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.vod.create import check_vod, create_vod
+
+    if args.check:
+        return check_vod(args.root_path, args.radar, args.workers)
+    create_vod(args.root_path, args.out_dir or args.root_path, args.extra_tag, args.radar)
+
+
 def _add_synthetic(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "synthetic",
@@ -189,6 +262,40 @@ def _synthetic(args: argparse.Namespace) -> None:
     print(f"{root}: version {VERSION}, splits synthetic_train and synthetic_val")
 
 
+def _add_synthetic_truckscenes(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "synthetic-truckscenes",
+        help="the procedural world through the sensors of a truck, in the layout of MAN TruckScenes",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--out-dir", default="data/synthetic-truckscenes", help="dataset root")
+    command.add_argument("--scenes", type=int, default=30, help="how many scenes")
+    command.add_argument("--seed", type=int, default=0, help="another number is another world")
+    _add_workers(command)
+    command.add_argument("--keyframes", type=int, default=6, help="per scene, at 2 Hz")
+    command.add_argument("--lidar-sweeps", type=int, default=1, help="between two key frames; 4 give the real 10 Hz")
+    command.add_argument("--radar-sweeps", type=int, default=3, help="between two key frames; 9 give the real 20 Hz")
+    command.add_argument("--val-fraction", type=float, default=0.2, help="share of the scenes in synthetic_val")
+    command.set_defaults(run=_synthetic_truckscenes)
+
+
+def _synthetic_truckscenes(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.synthetic import VERSION, WorldSettings
+    from mmdet3d.datasets.synthetic.truckscenes import IMAGE_SIZE, generate_truckscenes
+
+    settings = WorldSettings(
+        scenes=args.scenes,
+        seed=args.seed,
+        keyframes=args.keyframes,
+        lidar_sweeps=args.lidar_sweeps,
+        radar_sweeps=args.radar_sweeps,
+        image_size=IMAGE_SIZE,
+        val_fraction=args.val_fraction,
+    )
+    root = generate_truckscenes(args.out_dir, settings, args.workers)
+    print(f"{root}: version {VERSION}, splits synthetic_train and synthetic_val")
+
+
 def _add_synthetic_kitti(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "synthetic-kitti",
@@ -224,4 +331,38 @@ def _synthetic_kitti(args: argparse.Namespace) -> None:
         val_fraction=args.val_fraction,
     )
     root = generate_kitti(args.out_dir, settings, args.workers)
+    print(f"{root}: {', '.join(f'{len(ids)} frames {name}' for name, ids in settings.splits().items())}")
+
+
+def _add_synthetic_vod(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "synthetic-vod",
+        help="the procedural world through camera, LiDAR and 4-D radar, in the layout of View-of-Delft",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--out-dir", default="data/synthetic-vod", help="dataset root; finished scenes in it are kept")
+    command.add_argument("--frames", type=int, default=400, help="frames, in scenes of two")
+    command.add_argument("--seed", type=int, default=0, help="another number is another world")
+    _add_workers(command)
+    command.add_argument(
+        "--image-size", type=int, nargs=2, default=(968, 608), metavar=("WIDTH", "HEIGHT"), help="the real is 1936 1216"
+    )
+    command.add_argument("--difficulty", type=float, default=1.0, help="0 clean ... 1 as in life ... 3 hard")
+    command.add_argument("--reach", type=float, default=45.0, help="populated road before and behind the car, metres")
+    command.add_argument("--val-fraction", type=float, default=0.25, help="share of the scenes in the split val")
+    command.set_defaults(run=_synthetic_vod)
+
+
+def _synthetic_vod(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.synthetic.vod import VodSettings, generate_vod
+
+    settings = VodSettings(
+        frames=args.frames,
+        seed=args.seed,
+        image_size=tuple(args.image_size),
+        difficulty=args.difficulty,
+        reach=args.reach,
+        val_fraction=args.val_fraction,
+    )
+    root = generate_vod(args.out_dir, settings, args.workers)
     print(f"{root}: {', '.join(f'{len(ids)} frames {name}' for name, ids in settings.splits().items())}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmdet3d.io.files import check_place, in_words, read_json
+from mmdet3d.io.files import atomic_write, check_place, in_words, read_json
 from mmdet3d.shell import quote
 
 
@@ -67,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
         "--min-score", type=float, default=0.3, help="of detections that the report counts (default: 0.3)"
     )
     kitti.set_defaults(run=_kitti)
+    vod = benchmarks.add_parser("vod", help="View-of-Delft (3d, bev, aos: annotated area and driving corridor)")
+    vod.add_argument("detections", type=Path, help="folder of result files, one per frame (00001.txt)")
+    vod.add_argument("--dataroot", type=Path, default=Path("data/view_of_delft"), help="folder with lidar")
+    vod.add_argument("--split", default="val", help="list in lidar/ImageSets of the frames to score")
+    vod.add_argument("--out", type=Path, help="folder for metrics.json (default: beside the folder of detections)")
+    vod.set_defaults(run=_vod)
     return parser
 
 
@@ -135,6 +142,21 @@ def _kitti(args: argparse.Namespace) -> None:
 
     folders = {titles[0]: args.detections, **({titles[1]: args.against} if args.against else {})}
     print(f"report: {write_report(folders, args.labels, ids, args.report, args.min_score, class_map)}")
+
+
+def _vod(args: argparse.Namespace) -> None:
+    from mmdet3d.datasets.vod.files import split_ids
+    from mmdet3d.datasets.vod.labels import evaluate_folder
+    from mmdet3d.evaluation.vod import format_metrics
+
+    path = _free_place(args, args.detections.parent, "metrics.json")
+    check_place(path.parent, "--out")
+    frames = split_ids(args.dataroot, args.split)
+    metrics = evaluate_folder(args.detections, args.dataroot / "lidar" / "training" / "label_2", frames)
+    with atomic_write(path) as file:
+        json.dump(metrics, file, indent=1)
+    print(format_metrics(metrics))
+    print(f"\n{len(frames)} frames scored, metrics written to {path}")
 
 
 def _free_place(args: argparse.Namespace, default: Path, name: str) -> Path:

@@ -13,6 +13,8 @@ from mmdet3d.datasets.base import FrameDataset
 from mmdet3d.datasets.kitti.dataset import KittiDataset
 from mmdet3d.datasets.nuscenes import NuScenesDataset
 from mmdet3d.datasets.sampling import CBGSDataset, MixedDataset
+from mmdet3d.datasets.truckscenes.dataset import TruckScenesDataset
+from mmdet3d.datasets.vod.dataset import VodDataset
 from mmdet3d.evaluation.benchmark import Benchmark
 from mmdet3d.registry import DATASETS
 
@@ -22,6 +24,8 @@ __all__ = [
     "KittiDataset",
     "MixedDataset",
     "NuScenesDataset",
+    "TruckScenesDataset",
+    "VodDataset",
     "benchmark_of",
     "build_dataset",
     "build_split",

@@ -18,6 +18,7 @@ from mmdet3d.datasets.frames import Frames
 from mmdet3d.datasets.records import Context, FrameRecord
 from mmdet3d.datasets.scene import Scene
 from mmdet3d.datasets.tally import Tally
+from mmdet3d.datasets.transforms.augment import transform_lidar_frame
 from mmdet3d.datasets.transforms.compose import Compose
 from mmdet3d.datasets.transforms.images import read_image
 from mmdet3d.datasets.views import Views
@@ -25,6 +26,8 @@ from mmdet3d.structures import Boxes3D, Detections3D, Sample
 
 __all__ = ["FrameDataset", "PackedRecords"]
 
+# x ahead, y left to x right, y ahead.
+_TO_PICTURE = torch.tensor([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 _MAX_REPLACEMENTS, _TRIES_PER_FRAME = 1000, 50
 _SEES: Mapping[str, Callable[[FrameRecord], bool]] = {
     "camera": lambda record: bool(record.cameras),
@@ -75,9 +78,16 @@ class FrameDataset(Frames):
         views: fixed augmentations of each sample, see `Views`; None augments anew in every epoch.
         content: plain values that the records depend on, for the samples' names (`Sample.view`).
 
+    Attributes:
+        x_ahead: the LiDAR frame of the records is x ahead, y left, instead of x right, y ahead.
+        knows_velocity: whether objects are labelled with velocities.
+
     Raises:
         ValueError: see `Views`.
     """
+
+    x_ahead = False
+    knows_velocity = True
 
     def __init__(
         self,
@@ -156,7 +166,7 @@ class FrameDataset(Frames):
             log = logging.getLogger("mmdet3d")
             log.info("learnt: %s", self.tally)
             boxes = (record.boxes for record in map(self.frame, range(len(self))))
-            if not any(b is not None and np.isfinite(b[:, 7:]).any() for b in boxes):
+            if self.knows_velocity and not any(b is not None and np.isfinite(b[:, 7:]).any() for b in boxes):
                 log.warning("no object in %s has a velocity; all are learnt as standing still", self.root)
 
     def nothing(self, to: str = "learn") -> str:
@@ -225,7 +235,9 @@ class FrameDataset(Frames):
         return Detections3D(Boxes3D(boxes), torch.ones(len(boxes)), torch.tensor(labels, dtype=torch.int64))
 
     def scene(self, sample: Sample) -> Scene:
-        """For pictures: the raw images, and the rest in the (augmented) frame of the sample."""
+        """For pictures: the raw images, and the rest in the (augmented) frame of the sample, turned to x right."""
+        if self.x_ahead:
+            sample = transform_lidar_frame(dataclasses.replace(sample, history=None), _TO_PICTURE)
         identity = torch.eye(4).expand_as(sample.calibration.image_aug)
         return Scene(
             calibration=dataclasses.replace(sample.calibration, image_aug=identity),
@@ -235,6 +247,7 @@ class FrameDataset(Frames):
             labels=sample.labels,
             points=sample.points,
             radar=sample.radar,
+            from_detections=_TO_PICTURE if self.x_ahead else torch.eye(4),
         )
 
     def scenes(self) -> list[list[int]]:

@@ -79,5 +79,7 @@ def check_all(look: Callable[[Any], Looked], parts: Sequence[Any], workers: int,
 
 
 def is_singular(matrix: np.ndarray) -> bool:
-    """Whether a matrix cannot be inverted with any precision, or is not finite."""
+    """Whether a matrix cannot be inverted with any precision, or is not finite; of a pose its rotation tells."""
+    if matrix.shape == (4, 4) and np.isfinite(matrix).all():
+        matrix = matrix[:3, :3]  # beside coordinates of a map, in millions of metres, any rotation looks small
     return not np.isfinite(matrix).all() or np.linalg.cond(matrix) > 1e12

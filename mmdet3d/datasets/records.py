@@ -24,12 +24,16 @@ class SensorRecord:
         timestamp: microseconds.
         sensor2lidar: (4, 4) float64, to the key frame's LiDAR frame (see `FrameRecord`), ego motion included.
         token: sample_data token, if known.
+        channel: of a scan, in rigs of several LiDARs; empty otherwise.
+        velocity: (3,) m/s, the sensor's own over ground in its frame, where the data set tells.
     """
 
     path: str
     timestamp: int
     sensor2lidar: np.ndarray
     token: str = ""
+    channel: str = ""
+    velocity: np.ndarray | None = None
 
 
 @dataclass
@@ -75,7 +79,7 @@ class FrameRecord:
         lidar: the key-frame scan; `sensor2lidar` maps from the scanner. Its path is empty where there is no file.
         lidar2ego: (4, 4) float64.
         ego2global: (4, 4) float64, ego at LiDAR time.
-        sweeps: earlier scans, newest first.
+        sweeps: earlier scans, newest first, and those of the rig's other LiDARs.
         cameras: by channel, in the order of the camera index.
         radars: by channel, each the key-frame sweep first, then earlier ones; a channel without files is absent.
         boxes: (N, 9) float64, velocity NaN where unknown; None where there is no annotation (test split).

@@ -28,9 +28,12 @@ __all__ = [
     "LOOSE",
     "METRICS",
     "STRICT",
+    "candidates",
+    "curves",
     "evaluate",
     "faults_of_truth",
     "found_objects",
+    "heights",
     "precision_curves",
 ]
 
@@ -62,7 +65,7 @@ def faults_of_truth(labels: Sequence[Objects], classes: Sequence[str] = CLASSES)
     """
     all_objects = Objects.cat(labels)
     objects = all_objects[np.isin(all_objects.names, list(classes))]
-    if len(objects) and not (_heights(objects) > 0).any():
+    if len(objects) and not (heights(objects) > 0).any():
         return [
             "the labels have no 2-D boxes, by whose height KITTI decides which objects count: every AP is 0; write the "
             "boxes of the projected objects into columns 5 to 8"
@@ -87,13 +90,12 @@ def evaluate(
     Raises:
         ValueError: no frame, or different numbers of frames.
     """
-    curves = precision_curves(labels, results, overlaps)
     return {
         name: {
             metric: {"R40": _percent(samples[:, 1:]), "R11": _percent(samples[:, ::4])}
             for metric, samples in metrics.items()
         }
-        for name, metrics in curves.items()
+        for name, metrics in precision_curves(labels, results, overlaps).items()
     }
 
 
@@ -104,16 +106,17 @@ def precision_curves(
     if len(labels) != len(results) or not labels:
         raise ValueError(f"as many frames of labels as of results are needed, got {len(labels)} and {len(results)}")
     pairs = pair_up(labels, results)
-    curves: dict[str, dict[str, np.ndarray]] = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
     for name in CLASSES:
-        curves[name] = {metric: np.zeros((len(DIFFICULTIES), SAMPLES)) for metric in METRICS}
-        for level in range(len(DIFFICULTIES)):
+        found[name] = {metric: np.zeros((len(DIFFICULTIES), SAMPLES)) for metric in METRICS}
+        for level, least in enumerate(_MIN_HEIGHT):
+            hard, small = _is_hard(pairs.labels, level), np.abs(heights(pairs.results)) < least
             for metric, minimum in overlaps[name].items():
-                precision, similarity = _curves(_candidates(pairs, name, level, metric, minimum))
-                curves[name][metric][level] = precision
+                precision, similarity = curves(candidates(pairs, name, metric, minimum, hard, small))
+                found[name][metric][level] = precision
                 if metric == "bbox":
-                    curves[name]["aos"][level] = similarity
-    return curves
+                    found[name]["aos"][level] = similarity
+    return found
 
 
 def found_objects(
@@ -130,16 +133,17 @@ def found_objects(
         (G,) bool, objects of the class that count; (G,) index of the detection that found each, -1 for none, also of
         those that do not count; (D,) bool, detections of the class that are false.
     """
-    candidates = _candidates(pairs, name, level, metric, STRICT[name][metric])
-    chosen, taken = best_by_overlap(candidates, np.array([min_score]))
-    objects = np.unique(candidates.label)
+    hard, small = _is_hard(pairs.labels, level), np.abs(heights(pairs.results)) < _MIN_HEIGHT[level]
+    matching = candidates(pairs, name, metric, STRICT[name][metric], hard, small)
+    chosen, taken = best_by_overlap(matching, np.array([min_score]))
+    objects = np.unique(matching.label)
     by = np.full(len(pairs.labels), -1)
     pair = chosen[:, 0]
-    by[objects[pair >= 0]] = candidates.result[pair[pair >= 0]]
-    ignored = (by >= 0) & ~candidates.result_counts[by]  # took the object away from the others, and neither counts
+    by[objects[pair >= 0]] = matching.result[pair[pair >= 0]]
+    ignored = (by >= 0) & ~matching.result_counts[by]  # took the object away from the others, and neither counts
     by[ignored] = -1
-    false = candidates.result_counts & ~candidates.excused & ~taken[:, 0] & (candidates.scores >= min_score)
-    return candidates.label_counts & ~ignored, by, false
+    false = matching.result_counts & ~matching.excused & ~taken[:, 0] & (matching.scores >= min_score)
+    return matching.label_counts & ~ignored, by, false
 
 
 def _percent(samples: np.ndarray) -> list[float]:
@@ -149,13 +153,19 @@ def _percent(samples: np.ndarray) -> list[float]:
 # -- which objects and detections count -----------------------------------------------------------------------------
 
 
-def _candidates(pairs: Pairs, name: str, level: int, metric: str, minimum: float) -> Candidates:
+def candidates(
+    pairs: Pairs, name: str, metric: str, minimum: float, hard: np.ndarray, ignored: np.ndarray
+) -> Candidates:
+    """What may match for class `name`: pairs of an overlap above `minimum`.
+
+    Args:
+        hard: (G,) bool, objects that need not be found.
+        ignored: (D,) bool, detections that do not count; those of any class, as the official program has it.
+    """
     labels, results = pairs.labels, pairs.results
     of_class = labels.names == name
-    hard = _is_hard(labels, level)
     label_matters = of_class | (labels.names == _NEIGHBOURS.get(name))
-    small = np.abs(_heights(results)) < _MIN_HEIGHT[level]
-    result_matters = small | (results.names == name)  # small ones of any class, as the official program has it
+    result_matters = ignored | (results.names == name)
 
     overlap = pairs.overlaps[metric]
     kept = np.flatnonzero((overlap > minimum) & label_matters[pairs.label] & result_matters[pairs.result])
@@ -167,7 +177,7 @@ def _candidates(pairs: Pairs, name: str, level: int, metric: str, minimum: float
         overlap=overlap[kept],
         frames=pairs.frames,
         label_counts=of_class & ~hard,
-        result_counts=(results.names == name) & ~small,
+        result_counts=(results.names == name) & ~ignored,
         scores=results.scores,
         similarity=np.where(results.alpha[result] == NO_ORIENTATION, 0.0, similarity),
         excused=pairs.unlabelled > minimum if metric == "bbox" else np.zeros(len(results), dtype=bool),
@@ -179,15 +189,16 @@ def _is_hard(labels: Objects, level: int) -> np.ndarray:
     return (
         (labels.occluded > _MAX_OCCLUSION[level])
         | (labels.truncated > _MAX_TRUNCATION[level])
-        | (_heights(labels) <= _MIN_HEIGHT[level])
+        | (heights(labels) <= _MIN_HEIGHT[level])
     )
 
 
-def _heights(objects: Objects) -> np.ndarray:
+def heights(objects: Objects) -> np.ndarray:
+    """(N,) of the 2-D boxes, pixels."""
     return objects.boxes2d[:, 3] - objects.boxes2d[:, 1]
 
 
-def _curves(candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+def curves(candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
     """(41,) precision and (41,) orientation similarity at the sampled recalls; 0 beyond the largest recall."""
     precision, similarity = np.zeros(SAMPLES), np.zeros(SAMPLES)
     if not len(candidates.label):

@@ -20,7 +20,17 @@ from mmdet3d.evaluation.conventions import conventions_at_fault, match_entries
 if TYPE_CHECKING:
     from nuscenes import NuScenes
 
-__all__ = ["CLASSES", "COLUMNS", "DISTANCES", "ERRORS", "Scored", "benchmark", "format_metrics", "score_results"]
+__all__ = [
+    "CLASSES",
+    "COLUMNS",
+    "DISTANCES",
+    "ERRORS",
+    "Scored",
+    "benchmark",
+    "flat_metrics",
+    "format_metrics",
+    "score_results",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +115,7 @@ def score_results(
         logger.warning("%s: %s", source, fault)
     names = [box.detection_name for boxes in truth.values() for box in boxes]
     wanted = [name for name in summary["label_aps"] if classes is None or name in classes]
-    metrics = _metrics(summary, {name: names.count(name) for name in wanted})
+    metrics = flat_metrics(summary, {name: names.count(name) for name in wanted})
     if len(results) < frames_of_split:
         metrics |= {_FRAMES: float(len(results)), _FRAMES_OF_SPLIT: float(frames_of_split)}
     return Scored(metrics, truth, found)
@@ -147,7 +157,8 @@ def _official_summary(
         return evaluation.main(render_curves=False), truth, found
 
 
-def _metrics(summary: Mapping[str, Any], objects: Mapping[str, int]) -> dict[str, float]:
+def flat_metrics(summary: Mapping[str, Any], objects: Mapping[str, int]) -> dict[str, float]:
+    """A summary in the devkit's words, and how many objects there are to find, as `score_results` names them."""
     metrics: dict[str, float] = {}
     for name, aps in summary["label_aps"].items():
         metrics |= {f"object/{name}_ap_dist_{float(d)}": float(ap) for d, ap in aps.items()}
@@ -161,21 +172,21 @@ def _metrics(summary: Mapping[str, Any], objects: Mapping[str, int]) -> dict[str
     return metrics
 
 
-def benchmark(classes: Sequence[str]) -> Benchmark:
-    """What `score_results` reports of a whole split where `classes` are looked for."""
-    return Benchmark(_metric_names(classes), "object/nds", COLUMNS, format_metrics)
+def benchmark(classes: Sequence[str], known: Sequence[str] = CLASSES) -> Benchmark:
+    """What `score_results` reports of a whole split where `classes` are looked for; `known` are the benchmark's."""
+    return Benchmark(_metric_names(classes, known), "object/nds", COLUMNS, format_metrics)
 
 
-def _metric_names(classes: Sequence[str]) -> list[str]:
+def _metric_names(classes: Sequence[str], known: Sequence[str]) -> list[str]:
     errors = dict.fromkeys(ERRORS, 0.0)
     summary = {
-        "label_aps": {name: dict.fromkeys(DISTANCES, 0.0) for name in CLASSES},
-        "label_tp_errors": dict.fromkeys(CLASSES, errors),
+        "label_aps": {name: dict.fromkeys(DISTANCES, 0.0) for name in known},
+        "label_tp_errors": dict.fromkeys(known, errors),
         "tp_errors": errors,
         "nd_score": 0.0,
         "mean_ap": 0.0,
     }
-    return list(_metrics(summary, dict.fromkeys(classes, 1)))
+    return list(flat_metrics(summary, dict.fromkeys(classes, 1)))
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:

@@ -53,6 +53,10 @@ PARTIAL = {
     "nuscenes/distill/simdistill/resnet50/default.yaml",
     "kitti/default.yaml",
     "kitti/synthetic/default.yaml",
+    "truckscenes/default.yaml",
+    "truckscenes/synthetic/default.yaml",
+    "vod/default.yaml",
+    "vod/synthetic/default.yaml",
     "synthetic/default.yaml",
     "synthetic/crkd/default.yaml",
     "synthetic/label_encoder/default.yaml",
@@ -67,7 +71,7 @@ def files(*folders: str) -> list[str]:
     return sorted(f for f in found if "recipes" not in Path(f).parts)
 
 
-LEAVES = [f for f in files("nuscenes", "synthetic", "kitti") if f not in PARTIAL]
+LEAVES = [f for f in files("nuscenes", "synthetic", "kitti", "truckscenes", "vod") if f not in PARTIAL]
 
 load = functools.cache(load_config)
 

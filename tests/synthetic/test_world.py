@@ -8,7 +8,7 @@ import pytest
 from mmdet3d.datasets.synthetic import WorldSettings, camera, lidar, radar
 from mmdet3d.datasets.synthetic.catalog import KINDS, sample_size
 from mmdet3d.datasets.synthetic.geometry import face_planes, hexahedron, invert, quaternion, rotation, transform
-from mmdet3d.datasets.synthetic.rig import CAMERAS, LIDAR, RADARS
+from mmdet3d.datasets.synthetic.rig import NUSCENES
 from mmdet3d.datasets.synthetic.road import Road
 from mmdet3d.datasets.synthetic.world import Motion, World, build_world
 
@@ -22,7 +22,7 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def scan(world: World) -> tuple[lidar.Scan, np.ndarray]:
-    pose = world.ego2global(TIME) @ LIDAR.sensor2ego
+    pose = world.ego2global(TIME) @ NUSCENES.lidars[0].sensor2ego
     return lidar.cast(world, TIME, pose), pose
 
 
@@ -172,7 +172,7 @@ def test_ground_lies_at_zero(world: World, scan: tuple[lidar.Scan, np.ndarray]):
 
 
 def _picture(world: World, index: int, noise: float = 0.0) -> tuple[camera.Picture, np.ndarray, np.ndarray]:
-    mount, size = CAMERAS[index], (320, 180)
+    mount, size = NUSCENES.cameras[index], (320, 180)
     pose, intrinsics = world.ego2global(TIME) @ mount.sensor2ego, mount.intrinsics(*size)
     look = camera.Look(np.array([0.3, 0.2, 0.933]), np.ones(3), noise)
     return camera.render(world, TIME, pose, intrinsics, size, look, np.random.default_rng(0)), pose, intrinsics
@@ -239,7 +239,7 @@ def test_pixel_noise_has_the_asked_size(world: World):
 
 
 def _sweep(world: World, index: int, noise: radar.RadarNoise, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    poses = np.stack([world.ego2global(TIME + dt) @ RADARS[index].sensor2ego for dt in radar.STEPS])
+    poses = np.stack([world.ego2global(TIME + dt) @ NUSCENES.radars[index].sensor2ego for dt in radar.STEPS])
     hits = np.ones(len(world.actors), int)
     return radar.observe(world, TIME, poses, hits, noise, np.random.default_rng(seed)), poses[1]
 
@@ -248,7 +248,7 @@ def test_compensated_velocity_is_the_targets_radial_velocity(world: World):
     """Without noise, returns inside a box carry that actor's velocity over ground along the ray; a few are clutter."""
     clean = radar.RadarNoise(azimuth=0, distance=0, doppler=0, miss=0, clutter=0)
     poses, velocities, errors, moving = world.poses(TIME), world.velocities(TIME), [], 0
-    for index in range(len(RADARS)):
+    for index in range(len(NUSCENES.radars)):
         for seed in range(4):
             records, pose = _sweep(world, index, clean, seed)
             xy = np.stack([records["x"], records["y"]], -1).astype(float)
@@ -270,7 +270,7 @@ def test_compensated_velocity_is_the_targets_radial_velocity(world: World):
 def test_raw_velocity_is_relative_to_the_radar(world: World):
     clean = radar.RadarNoise(azimuth=0, distance=0, doppler=0, miss=0, clutter=0)
     records, pose = _sweep(world, 0, clean)
-    before, after = (world.ego2global(TIME + dt) @ RADARS[0].sensor2ego for dt in (-0.01, 0.01))
+    before, after = (world.ego2global(TIME + dt) @ NUSCENES.radars[0].sensor2ego for dt in (-0.01, 0.01))
     own = pose[:3, :3].T @ (after[:3, 3] - before[:3, 3]) / 0.02
     assert np.hypot(*own[:2]) > 1
     np.testing.assert_allclose(records["vx"], records["vx_comp"] - own[0], atol=0.126)

@@ -195,7 +195,7 @@ def test_files_of_other_writers(tmp_path: Path, written: Callable[[bytes], bytes
     ("old", "new", "message"),
     [
         (b"ambig_state", b"quality", r"has no ambig_state \(its fields: x, .*quality.*\).*write all of them"),
-        (b"DATA binary", b"DATA binary_compressed", "compressed detections; write it anew with DATA binary"),
+        (b"DATA binary", b"DATA binary_compressed", "its compressed part is cut off or damaged"),
         (b"POINTS 2", b"POINTS two", "does not say how many POINTS"),
         (b"SIZE 4 4", b"SIZE 4", "FIELDS, SIZE, TYPE and COUNT of its header do not fit"),
         (b"SIZE 4 4", b"SIZE 4 5", "a TYPE or SIZE that there is not"),

@@ -105,7 +105,7 @@ def read_calibration(path: str | Path) -> KittiCalibration:
             raise ValueError(f"{path}, line {number}: expected 'NAME: values', found {line.strip()[:40]!r}")
         if key in matrices:
             raise ValueError(f"{path}, line {number}: {key} is given twice")
-        if key in _SHAPES:
+        if key in _SHAPES and values.strip():  # View-of-Delft names Tr_imu_to_velo without a value
             matrices[key] = _matrix(values.split(), _SHAPES[key], f"{path}, line {number}: {key}")
     needed = ("P2", *_LIDAR) if any(key in matrices for key in _LIDAR) else ("P2",)
     missing = [key for key in needed if key not in matrices]
@@ -176,8 +176,8 @@ def split_ids(split: str) -> list[str]:
     return read_ids(_LISTS / f"{split}.txt")
 
 
-def read_ids(path: str | Path) -> list[str]:
-    """A list of frame ids, one per line: names of files without their suffix. Numbers are filled up to six digits.
+def read_ids(path: str | Path, digits: int = 6) -> list[str]:
+    """A list of frame ids, one per line: names of files without their suffix. Numbers are filled up to `digits`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -193,7 +193,7 @@ def read_ids(path: str | Path) -> list[str]:
                 f"{path}, line {number}: {word[:40]!r} is no frame id, which is the name of the frame's files without "
                 "folder and suffix, such as 000012"
             )
-        frame = word.zfill(6) if word.isdigit() else word
+        frame = word.zfill(digits) if word.isdigit() else word
         if frame in ids:
             raise ValueError(f"{path}, line {number}: frame {frame} is already in line {ids[frame]}")
         ids[frame] = number

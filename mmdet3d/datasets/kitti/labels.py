@@ -29,30 +29,30 @@ __all__ = [
 ]
 
 NO_SCORE = -1.0
-_CANONICAL = {name.lower(): name for name in TYPES}  # the official evaluator ignores case
 _NUMBERS = 14  # of a label line, after the class
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_labels(path: str | Path, class_map: Mapping[str, str] | None = None) -> Objects:
+def read_labels(path: str | Path, class_map: Mapping[str, str] | None = None, types: Sequence[str] = TYPES) -> Objects:
     """A label file: 15 columns, or 16 with a score.
 
     Args:
         class_map: what classes that KITTI does not have count as.
+        types: the classes there are.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a line with another number of columns, an unknown class, or a number that is none or not finite; or
             a class that is mapped to one that KITTI does not have.
     """
-    return parse_objects(read_text(path, "label file"), str(path), class_map=class_map)
+    return parse_objects(read_text(path, "label file"), str(path), class_map=class_map, types=types)
 
 
-def read_results(path: str | Path) -> Objects:
+def read_results(path: str | Path, types: Sequence[str] = TYPES) -> Objects:
     """A result file: 16 columns; an empty file holds no object. Raises as `read_labels` does."""
-    return parse_objects(read_text(path, "result file"), str(path), scored=True)
+    return parse_objects(read_text(path, "result file"), str(path), scored=True, types=types)
 
 
 def parse_class_map(words: Sequence[str]) -> dict[str, str]:
@@ -64,14 +64,21 @@ def parse_class_map(words: Sequence[str]) -> dict[str, str]:
     return {own: name for own, _, name in pairs}
 
 
-def parse_objects(text: str, source: str, scored: bool = False, class_map: Mapping[str, str] | None = None) -> Objects:
+def parse_objects(
+    text: str,
+    source: str,
+    scored: bool = False,
+    class_map: Mapping[str, str] | None = None,
+    types: Sequence[str] = TYPES,
+) -> Objects:
     """The objects that the lines of `text` describe; blank lines are skipped.
 
     Args:
         source: what error messages call the text, such as its file name.
         scored: a line without a score is an error instead of having the score -1.
-        class_map: see `read_labels`.
+        class_map, types: see `read_labels`.
     """
+    canonical = {name.lower(): name for name in types}  # the official evaluators ignore case
     for own, name in (class_map or {}).items():
         if name not in TYPES:
             raise ValueError(
@@ -83,18 +90,19 @@ def parse_objects(text: str, source: str, scored: bool = False, class_map: Mappi
         if not words:
             continue
         try:
-            names.append((class_map or {}).get(words[0]) or _name(words[0]))
+            names.append((class_map or {}).get(words[0]) or _name(words[0], canonical))
             table.append(_numbers(words[1:], scored))
         except ValueError as error:
             raise ValueError(f"{source}, line {number}: {error}") from None
     return Objects.from_table(names, np.array(table, dtype=np.float64).reshape(-1, _NUMBERS + 1))
 
 
-def _name(word: str) -> str:
-    name = _CANONICAL.get(word.lower())
+def _name(word: str, canonical: Mapping[str, str]) -> str:
+    name = canonical.get(word.lower())
     if name is None:
+        types = list(canonical.values())
         raise ValueError(
-            f"unknown class {word!r}{nearest(word, TYPES)} (classes: {', '.join(TYPES)}); a class of your own counts "
+            f"unknown class {word!r}{nearest(word, types)} (classes: {', '.join(types)}); a class of your own counts "
             f"as one of these by class_map: {{{word}: ...}}"
         )
     return name

@@ -17,7 +17,7 @@ from mmdet3d.io.files import atomic_write
 from mmdet3d.structures import Boxes3D, Detections3D
 from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL, boxes_to_kitti
 
-__all__ = ["evaluate_folder", "image_boxes", "project_boxes", "to_objects", "write_metrics"]
+__all__ = ["evaluate_folder", "image_boxes", "project_boxes", "project_corners", "to_objects", "write_metrics"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +58,21 @@ def to_objects(found: Detections3D, classes: Sequence[str], camera: Callable[[],
 
 
 def project_boxes(boxes: Boxes3D, p2: np.ndarray) -> np.ndarray:
-    """(N, 4) x1, y1, x2, y2 around the projection of boxes in the level camera frame, pixels; not cut at the image.
+    """`project_corners` of boxes in the level camera frame."""
+    corners = boxes.to(torch.float64).corners() @ CAMERA_TO_LEVEL[:3, :3]  # the inverse of a rotation, from the right
+    return project_corners(corners.numpy(), p2)
+
+
+def project_corners(corners: np.ndarray, p2: np.ndarray) -> np.ndarray:
+    """(N, 4) x1, y1, x2, y2 around the projection of boxes, pixels; not cut at the image.
 
     What lies nearer than 0.1 m, or behind the camera, is cut off first; zeros where nothing is left.
+
+    Args:
+        corners: (N, 8, 3) in the order of `Boxes3D.corners`, camera frame (x right, y down, z forward).
+        p2: (3, 4) projection.
     """
-    corners = boxes.to(torch.float64).corners() @ CAMERA_TO_LEVEL[:3, :3]  # the inverse of a rotation, from the right
-    ends = corners.numpy()[:, _EDGES]
+    ends = corners[:, _EDGES]
     first, last = ends[:, :, 0], ends[:, :, 1]
     points = np.concatenate([_towards(first, last), _towards(last, first)], axis=1)
     u, v, depth = np.moveaxis(points @ p2[:, :3].T + p2[:, 3], -1, 0)

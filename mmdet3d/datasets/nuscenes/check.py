@@ -10,17 +10,21 @@ from pathlib import Path
 import numpy as np
 
 from mmdet3d.datasets.checking import REPORT, Fault, Looked, check_all, is_singular
-from mmdet3d.datasets.nuscenes.frames import FrameReader
-from mmdet3d.datasets.nuscenes.tables import load_tables, version_splits
+from mmdet3d.datasets.nuscenes.source import NUSCENES, Source
 from mmdet3d.datasets.records import CameraRecord, FrameRecord
 from mmdet3d.datasets.transforms.images import read_image
-from mmdet3d.datasets.transforms.lidar import read_points
-from mmdet3d.datasets.transforms.radar import check_radar
 
 __all__ = ["check_nuscenes"]
 
 
-def check_nuscenes(root: str | Path, out_dir: str | Path, version: str, workers: int = 1, max_sweeps: int = 10) -> None:
+def check_nuscenes(
+    root: str | Path,
+    out_dir: str | Path,
+    version: str,
+    workers: int = 1,
+    max_sweeps: int = 10,
+    source: Source = NUSCENES,
+) -> None:
     """Read every file that info files would name, and print what is there; `check.json` in `out_dir` lists the faults.
 
     Raises:
@@ -29,17 +33,17 @@ def check_nuscenes(root: str | Path, out_dir: str | Path, version: str, workers:
     """
     root = Path(root)
     version = "v1.0-trainval" if version == "v1.0" else version
-    splits = version_splits(root, version)
+    splits = source.splits(root, version)
     listed = {name for split in splits.values() for scenes in split.values() for name in scenes}
     annotated = {name for role, split in splits.items() if role != "test" for names in split.values() for name in names}
-    scenes = [(s["token"], s["name"] in annotated) for s in load_tables(root, version).scene if s["name"] in listed]
-    look = partial(_look_at_scene, root, version, max_sweeps)
+    scenes = [(s["token"], s["name"] in annotated) for s in source.load(root, version).scene if s["name"] in listed]
+    look = partial(_look_at_scene, root, version, max_sweeps, source)
     print("\n".join(check_all(look, scenes, workers, Path(out_dir) / REPORT)))
 
 
-def _look_at_scene(root: Path, version: str, max_sweeps: int, scene: tuple[str, bool]) -> Looked:
+def _look_at_scene(root: Path, version: str, max_sweeps: int, source: Source, scene: tuple[str, bool]) -> Looked:
     token, annotated = scene
-    reader = FrameReader(load_tables(root, version), max_sweeps, allow_missing=True, annotated=annotated)
+    reader = source.reader(source.load(root, version), max_sweeps, allow_missing=True, annotated=annotated)
     try:
         frames = reader.scene(token)
     except (ValueError, KeyError, np.linalg.LinAlgError) as error:
@@ -47,7 +51,7 @@ def _look_at_scene(root: Path, version: str, max_sweeps: int, scene: tuple[str, 
     faults = [Fault("missing file", name, f"{root / name} is missing") for name in sorted(reader.missing)]
     files: Counter[str] = Counter()
     seen = set(reader.missing)
-    for kind, name, read in (each for frame in frames for each in _files(frame, root)):
+    for kind, name, read in (each for frame in frames for each in _files(frame, root, source)):
         if name in seen:
             continue
         seen.add(name)
@@ -60,14 +64,14 @@ def _look_at_scene(root: Path, version: str, max_sweeps: int, scene: tuple[str, 
     return Looked(dict(files), faults)
 
 
-def _files(frame: FrameRecord, root: Path) -> Iterator[tuple[str, str, Callable[[], object]]]:
+def _files(frame: FrameRecord, root: Path, source: Source) -> Iterator[tuple[str, str, Callable[[], object]]]:
     """Kind, name and reader of the files of a frame."""
     for camera in frame.cameras.values():
         yield "image", camera.path, partial(_read_image, root / camera.path, camera)
     for scan in (frame.lidar, *frame.sweeps):
-        yield "points", scan.path, partial(read_points, root / scan.path)
+        yield "points", scan.path, partial(source.read_scan, root / scan.path)
     for sweep in (sweep for sweeps in frame.radars.values() for sweep in sweeps):
-        yield "radar", sweep.path, partial(check_radar, root / sweep.path)
+        yield "radar", sweep.path, partial(source.read_radar, root / sweep.path)
 
 
 def _read_image(path: Path, camera: CameraRecord) -> None:

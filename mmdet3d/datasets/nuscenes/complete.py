@@ -12,7 +12,9 @@ from mmdet3d.datasets.records import FrameRecord
 __all__ = ["SENSORS", "incomplete_frames"]
 
 SENSORS = ("camera", "lidar", "radar")
-_READERS = {"LoadMultiViewImageFromFiles", "LoadPointsFromFile", "LoadRadarPointsMultiSweeps"}
+_SCAN_READERS = {"LoadPointsFromFile", "LoadPointsOfScanners"}
+_RADAR_READERS = {"LoadRadarPointsMultiSweeps", "LoadRadarPoints4D"}
+_READERS = {"LoadMultiViewImageFromFiles"} | _SCAN_READERS | _RADAR_READERS
 _NAMED = 3  # frames that a message names
 
 
@@ -43,11 +45,11 @@ def incomplete_frames(
     # Batches hold the geometry of all cameras, so their number must be the same whatever is read.
     channels = {c for r in records for c in r.cameras} if steps & _READERS else set()
     blind = {r.token for r in records if not channels <= r.cameras.keys()}
-    reads_scan = "LoadPointsFromFile" in steps
+    reads_scan = bool(steps & _SCAN_READERS)
     scanless = {r.token for r in records if not (root / r.lidar.path).is_file()} if reads_scan else set()
     without_scan = scanless if "lidar" in needed else set()
     without_radar = {r.token for r in records if not any(r.radars.values())}
-    if "LoadRadarPointsMultiSweeps" not in steps or "radar" not in needed or len(without_radar) == len(records):
+    if not steps & _RADAR_READERS or "radar" not in needed or len(without_radar) == len(records):
         without_radar = set()
     found = blind | without_scan | without_radar
     if not found:

@@ -10,12 +10,11 @@ from typing import Any
 
 from mmdet3d.blocks import at_least
 from mmdet3d.datasets.nuscenes.database import create_database
-from mmdet3d.datasets.nuscenes.frames import FrameReader
 from mmdet3d.datasets.nuscenes.infos import FORMAT, record_from_dict, write_infos
 from mmdet3d.datasets.nuscenes.plausible import check_files
 from mmdet3d.datasets.nuscenes.report import report
 from mmdet3d.datasets.nuscenes.resumable import digest, digest_files, resumable_map
-from mmdet3d.datasets.nuscenes.tables import load_tables, version_splits
+from mmdet3d.datasets.nuscenes.source import NUSCENES, Source
 from mmdet3d.io.files import check_place
 from mmdet3d.io.pickles import load_pickle
 
@@ -33,6 +32,7 @@ def create_nuscenes(
     max_sweeps: int = 10,
     allow_missing: bool = False,
     database: bool = True,
+    source: Source = NUSCENES,
 ) -> dict[str, Path]:
     """Write `{tag}_infos_{train, val, test}.pkl` and, from the train infos, the ground-truth database.
 
@@ -50,6 +50,7 @@ def create_nuscenes(
         max_sweeps: LiDAR history per frame.
         allow_missing: use what exists of an incomplete data set.
         database: also cut out the objects that `ObjectPaste` needs.
+        source: whose tables they are.
 
     Returns:
         Paths by name: `train`, `val`, `test`, `database`, as far as the version has them.
@@ -64,9 +65,9 @@ def create_nuscenes(
     if not tag:
         raise ValueError("the prefix of the info files is empty; give one by --extra-tag")
     version = "v1.0-trainval" if version == "v1.0" else version
-    roles = version_splits(root, version)
-    _check_scenes(root, version, roles)
-    source = {
+    roles = source.splits(root, version)
+    _check_scenes(root, version, roles, source)
+    made_from = {
         "version": version,
         "max_sweeps": max_sweeps,
         "splits": {role: next(iter(split)) for role, split in roles.items()},
@@ -76,19 +77,19 @@ def create_nuscenes(
     for role, split in roles.items():
         name, scenes = next(iter(split.items()))
         path = out_dir / f"{tag}_infos_{role}.pkl"
-        metadata = {**source, "split": name, "allow_missing": allow_missing}
-        if _create_infos(root, path, metadata, scenes, annotated=role != "test", workers=workers):
+        metadata = {**made_from, "split": name, "allow_missing": allow_missing}
+        if _create_infos(root, path, metadata, scenes, role != "test", workers, source):
             written[role] = path
     if database and "train" in written:
         written["database"] = create_database(written["train"], root, out_dir, tag, workers)
     return written
 
 
-def _check_scenes(root: Path, version: str, roles: Mapping[str, Mapping[str, list[str]]]) -> None:
+def _check_scenes(root: Path, version: str, roles: Mapping[str, Mapping[str, list[str]]], source: Source) -> None:
     """Print which scenes of the tables are in no split; raises ValueError if none is in one."""
     splits = {name: set(scenes) for split in roles.values() for name, scenes in split.items()}
     listed = set().union(*splits.values())
-    scenes = [s["name"] for s in load_tables(root, version).scene]
+    scenes = [s["name"] for s in source.load(root, version).scene]
     outside = [name for name in scenes if name not in listed]
     if not outside:
         return
@@ -103,23 +104,29 @@ def _check_scenes(root: Path, version: str, roles: Mapping[str, Mapping[str, lis
 
 
 def _create_infos(
-    root: Path, path: Path, metadata: dict[str, Any], scenes: list[str], annotated: bool, workers: int
+    root: Path,
+    path: Path,
+    metadata: dict[str, Any],
+    scenes: list[str],
+    annotated: bool,
+    workers: int,
+    source: Source,
 ) -> bool:
     if _is_current(path, metadata):
         print(f"{path} is up to date")
         return True
-    tables = load_tables(root, metadata["version"])
+    tables = source.load(root, metadata["version"])
     chosen = {s["token"]: s["token"] for s in tables.scene if s["name"] in set(scenes)}
     if not chosen:
         warnings.warn(
             f"no scene of split {metadata['split']!r} is in {root}; {path.name} was not written", stacklevel=3
         )
         return False
-    reader = FrameReader(tables, metadata["max_sweeps"], metadata["allow_missing"], annotated)
+    reader = source.reader(tables, metadata["max_sweeps"], metadata["allow_missing"], annotated)
 
     def read(scene_token: str) -> dict[str, Any]:
         frames = reader.scene(scene_token)
-        check_files(frames, root)
+        check_files(frames, root, source)
         return {"frames": [dataclasses.asdict(r) for r in frames], "missing": sorted(reader.missing)}
 
     parts = path.with_name(f".{path.stem}.{digest(metadata)}.parts")
@@ -128,7 +135,7 @@ def _create_infos(
     missing = sorted({m for r in results for m in r["missing"]})
     write_infos(records, {**metadata, "missing": len(missing)}, path)
     print(f"{path}: {len(records)} frames" + (f"; {len(missing)} files missing, e.g. {missing[0]}" if missing else ""))
-    for line in report(records, missing):
+    for line in report(records, missing, source):
         print(f"  {line}")
     return True
 
@@ -144,7 +151,7 @@ def _is_current(path: Path, metadata: Mapping[str, Any]) -> bool:
     return found == {**metadata, "format": FORMAT, "missing": 0}
 
 
-def list_frames(root: Path, path: Path, max_sweeps: int = 10) -> Path:
+def list_frames(root: Path, path: Path, max_sweeps: int = 10, source: Source = NUSCENES) -> Path:
     """Write an info file of all frames of the tables in `root`, without looking at splits; for detection.
 
     Files that are not there are left out, see `allow_missing` of `create_nuscenes`.
@@ -153,20 +160,20 @@ def list_frames(root: Path, path: Path, max_sweeps: int = 10) -> Path:
         FileNotFoundError: no such folder, or not exactly one version of tables in it.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder; name one in the layout of nuScenes")
-    versions = sorted(p.name for p in root.glob("v1.0-*") if p.is_dir())
+        raise FileNotFoundError(f"{root} is no folder; name one in the layout of {source.name}")
+    versions = sorted(p.name for p in root.glob("v[0-9].*-*") if p.is_dir())
     if not versions:
         raise FileNotFoundError(
-            f"{root} has neither the info file of the model's config nor nuScenes tables (v1.0-...); name an info file "
-            "in it (--info), or another folder"
+            f"{root} has neither the info file of the model's config nor {source.name} tables (v1.0-...); name an info "
+            "file in it (--info), or another folder"
         )
     if len(versions) > 1:
         raise FileNotFoundError(
-            f"{root} has no info file of the model's config, and {len(versions)} versions of nuScenes tables "
+            f"{root} has no info file of the model's config, and {len(versions)} versions of {source.name} tables "
             f"({', '.join(versions)}) instead of one; name an info file (--info)"
         )
-    tables = load_tables(root, versions[0])
-    reader = FrameReader(tables, max_sweeps, allow_missing=True, annotated=bool(tables.sample_annotation))
+    tables = source.load(root, versions[0])
+    reader = source.reader(tables, max_sweeps, allow_missing=True, annotated=bool(tables.sample_annotation))
     records, missing = [], 0
     for scene in tables.scene:
         records += reader.scene(scene["token"])

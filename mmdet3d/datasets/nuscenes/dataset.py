@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mmdet3d.blocks import ConfigKeyError, check_keys, nearest
 from mmdet3d.datasets.base import FrameDataset, unannotated, with_annotations
@@ -19,20 +18,15 @@ from mmdet3d.datasets.nuscenes.infos import read_infos
 from mmdet3d.datasets.nuscenes.submission import MODALITIES, evaluate_submission, format_detections, write_submission
 from mmdet3d.datasets.records import FrameRecord, SensorRecord
 from mmdet3d.datasets.sampling import part_of
-from mmdet3d.datasets.scene import Scene
-from mmdet3d.datasets.transforms.augment import transform_lidar_frame
 from mmdet3d.evaluation import nuscenes
 from mmdet3d.evaluation.benchmark import Benchmark
 from mmdet3d.evaluation.nuscenes import CLASSES
 from mmdet3d.io.files import file_digest
 from mmdet3d.registry import DATASETS
 from mmdet3d.shell import command, quote
-from mmdet3d.structures import Detections3D, Sample
+from mmdet3d.structures import Detections3D
 
 __all__ = ["NuScenesDataset"]
-
-# x ahead, y left to x right, y ahead.
-_EGO_TO_PICTURE = torch.tensor([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
 @DATASETS.register
@@ -70,6 +64,10 @@ class NuScenesDataset(FrameDataset):
             `--allow-missing`, no frame whose files are all there; or a part without scenes.
     """
 
+    known_classes: Sequence[str] = CLASSES
+    modalities: Sequence[str] = MODALITIES
+    created_by = "nuscenes"  # subcommand of create_data
+
     def __init__(
         self,
         ann_file: str,
@@ -92,10 +90,10 @@ class NuScenesDataset(FrameDataset):
         views: int | None = None,
         sensors: Sequence[str] | None = None,
     ) -> None:
-        classes = tuple(object_classes or CLASSES)
-        _check_classes(classes)
+        classes = tuple(object_classes or self.known_classes)
+        _check_classes(classes, self.known_classes)
         self.modality = dict(modality or {})
-        check_keys(self.modality, MODALITIES, "modality")
+        check_keys(self.modality, self.modalities, "modality")
         if load_interval < 1:
             raise ValueError(f"load_interval: {load_interval} must be at least 1")
         for sensor in sensors or ():
@@ -103,7 +101,7 @@ class NuScenesDataset(FrameDataset):
                 raise ConfigKeyError("sensors", f" may name {', '.join(SENSORS)}, got {sensor!r}")
         if frame not in ("lidar", "ego"):
             raise ValueError(f"frame: {frame!r} is unknown, use lidar or ego")
-        info_file = _find_info_file(Path(dataset_root), ann_file)
+        info_file = _find_info_file(Path(dataset_root), ann_file, self.created_by)
         records, metadata = read_infos(info_file)
         records = sorted(records, key=lambda r: r.timestamp)
         if not records:
@@ -141,7 +139,7 @@ class NuScenesDataset(FrameDataset):
                 "labelled": labelled,
             },
         )
-        self.reference_frame = frame
+        self.x_ahead = self.x_ahead or frame == "ego"
         self.version = version or metadata.get("version")
         self.eval_set = eval_set or metadata.get("split")
 
@@ -163,12 +161,6 @@ class NuScenesDataset(FrameDataset):
             part = list_frames(root, folder / "frames.pkl")
         return {**block, "dataset_root": f"{root}/", "ann_file": str(part or block["ann_file"])}
 
-    def scene(self, sample: Sample) -> Scene:
-        if self.reference_frame == "lidar":
-            return super().scene(sample)
-        turned = transform_lidar_frame(dataclasses.replace(sample, history=None), _EGO_TO_PICTURE)
-        return dataclasses.replace(super().scene(turned), from_detections=_EGO_TO_PICTURE)
-
     def format(self, detections: Sequence[Detections3D], out_dir: str | Path) -> Path:
         """Write detections (one per sample, in data-set order) as `{out_dir}/results_nusc.json`; returns its path.
 
@@ -180,10 +172,14 @@ class NuScenesDataset(FrameDataset):
         results = {}
         for index, found in enumerate(detections):
             frame = self.frame(index)
-            results[frame.token] = format_detections(
-                found, frame.token, frame.lidar2ego, frame.ego2global, self.classes
-            )
-        return write_submission(results, Path(out_dir) / "results_nusc.json", **self.modality)
+            results[frame.token] = self._entries(found, frame)
+        return self._write(results, Path(out_dir) / "results_nusc.json")
+
+    def _entries(self, found: Detections3D, frame: FrameRecord) -> list[dict[str, Any]]:
+        return format_detections(found, frame.token, frame.lidar2ego, frame.ego2global, self.classes)
+
+    def _write(self, results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+        return write_submission(results, path, **self.modality)
 
     def evaluate(self, detections: Sequence[Detections3D], out_dir: str | Path) -> dict[str, float]:
         """Official metrics of detections in data-set order; submission and metrics stay in `out_dir`.
@@ -203,7 +199,7 @@ class NuScenesDataset(FrameDataset):
         return evaluate_submission(path, self.root, self.version, self.eval_set, out_dir, self.tokens, self.classes)
 
 
-def _find_info_file(root: Path, ann_file: str) -> Path:
+def _find_info_file(root: Path, ann_file: str, created_by: str) -> Path:
     path = root / ann_file
     if path.is_file():
         return path
@@ -214,7 +210,7 @@ def _find_info_file(root: Path, ann_file: str) -> Path:
     version = versions[0] if versions and "v1.0-trainval" not in versions else "v1.0-trainval"
     raise FileNotFoundError(
         f"info file {path} does not exist (info files there: {', '.join(there) or 'none'}); set ann_file / info_prefix "
-        f"to one of them, or create it: {command('create-data')} nuscenes --root-path {quote(root)} --out-dir "
+        f"to one of them, or create it: {command('create-data')} {created_by} --root-path {quote(root)} --out-dir "
         f"{quote(root)} --extra-tag {quote(ann_file.split('_infos_')[0])} --version {version}"
     )
 
@@ -231,11 +227,11 @@ def _of_scenes(records: list[FrameRecord], part: Sequence[float]) -> list[FrameR
     return [r for r in records if r.scene_token in chosen]
 
 
-def _check_classes(classes: Sequence[str]) -> None:
+def _check_classes(classes: Sequence[str], known: Sequence[str]) -> None:
     for name in classes:
-        if name not in CLASSES:
+        if name not in known:
             raise ValueError(
-                f"unknown class {name!r} in object_classes{nearest(name, CLASSES)} (known: {', '.join(CLASSES)})"
+                f"unknown class {name!r} in object_classes{nearest(name, known)} (known: {', '.join(known)})"
             )
     if len(set(classes)) != len(classes):
         raise ValueError(f"object_classes names a class twice: {', '.join(classes)}")

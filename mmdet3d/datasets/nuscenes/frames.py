@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -31,7 +31,17 @@ class FrameReader:
         allow_missing: leave out sensors and sweeps whose file is absent instead of raising FileNotFoundError.
         annotated: read boxes (false for the test split).
         radar: read radar sweeps.
+
+    Attributes:
+        lidar: channel that frames hang on.
+        cameras, radars: known channels, in the order of tensors.
+        class_of_category: detection classes.
     """
+
+    lidar: ClassVar[str] = "LIDAR_TOP"
+    cameras: ClassVar[Sequence[str]] = CAMERAS
+    radars: ClassVar[Sequence[str]] = RADARS
+    class_of_category: ClassVar[Mapping[str, str]] = CLASS_OF_CATEGORY
 
     def __init__(
         self, tables: NuScenes, max_sweeps: int, allow_missing: bool, annotated: bool, radar: bool = True
@@ -50,8 +60,11 @@ class FrameReader:
         """Frames of a scene in time order; `missing` then holds the scene's files that are not there."""
         self.missing = set()
         scene = self.tables.get("scene", scene_token)
-        location = self.tables.get("log", scene["log_token"])["location"]
+        location = self._location(scene)
         return [self._frame(sample, location) for sample in self._samples(scene["first_sample_token"])]
+
+    def _location(self, scene: dict[str, Any]) -> str:
+        return self.tables.get("log", scene["log_token"])["location"]
 
     def _samples(self, token: str) -> Iterator[dict[str, Any]]:
         while token:
@@ -60,22 +73,23 @@ class FrameReader:
             token = sample["next"]
 
     def _frame(self, sample: dict[str, Any], location: str) -> FrameRecord:
-        if "LIDAR_TOP" not in sample["data"]:
+        if self.lidar not in sample["data"]:
             others = ", ".join(self._channels(sample, "lidar", ())) or "none"
             raise ValueError(
-                f"sample {sample['token']} of {self.tables.version} has no LIDAR_TOP key frame (LiDARs: {others}), "
+                f"sample {sample['token']} of {self.tables.version} has no {self.lidar} key frame (LiDARs: {others}), "
                 "the channel of sensor.json that frames and the devkit hang on"
             )
-        key = self.tables.get("sample_data", sample["data"]["LIDAR_TOP"])
-        lidar2ego, ego2global = self._sensor_pose(key), self._ego_pose(key)
+        key = self.tables.get("sample_data", sample["data"][self.lidar])
+        lidar2ego, ego2global = self._reference(key, sample)
         global2lidar = np.linalg.inv(ego2global @ lidar2ego)
+        scan, sweeps = self._scans(key, sample, global2lidar)
         record = FrameRecord(
             token=sample["token"],
             timestamp=sample["timestamp"],
-            lidar=SensorRecord(key["filename"], key["timestamp"], np.eye(4), key["token"]),
+            lidar=scan,
             lidar2ego=lidar2ego,
             ego2global=ego2global,
-            sweeps=self._history(key, sample, global2lidar, self.max_sweeps + 1)[1:],
+            sweeps=sweeps,
             cameras=self._cameras(sample, global2lidar),
             radars=self._radars(sample, global2lidar) if self.radar else {},
             scene_token=sample["scene_token"],
@@ -91,9 +105,20 @@ class FrameReader:
 
     # -- sensors ----------------------------------------------------------------------------------------------------
 
+    def _reference(self, key: dict[str, Any], sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """The frame's LiDAR to ego, and ego to global coordinates."""
+        return self._sensor_pose(key), self._ego_pose(key)
+
+    def _scans(
+        self, key: dict[str, Any], sample: dict[str, Any], global2lidar: np.ndarray
+    ) -> tuple[SensorRecord, list[SensorRecord]]:
+        """The key-frame scan, and the others."""
+        scan = SensorRecord(key["filename"], key["timestamp"], np.eye(4), key["token"])
+        return scan, self._history(key, sample, global2lidar, self.max_sweeps + 1)[1:]
+
     def _cameras(self, sample: dict[str, Any], global2lidar: np.ndarray) -> dict[str, CameraRecord]:
         cameras = {}
-        for channel in self._channels(sample, "camera", CAMERAS):
+        for channel in self._channels(sample, "camera", self.cameras):
             data = self.tables.get("sample_data", sample["data"][channel])
             if self._exists(data, sample):
                 camera2ego = self._sensor_pose(data)
@@ -111,7 +136,7 @@ class FrameReader:
 
     def _radars(self, sample: dict[str, Any], global2lidar: np.ndarray) -> dict[str, list[SensorRecord]]:
         radars = {}
-        for channel in self._channels(sample, "radar", RADARS):
+        for channel in self._channels(sample, "radar", self.radars):
             data = self.tables.get("sample_data", sample["data"][channel])
             sweeps = self._history(data, sample, global2lidar, RADAR_SWEEPS)
             if sweeps and sweeps[0].token == data["token"]:
@@ -134,7 +159,7 @@ class FrameReader:
             if data is None:
                 break
             # The key-frame scan stays even without its file: the frame's poses and boxes hang on it.
-            if self._exists(data, sample) or data["token"] == sample["data"]["LIDAR_TOP"]:
+            if self._exists(data, sample) or data["token"] == sample["data"][self.lidar]:
                 matrix = global2lidar @ self._ego_pose(data) @ self._sensor_pose(data)
                 records.append(SensorRecord(data["filename"], data["timestamp"], matrix, data["token"]))
             data = self.tables.get("sample_data", data["prev"]) if data["prev"] else None
@@ -168,7 +193,7 @@ class FrameReader:
         annotations = [self.tables.get("sample_annotation", token) for token in sample["anns"]]
         record.boxes = np.array([self._box(a, global2lidar) for a in annotations], dtype=np.float64).reshape(-1, 9)
         categories = [a["category_name"] for a in annotations]
-        record.names = np.array([CLASS_OF_CATEGORY.get(c, c) for c in categories], dtype=str)
+        record.names = np.array([self.class_of_category.get(c, c) for c in categories], dtype=str)
         record.num_lidar_pts = np.array([a["num_lidar_pts"] for a in annotations], dtype=np.int64)
         record.num_radar_pts = np.array([a["num_radar_pts"] for a in annotations], dtype=np.int64)
 

@@ -7,16 +7,13 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from mmdet3d.datasets.plausible import check_scan
+from mmdet3d.datasets.nuscenes.source import Source
 from mmdet3d.datasets.records import CameraRecord, FrameRecord
-from mmdet3d.datasets.transforms.radar import check_radar
 
 __all__ = ["check_files"]
 
-_SCAN_WIDTH = 5  # x, y, z, intensity, ring
 
-
-def check_files(frames: Sequence[FrameRecord], root: Path) -> None:
+def check_files(frames: Sequence[FrameRecord], root: Path, source: Source) -> None:
     """Look at the first file of every sensor in a scene: image sizes, layout of LiDAR and radar files.
 
     Raises:
@@ -27,10 +24,10 @@ def check_files(frames: Sequence[FrameRecord], root: Path) -> None:
         _check_image(root / camera.path, camera)
     scan = next((root / f.lidar.path for f in frames if (root / f.lidar.path).is_file()), None)
     if scan is not None:
-        check_scan(scan, _SCAN_WIDTH)
+        source.check_scan(scan)
     radars = {c: sweeps[0] for frame in reversed(frames) for c, sweeps in frame.radars.items() if sweeps}
     for sweep in radars.values():
-        check_radar(root / sweep.path)
+        source.read_radar(root / sweep.path)
 
 
 def _check_image(path: Path, camera: CameraRecord) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "format_detections",
     "read_submission",
     "score_submission",
+    "write_entries",
     "write_submission",
 ]
 
@@ -46,7 +47,13 @@ _MOVING = {
 
 
 def format_detections(
-    detections: Detections3D, token: str, lidar2ego: np.ndarray, ego2global: np.ndarray, classes: Sequence[str]
+    detections: Detections3D,
+    token: str,
+    lidar2ego: np.ndarray,
+    ego2global: np.ndarray,
+    classes: Sequence[str],
+    ranges: Mapping[str, float] | None = None,
+    attribute_of: Callable[[str, float], str] | None = None,
 ) -> list[dict[str, Any]]:
     """Entries of one sample in a nuScenes submission (global frame).
 
@@ -58,6 +65,8 @@ def format_detections(
         token: sample token.
         lidar2ego, ego2global: (4, 4) of the key-frame scan.
         classes: class name of each label.
+        ranges: metres by class; None for nuScenes'.
+        attribute_of: attribute of class name and speed; None for nuScenes'.
 
     Raises:
         ValueError: a number that is not finite, a size that is not positive, or a label without a class.
@@ -69,7 +78,7 @@ def format_detections(
     names = [classes[k] for k in labels]
 
     ego = boxes[:, :3] @ lidar2ego[:3, :3].T + lidar2ego[:3, 3]
-    ranges = _class_range()
+    ranges = _class_range() if ranges is None else ranges
     limit = np.array([ranges[n] for n in names])
     kept = np.flatnonzero(np.hypot(ego[:, 0], ego[:, 1]) <= limit)
     kept = kept[np.argsort(-scores[kept], kind="stable")][:MAX_BOXES]
@@ -87,7 +96,7 @@ def format_detections(
             "velocity": velocities[k].tolist(),
             "detection_name": names[k],
             "detection_score": float(scores[k]),
-            "attribute_name": attribute(names[k], float(np.hypot(*velocities[k]))),
+            "attribute_name": (attribute_of or attribute)(names[k], float(np.hypot(*velocities[k]))),
         }
         for k in kept
     ]
@@ -106,10 +115,16 @@ def write_submission(results: Mapping[str, Sequence[Mapping[str, Any]]], path: s
         path: the JSON file.
         modality: what was used, by the names in `MODALITIES`; those not given are false.
     """
-    meta = {name: bool(modality.get(name, False)) for name in MODALITIES}
+    return write_entries(results, path, {name: bool(modality.get(name, False)) for name in MODALITIES})
+
+
+def write_entries(
+    results: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, meta: Mapping[str, bool | str]
+) -> Path:
+    """Write entries by sample token and a block `meta` as a submission file; it is whole or absent."""
     with atomic_write(path) as file:
         # Sample by sample: `json.dump` would encode each number in Python, `dumps` would hold the whole file in memory.
-        file.write(f'{{"meta": {json.dumps(meta)}, "results": {{')
+        file.write(f'{{"meta": {json.dumps(dict(meta))}, "results": {{')
         for index, (token, entries) in enumerate(results.items()):
             file.write(f"{', ' if index else ''}{json.dumps(token)}: {json.dumps(entries)}")
         file.write("}}")

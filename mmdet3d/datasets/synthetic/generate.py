@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.datasets.processes import in_processes
-from mmdet3d.datasets.synthetic.scene import fragment_path, record_scene
+from mmdet3d.datasets.synthetic.scene import Recorder, fragment_path, record_scene
 from mmdet3d.datasets.synthetic.settings import WorldSettings
-from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, VERSION, common_tables, scene_name
+from mmdet3d.datasets.synthetic.tables import VERSION, common_tables, scene_name
 from mmdet3d.io.files import atomic_write
 from mmdet3d.progress import progress_bar
 
@@ -20,7 +20,11 @@ _SETTINGS_FILE = "synthetic.json"
 
 
 def generate(
-    out_dir: str | Path, settings: WorldSettings | None = None, workers: int = 1, progress: bool = True
+    out_dir: str | Path,
+    settings: WorldSettings | None = None,
+    workers: int = 1,
+    progress: bool = True,
+    recorder: type[Recorder] = Recorder,
 ) -> Path:
     """Write the data set that `settings` describe, or what is still missing of it.
 
@@ -35,6 +39,7 @@ def generate(
         settings: the defaults if None.
         workers: processes.
         progress: show a progress bar.
+        recorder: of the rig and its files.
 
     Returns:
         The dataset root.
@@ -43,14 +48,14 @@ def generate(
         ValueError: the folder holds something else or a data set of other settings, or `workers` is less than one.
     """
     root, settings = Path(out_dir), settings or WorldSettings()
-    claim(root, settings.to_dict())
+    claim(root, {**settings.to_dict(), **recorder.layout})
     missing = [i for i in range(settings.scenes) if not fragment_path(root, i).is_file()]
     with progress_bar(
         total=settings.scenes, initial=settings.scenes - len(missing), desc="world", unit="scene", disable=not progress
     ) as bar:
-        for _ in in_processes(partial(record_scene, settings, root), missing, workers):
+        for _ in in_processes(partial(record_scene, recorder, settings, root), missing, workers):
             bar.update()
-    _write_tables(root, settings)
+    _write_tables(root, settings, recorder)
     return root
 
 
@@ -74,11 +79,13 @@ def claim(root: Path, wanted: dict[str, Any]) -> None:
     _write_json(marker, wanted)
 
 
-def _write_tables(root: Path, settings: WorldSettings) -> None:
-    tables: dict[str, list[Any]] = common_tables(settings) | {name: [] for name in SCENE_TABLES}
+def _write_tables(root: Path, settings: WorldSettings, recorder: type[Recorder]) -> None:
+    tables: dict[str, list[Any]] = common_tables(settings, recorder.rig_for(settings)) | {
+        name: [] for name in recorder.tables
+    }
     for index in range(settings.scenes):
         rows = json.loads(fragment_path(root, index).read_text())
-        for name in SCENE_TABLES:
+        for name in recorder.tables:
             tables[name] += rows[name]
     folder = root / VERSION
     folder.mkdir(exist_ok=True)

@@ -26,7 +26,7 @@ from mmdet3d.progress import progress_bar
 from mmdet3d.structures import Boxes3D
 from mmdet3d.structures.camera_boxes import CAMERA_TO_LEVEL, boxes_to_kitti
 
-__all__ = ["KittiSettings", "generate_kitti", "rig"]
+__all__ = ["STREET", "KittiSettings", "generate_kitti", "rig"]
 
 _GENERATION = 1  # raised whenever the same settings give another world
 _FRAMES_PER_SCENE = 4
@@ -39,7 +39,7 @@ _CAMERA, _LIDAR = (1.70, 0.0, 1.65), (1.43, 0.0, 1.73)
 _BASELINE = 0.06  # metres by which the colour camera lies left of the reference camera
 
 # Mostly cars and people, as in KITTI, closer together than in nuScenes, because the camera's view is narrow.
-_POPULATION = Population(
+STREET = Population(
     traffic={"car": 0.76, "truck": 0.08, "bus": 0.06, "motorcycle": 0.1},
     parked={"car": 0.82, "truck": 0.08, "construction_vehicle": 0.04, "motorcycle": 0.06},
     kerb={"traffic_cone": 0.1, "barrier": 0.06, "bicycle": 0.14, "pedestrian": 0.7},
@@ -199,7 +199,7 @@ def _last(root: Path, settings: KittiSettings, scene: int, frame: int) -> Path:
 
 def _record_scene(settings: KittiSettings, root: Path, scene: int) -> None:
     duration = (_FRAMES_PER_SCENE - 1) * _INTERVAL
-    world = build_world(settings.seed, scene, duration, settings.world.sway, settings.reach, _POPULATION)
+    world = build_world(settings.seed, scene, duration, settings.world.sway, settings.reach, STREET)
     look = camera.draw_look(
         settings.world.camera_gain, settings.world.camera_noise, np.random.default_rng([settings.seed, scene, 1])
     )

@@ -10,7 +10,7 @@ from mmdet3d.datasets.synthetic.catalog import KINDS
 from mmdet3d.datasets.synthetic.geometry import invert
 from mmdet3d.datasets.synthetic.world import World
 
-__all__ = ["RECORD", "STEPS", "RadarNoise", "observe", "pcd_bytes"]
+__all__ = ["MAX_RANGE", "RECORD", "STEPS", "RadarNoise", "cross_section", "observe", "pcd_bytes", "returns"]
 
 RECORD = np.dtype(
     [
@@ -35,7 +35,7 @@ RECORD = np.dtype(
     ]
 )
 STEPS = (-0.01, 0.0, 0.01)  # seconds around a sweep at which `observe` wants the radar's pose
-_MAX_RANGE = 90.0
+MAX_RANGE = 90.0
 _FIELD_OF_VIEW = np.radians(62)
 _MOVING, _STATIONARY, _ONCOMING, _CANDIDATE, _CROSSING = 0, 1, 2, 3, 6
 
@@ -80,7 +80,7 @@ def observe(
     before, now, after = radar2global
     to_radar = invert(now)
     own = (to_radar[:3, :3] @ ((after[:3, 3] - before[:3, 3]) / (STEPS[2] - STEPS[0])))[:2]
-    xy, actor = _returns(world, t, to_radar, hits, noise, rng)
+    xy, actor = returns(world, t, to_radar, hits, noise, rng)
     velocity = np.zeros((len(xy), 2))
     on_actor = actor >= 0
     velocity[on_actor] = world.velocities(t)[actor[on_actor]] @ to_radar[:2, :2].T
@@ -90,9 +90,9 @@ def observe(
     radial[ghosts] += rng.normal(0, 4, ghosts.sum())
     distance = distance + rng.normal(0, noise.distance, len(xy))
     bearing = bearing + rng.normal(0, noise.azimuth, len(xy))
-    seen = (np.abs(bearing) < _FIELD_OF_VIEW) & (distance > 0.5) & (distance < _MAX_RANGE)
+    seen = (np.abs(bearing) < _FIELD_OF_VIEW) & (distance > 0.5) & (distance < MAX_RANGE)
     xy = (distance[:, None] * np.stack([np.cos(bearing), np.sin(bearing)], -1))[seen]
-    return _records(xy, radial[seen], own, _cross_section(world, actor[seen], rng), rng)
+    return _records(xy, radial[seen], own, cross_section(world, actor[seen], rng), rng)
 
 
 def pcd_bytes(records: np.ndarray) -> bytes:
@@ -115,7 +115,7 @@ def pcd_bytes(records: np.ndarray) -> bytes:
     return "\n".join(header).encode() + b"\n" + records.tobytes() + b"\n"
 
 
-def _returns(
+def returns(
     world: World, t: float, to_radar: np.ndarray, hits: np.ndarray, noise: RadarNoise, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """True positions (N, 2) in the sensor frame and the actor of each, -1 for clutter. Walls return too, as clutter."""
@@ -124,7 +124,7 @@ def _returns(
     distance = np.hypot(*centre.T)
     mean = np.array([KINDS[a.name].returns if a.name else 0.0 for a in world.actors])
     mean = mean * np.clip(1.35 - distance / 60, 0.1, 1) * (1 - noise.miss) * np.where(hits > 0, 1.0, 0.15)
-    mean[(distance > _MAX_RANGE) | (centre[:, 0] < -10)] = 0
+    mean[(distance > MAX_RANGE) | (centre[:, 0] < -10)] = 0
     actor = np.repeat(np.arange(len(mean)), rng.poisson(mean))
     length, width = world.sizes[actor, 0], world.sizes[actor, 1]
     along, across = rng.uniform(-0.47, 0.47, (2, len(actor)))
@@ -159,7 +159,8 @@ def _scatter(mean: float, rng: np.random.Generator) -> np.ndarray:
     return np.stack([distance * np.cos(bearing), distance * np.sin(bearing)], -1)
 
 
-def _cross_section(world: World, actor: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def cross_section(world: World, actor: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(N,) dBsm of returns from each `actor` (N,), -1 for clutter."""
     mean = np.array([KINDS[a.name].rcs if a.name else 0.0 for a in world.actors] + [-2.0])
     return np.round((mean[actor] + rng.normal(0, 5, len(actor))) * 2) / 2
 

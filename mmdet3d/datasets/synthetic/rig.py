@@ -8,7 +8,7 @@ import numpy as np
 
 from mmdet3d.datasets.synthetic.geometry import matrix, quaternion
 
-__all__ = ["CAMERAS", "LIDAR", "RADARS", "RIGS", "Mount"]
+__all__ = ["NUSCENES", "RIGS", "Mount", "Rig", "flat"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Mount:
         translation: metres, ego frame.
         rotation: quaternion w, x, y, z, sensor to ego.
         delay: seconds from the key frame's LiDAR time to this sensor's exposure.
-        pinhole: focal length, cx, cy of a 1600x900 image; cameras only.
+        pinhole: focal length, cx, cy of an image of `pixels`; cameras only.
+        pixels: width and height of the real image.
     """
 
     channel: str
@@ -28,6 +29,7 @@ class Mount:
     rotation: tuple[float, float, float, float]
     delay: float = 0.0
     pinhole: tuple[float, float, float] | None = None
+    pixels: tuple[int, int] = (1600, 900)
 
     @property
     def sensor2ego(self) -> np.ndarray:
@@ -40,18 +42,28 @@ class Mount:
     def intrinsics(self, width: int, height: int) -> np.ndarray:
         """(3, 3) K of an image of that size."""
         focal, cx, cy = self.pinhole
-        sx, sy = width / 1600, height / 900
+        sx, sy = width / self.pixels[0], height / self.pixels[1]
         return np.array([[focal * sx, 0, cx * sx], [0, focal * sy, cy * sy], [0, 0, 1]])
 
 
-def _flat(yaw_degrees: float) -> tuple[float, float, float, float]:
+@dataclass(frozen=True)
+class Rig:
+    """All sensors of a car; frames hang on the first LiDAR."""
+
+    cameras: tuple[Mount, ...]
+    lidars: tuple[Mount, ...]
+    radars: tuple[Mount, ...]
+
+
+def flat(yaw_degrees: float) -> tuple[float, float, float, float]:
+    """Quaternion of a turn about the vertical axis."""
     return tuple(float(v) for v in quaternion(np.radians(yaw_degrees)))
 
 
-LIDAR = Mount("LIDAR_TOP", (0.944, 0.0, 1.840), _flat(-90))
+_LIDAR = Mount("LIDAR_TOP", (0.944, 0.0, 1.840), flat(-90))
 
 # Cameras fire when the LiDAR beam, which turns clockwise, passes the middle of their view.
-CAMERAS = (
+_CAMERAS = (
     Mount("CAM_FRONT", (1.701, 0.016, 1.511), (0.49980, -0.50303, 0.49978, -0.49737), -0.035, (1266.4, 816.3, 491.5)),
     Mount(
         "CAM_FRONT_RIGHT", (1.551, -0.493, 1.496), (0.20603, -0.20269, 0.68245, -0.67136), -0.027, (1260.8, 808, 495.3)
@@ -66,12 +78,12 @@ CAMERAS = (
     ),
 )
 
-RADARS = (
-    Mount("RADAR_FRONT", (3.412, 0.0, 0.50), _flat(0.2), 0.016),
-    Mount("RADAR_FRONT_LEFT", (2.422, 0.8, 0.78), _flat(88.4), 0.009),
-    Mount("RADAR_FRONT_RIGHT", (2.422, -0.8, 0.77), _flat(-91.0), -0.011),
-    Mount("RADAR_BACK_LEFT", (-0.562, 0.628, 0.53), _flat(174.4), 0.021),
-    Mount("RADAR_BACK_RIGHT", (-0.562, -0.618, 0.53), _flat(-176.1), -0.017),
+_RADARS = (
+    Mount("RADAR_FRONT", (3.412, 0.0, 0.50), flat(0.2), 0.016),
+    Mount("RADAR_FRONT_LEFT", (2.422, 0.8, 0.78), flat(88.4), 0.009),
+    Mount("RADAR_FRONT_RIGHT", (2.422, -0.8, 0.77), flat(-91.0), -0.011),
+    Mount("RADAR_BACK_LEFT", (-0.562, 0.628, 0.53), flat(174.4), 0.021),
+    Mount("RADAR_BACK_RIGHT", (-0.562, -0.618, 0.53), flat(-176.1), -0.017),
 )
 
 
@@ -88,11 +100,13 @@ def _camera(channel: str, yaw_degrees: float, focal: float) -> Mount:
 
 # Cameras by their number: one ahead, four with a view of 90 degrees, nuScenes' six, eight whose views overlap.
 RIGS: dict[int, tuple[Mount, ...]] = {
-    1: CAMERAS[:1],
+    1: _CAMERAS[:1],
     4: tuple(
         _camera(name, yaw, 800.0)
         for name, yaw in (("CAM_FRONT", 0.0), ("CAM_LEFT", 90.0), ("CAM_BACK", 180.0), ("CAM_RIGHT", -90.0))
     ),
-    6: CAMERAS,
+    6: _CAMERAS,
     8: tuple(_camera(f"CAM_{i}", 45.0 * i, 1250.0) for i in range(8)),
 }
+
+NUSCENES = Rig(_CAMERAS, (_LIDAR,), _RADARS)

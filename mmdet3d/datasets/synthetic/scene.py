@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from mmdet3d.datasets.synthetic import camera, lidar, radar
 from mmdet3d.datasets.synthetic.geometry import quaternion, transform
-from mmdet3d.datasets.synthetic.rig import LIDAR, RADARS, RIGS, Mount
+from mmdet3d.datasets.synthetic.rig import NUSCENES, RIGS, Mount, Rig
 from mmdet3d.datasets.synthetic.road import CELL, EXTENT
 from mmdet3d.datasets.synthetic.settings import KEYFRAME_INTERVAL, WorldSettings
 from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, scene_name, token
 from mmdet3d.datasets.synthetic.world import World, build_world
 from mmdet3d.io.files import atomic_write
 
-__all__ = ["fragment_path", "record_scene"]
+__all__ = ["Recorder", "Shot", "fragment_path", "record_scene"]
 
 _ANNOTATED_RANGE = 80.0  # metres from the ego car
 _MAP_PIXEL = 0.1  # metres; the devkit assumes it
@@ -31,15 +32,15 @@ def fragment_path(root: Path, index: int) -> Path:
     return root / ".scenes" / f"{scene_name(index)}.json"
 
 
-def record_scene(settings: WorldSettings, root: Path, index: int) -> None:
+def record_scene(recorder: type[Recorder], settings: WorldSettings, root: Path, index: int) -> None:
     """Write all files of a scene, its table rows last, so that rows exist only for complete scenes."""
-    rows = _Recorder(settings, root, index).record()
+    rows = recorder(settings, root, index).record()
     with atomic_write(fragment_path(root, index)) as file:
         file.write(json.dumps(rows))
 
 
 @dataclass(frozen=True)
-class _Shot:
+class Shot:
     """One exposure of a sensor: `back` steps before key frame `frame`, at `time` seconds."""
 
     mount: Mount
@@ -52,12 +53,29 @@ class _Shot:
         return self.back == 0
 
 
-class _Recorder:
+class Recorder:
+    """Files and table rows of one scene, in the layout of nuScenes.
+
+    Attributes:
+        rig: the sensors, see `rig_for`.
+        tables: of which a scene has rows.
+        layout: what marks a folder besides the settings.
+    """
+
+    tables: Sequence[str] = SCENE_TABLES
+    layout: ClassVar[Mapping[str, Any]] = {}
+
+    @classmethod
+    def rig_for(cls, settings: WorldSettings) -> Rig:
+        """The sensors of a world of these settings."""
+        return Rig(RIGS[settings.cameras], NUSCENES.lidars, NUSCENES.radars)
+
     def __init__(self, settings: WorldSettings, root: Path, index: int) -> None:
+        self.rig = self.rig_for(settings)
         self.settings, self.root, self.index = settings, root, index
         self.name = scene_name(index)
         self.world: World = build_world(settings.seed, index, settings.duration, settings.sway, settings.reach)
-        self.rows: dict[str, list[dict[str, Any]]] = {table: [] for table in SCENE_TABLES}
+        self.rows: dict[str, list[dict[str, Any]]] = {table: [] for table in self.tables}
         self.base = 1_600_000_000_000_000 + index * 1_000_000_000
         actors, frames = len(self.world.actors), settings.keyframes
         self.lidar_counts = np.zeros((frames, actors), int)
@@ -78,18 +96,18 @@ class _Recorder:
 
     # -- sensors ----------------------------------------------------------------------------------------------------
 
-    def _shots(self, mount: Mount, sweeps: int) -> list[_Shot]:
+    def _shots(self, mount: Mount, sweeps: int) -> list[Shot]:
         """In order of time. Sweeps before the first key frame belong to it, so that all key frames have a history."""
         step = KEYFRAME_INTERVAL / (sweeps + 1)
         return [
-            _Shot(mount, k, back, round(k * KEYFRAME_INTERVAL + mount.delay - back * step, 6))
+            Shot(mount, k, back, round(k * KEYFRAME_INTERVAL + mount.delay - back * step, 6))
             for k in range(self.settings.keyframes)
             for back in range(sweeps, -1, -1)
         ]
 
     def _record_lidar(self) -> list[tuple[float, np.ndarray]]:
         """Returns time and hits per actor of every scan."""
-        shots, scans = self._shots(LIDAR, self.settings.lidar_sweeps), []
+        shots, scans = self._shots(self.rig.lidars[0], self.settings.lidar_sweeps), []
         for shot in shots:
             lidar2global = self._sensor2global(shot)
             scan = lidar.cast(self.world, shot.time, lidar2global)
@@ -104,7 +122,7 @@ class _Recorder:
 
     def _record_cameras(self) -> None:
         width, height = self.settings.image_size
-        for mount in RIGS[self.settings.cameras]:
+        for mount in self.rig.cameras:
             shots = self._shots(mount, 0)
             for shot in shots:
                 picture = camera.render(
@@ -123,7 +141,7 @@ class _Recorder:
 
     def _record_radars(self, scans: list[tuple[float, np.ndarray]]) -> None:
         times = np.array([t for t, _ in scans])
-        for mount in RADARS:
+        for mount in self.rig.radars:
             shots = self._shots(mount, self.settings.radar_sweeps)
             for shot in shots:
                 poses = np.stack([self.world.ego2global(shot.time + dt) @ mount.sensor2ego for dt in radar.STEPS])
@@ -135,7 +153,7 @@ class _Recorder:
                     self.radar_counts[shot.frame] += self._count(transform(poses[1], xyz), shot.frame, flat=True)
             self._add_data(shots, "pcd", "pcd")
 
-    def _sensor2global(self, shot: _Shot) -> np.ndarray:
+    def _sensor2global(self, shot: Shot) -> np.ndarray:
         return self.world.ego2global(shot.time) @ shot.mount.sensor2ego
 
     # -- annotations ------------------------------------------------------------------------------------------------
@@ -218,16 +236,16 @@ class _Recorder:
     def _timestamp(self, time: float) -> int:
         return self.base + round(time * 1e6)
 
-    def _filename(self, shot: _Shot, suffix: str) -> str:
+    def _filename(self, shot: Shot, suffix: str) -> str:
         folder, channel = "samples" if shot.is_key else "sweeps", shot.mount.channel
         return f"{folder}/{channel}/{self.name}__{channel}__{self._timestamp(shot.time)}.{suffix}"
 
-    def _file(self, shot: _Shot, suffix: str) -> Path:
+    def _file(self, shot: Shot, suffix: str) -> Path:
         path = self.root / self._filename(shot, suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _add_data(self, shots: list[_Shot], suffix: str, fileformat: str, size: tuple[int, int] = (0, 0)) -> None:
+    def _add_data(self, shots: list[Shot], suffix: str, fileformat: str, size: tuple[int, int] = (0, 0)) -> None:
         """Rows of one channel in `sample_data` and `ego_pose`, which share their tokens."""
         tokens = [token(self.settings.seed, self.name, s.mount.channel, self._timestamp(s.time)) for s in shots]
         for n, shot in enumerate(shots):

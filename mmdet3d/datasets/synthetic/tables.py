@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from mmdet3d.datasets.synthetic.catalog import KINDS
-from mmdet3d.datasets.synthetic.rig import LIDAR, RADARS, RIGS
+from mmdet3d.datasets.synthetic.rig import Rig
 from mmdet3d.datasets.synthetic.settings import WorldSettings
 
 __all__ = ["SCENE_TABLES", "TABLES", "VERSION", "common_tables", "scene_name", "token"]
@@ -37,10 +37,10 @@ def scene_name(index: int) -> str:
     return f"synthetic-{index:04d}"
 
 
-def common_tables(settings: WorldSettings) -> dict[str, list[dict[str, Any]]]:
+def common_tables(settings: WorldSettings, rig: Rig) -> dict[str, list[dict[str, Any]]]:
     """Tables `category`, `attribute`, `visibility`, `sensor`, `calibrated_sensor`."""
     categories = sorted({c for kind in KINDS.values() for c in kind.categories})
-    mounts = (*RIGS[settings.cameras], LIDAR, *RADARS)
+    mounts = (*rig.cameras, *rig.lidars, *rig.radars)
     width, height = settings.image_size
     return {
         "category": [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ from mmdet3d.datasets.synthetic.generate import generate
 from mmdet3d.datasets.synthetic.kitti import KittiSettings, generate_kitti
 from mmdet3d.datasets.synthetic.settings import WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION
+from mmdet3d.datasets.synthetic.truckscenes import IMAGE_SIZE, generate_truckscenes
+from mmdet3d.datasets.synthetic.vod import VodSettings, generate_vod
+from mmdet3d.datasets.truckscenes.frames import TRUCKSCENES
+from mmdet3d.datasets.vod.create import create_vod
 
 __all__ = ["LAYOUTS", "SCENE_KEYFRAMES", "World", "make_scene", "read_world"]
 
@@ -25,6 +29,7 @@ SCENE_KEYFRAMES = 3
 _SCENE = {"seed": 999, "lidar_sweeps": 1, "radar_sweeps": 3, "reach": 28}
 _SCENES = WorldSettings(**_SCENE, scenes=2, keyframes=SCENE_KEYFRAMES, val_fraction=0.5)
 _FRAMES = KittiSettings(frames=24, test_frames=0, seed=999, val_fraction=0.5)
+_VOD_FRAMES = VodSettings(frames=24, seed=999, val_fraction=0.5)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,16 @@ def _make_nuscenes(root: Path, settings: WorldSettings, workers: int) -> None:
     create_nuscenes(root, root, PREFIX, VERSION, workers=workers, database=False)
 
 
+def _make_truckscenes(root: Path, settings: WorldSettings, workers: int) -> None:
+    generate_truckscenes(root, settings, workers=workers)
+    create_nuscenes(root, root, "truckscenes", VERSION, workers=workers, database=False, source=TRUCKSCENES)
+
+
+def _make_vod(root: Path, settings: VodSettings, workers: int) -> None:
+    generate_vod(root, settings, workers)
+    create_vod(root, root)
+
+
 LAYOUTS = {
     "nuscenes": Layout(
         WorldSettings,
@@ -65,6 +80,20 @@ LAYOUTS = {
         lambda settings: len(settings.splits()["train"]),
         "ImageSets/test.txt",
         lambda root: generate_kitti(root, _FRAMES, 1),
+    ),
+    "truckscenes": Layout(
+        WorldSettings,
+        _make_truckscenes,
+        lambda settings: len(settings.split()["synthetic_train"]) * settings.keyframes,
+        "truckscenes_infos_val.pkl",
+        lambda root: _make_truckscenes(root, replace(_SCENES, image_size=IMAGE_SIZE), 1),
+    ),
+    "vod": Layout(
+        VodSettings,
+        _make_vod,
+        lambda settings: len(settings.splits()["train"]),
+        "vod_infos_val.pkl",
+        lambda root: _make_vod(root, _VOD_FRAMES, 1),
     ),
 }
 
@@ -91,7 +120,7 @@ class World:
 
 
 def read_world(block: Mapping[str, Any], seed: int, key: str) -> World:
-    """The world that the config block `key` describes: arguments of its generator, and `layout`, nuscenes or kitti.
+    """The world that the config block `key` describes: arguments of its generator, and `layout`, of `LAYOUTS`.
 
     Raises:
         ConfigKeyError: an unknown layout or key.

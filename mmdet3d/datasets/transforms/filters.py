@@ -11,9 +11,9 @@ from torch import Tensor
 from mmdet3d.datasets.records import Context, Transform
 from mmdet3d.datasets.transforms.loading import need
 from mmdet3d.registry import TRANSFORMS
-from mmdet3d.structures import Boxes3D, Sample, limit_period
+from mmdet3d.structures import Boxes3D, Sample, limit_period, project
 
-__all__ = ["ObjectNameFilter", "ObjectRangeFilter", "PointsRangeFilter"]
+__all__ = ["ObjectNameFilter", "ObjectRangeFilter", "PointsInView", "PointsRangeFilter"]
 
 
 @TRANSFORMS.register
@@ -46,6 +46,26 @@ def _inside(points: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         inside &= column > least
         inside &= column < most
     return points[torch.from_numpy(np.flatnonzero(inside))]
+
+
+@TRANSFORMS.register
+class PointsInView(Transform):
+    """Keeps LiDAR and radar points that a camera sees, for data in which nothing else is labelled."""
+
+    def __call__(self, sample: Sample, context: Context) -> Sample:
+        sizes = sample.meta.get("image_sizes")
+        if sizes is None:
+            raise ValueError("PointsInView needs the images; put LoadMultiViewImageFromFiles before it in the pipeline")
+        calibration = sample.calibration
+        lidar2image = calibration.lidar2image.double() @ torch.linalg.inv(calibration.lidar_aug.double())
+        limits = torch.tensor(sizes, dtype=torch.float64)[:, None]
+        for field in ("points", "radar"):
+            points = getattr(sample, field)
+            if points is not None:
+                pixels, depth = project(points.double(), lidar2image)
+                seen = (depth > 0) & (pixels >= 0).all(-1) & (pixels < limits).all(-1)
+                setattr(sample, field, points[seen.any(0)])
+        return sample
 
 
 @TRANSFORMS.register

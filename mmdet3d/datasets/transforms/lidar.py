@@ -16,7 +16,7 @@ from mmdet3d.registry import TRANSFORMS
 from mmdet3d.shell import command
 from mmdet3d.structures import Sample
 
-__all__ = ["LoadPointsFromFile", "LoadPointsFromMultiSweeps", "read_points"]
+__all__ = ["LoadPointsFromFile", "LoadPointsFromMultiSweeps", "is_kept", "read_points"]
 
 # Elevation borders (radians) between the 32 beams of the HDL-32E on the nuScenes cars, top beam first, and the beams
 # that stand in for a coarser scanner.
@@ -103,7 +103,7 @@ def _read_sweep(
     """The points of one other scan, brought into the key frame."""
     (file,) = files
     points = reader.read(file)
-    return [reader.select(_moved(points[_is_kept(points, remove_close)], sensor2lidar), lag)]
+    return [reader.select(_moved(points[is_kept(points, remove_close)], sensor2lidar), lag)]
 
 
 @TRANSFORMS.register
@@ -176,7 +176,7 @@ class LoadPointsFromMultiSweeps(Transform):
             sweeps = [self._load(sweep, context) for sweep in chosen]
         else:
             own = _moved(key, np.linalg.inv(context.record.lidar.sensor2lidar))
-            own = key[_is_kept(own, self.remove_close)]
+            own = key[is_kept(own, self.remove_close)]
             sweeps = [own] * (self.sweeps_num if self.pad_empty_sweeps else 0)
         sample.points = torch.from_numpy(np.concatenate([key, *sweeps]))
         return sample
@@ -194,8 +194,8 @@ class LoadPointsFromMultiSweeps(Transform):
         return points
 
 
-def _is_kept(points: np.ndarray, remove_close: bool) -> np.ndarray:
-    """(P,) bool, of points in the scanner's own frame."""
+def is_kept(points: np.ndarray, remove_close: bool) -> np.ndarray:
+    """(P,) bool, of points in the scanner's own frame: not within 1 m of it along both x and y."""
     return (np.abs(points[:, :2]) >= (_CLOSE if remove_close else 0)).any(axis=1)
 
 

@@ -10,32 +10,22 @@ import torch
 
 from mmdet3d.blocks import at_least
 from mmdet3d.datasets.records import Context, Transform
-from mmdet3d.datasets.transforms.loading import read_bytes
+from mmdet3d.datasets.transforms.pcd import read_pcd
 from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Sample
 
-__all__ = ["LoadRadarPointsMultiSweeps", "read_radar_pcd"]
+__all__ = ["LoadRadarPointsMultiSweeps", "read_radar_pcd", "subsample"]
 
-# Name, kind and bytes of each field of a nuScenes file, which are little-endian and packed.
-_LAYOUT = {
-    **dict.fromkeys(("x", "y", "z"), "f4"),
-    "dyn_prop": "i1",
-    "id": "i2",
-    **dict.fromkeys(("rcs", "vx", "vy", "vx_comp", "vy_comp"), "f4"),
-    **dict.fromkeys(("is_quality_valid", "ambig_state", "x_rms", "y_rms"), "i1"),
-    **dict.fromkeys(("invalid_state", "pdh0", "vx_rms", "vy_rms"), "i1"),
-}
-_RECORD = np.dtype([(name, f"<{kind}") for name, kind in _LAYOUT.items()])
-_HEADER = {
-    b"FIELDS": [name.encode() for name in _LAYOUT],
-    b"SIZE": [kind[1].encode() for kind in _LAYOUT.values()],
-    b"TYPE": [kind[0].upper().encode() for kind in _LAYOUT.values()],
-    b"COUNT": [b"1"] * len(_LAYOUT),
-}
-_LONGEST_LINE = 1 << 12
-_KINDS = {b"F": "f", b"I": "i", b"U": "u"}
-
-_COLUMN = {name: i for i, name in enumerate(_LAYOUT)}
+# The fields of a nuScenes file.
+_FIELDS = (
+    *("x", "y", "z", "dyn_prop", "id", "rcs", "vx", "vy", "vx_comp", "vy_comp"),
+    *("is_quality_valid", "ambig_state", "x_rms", "y_rms", "invalid_state", "pdh0", "vx_rms", "vy_rms"),
+)
+_HINT = (
+    "detections are read by nuScenes' 18 fields, so write all of them, states that the radar does not tell as those of "
+    "a valid detection (dyn_prop 0, ambig_state 3, invalid_state 0, pdh0 1), or take the radar out of the tables"
+)
+_COLUMN = {name: i for i, name in enumerate(_FIELDS)}
 _STATES = {"dyn_prop": 8, "ambig_state": 5, "invalid_state": 18, "pdh0": 8}
 _DEFAULT_FILTER = {"invalid_state": (0,), "dyn_prop": range(7), "ambig_state": (3,)}
 
@@ -52,102 +42,21 @@ def read_radar_pcd(path: Path) -> np.ndarray:
 
     Fields: x, y, z, dyn_prop, id, rcs, vx, vy, vx_comp, vy_comp, is_quality_valid, ambig_state, x_rms, y_rms,
     invalid_state, pdh0, vx_rms, vy_rms; metres, m/s, dBsm, sensor frame (x forward, y left). A file may hold them in
-    any order and type, besides others, in binary or as text. Rows with a non-finite value are removed: nuScenes writes
-    a sweep without detections as one row of NaN.
+    any order and type, besides others, in binary, compressed or as text. Rows with a non-finite value are removed:
+    nuScenes writes a sweep without detections as one row of NaN.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no .pcd, one without these fields or compressed, or truncated.
+        ValueError: no .pcd, one without these fields, or truncated.
     """
-    header, body = _split(read_bytes(path, "radar"), path)
-    record = _record(header, path)
-    count = _number(header, b"POINTS" if b"POINTS" in header else b"WIDTH", path)
-    if header[b"DATA"] not in ([b"binary"], [b"ascii"]):
-        raise ValueError(f"radar file {path} holds compressed detections; write it anew with DATA binary or DATA ascii")
-    read = _read_binary if header[b"DATA"] == [b"binary"] else _read_text
-    table = read(body, record, count, path)
-    points = np.stack([table[name].astype(np.float32) for name in _LAYOUT], axis=1)
+    table = read_pcd(path, _FIELDS, "radar", _HINT)
+    points = np.stack([table[name].astype(np.float32) for name in _FIELDS], axis=1)
     return points[np.isfinite(points).all(axis=1)]
 
 
 def check_radar(path: Path) -> None:
     """Raises as `read_radar_pcd`, and ValueError for a state that nuScenes' radars do not know."""
     _check_states(read_radar_pcd(path), path)
-
-
-def _split(content: bytes, path: Path) -> tuple[dict[bytes, list[bytes]], bytes]:
-    """The words of each header line by the first, and what follows the header."""
-    header: dict[bytes, list[bytes]] = {}
-    place = 0
-    while b"DATA" not in header:
-        end = content.find(b"\n", place, place + _LONGEST_LINE)
-        if end < 0:
-            raise ValueError(f"radar file {path} is no .pcd, or is cut off in its header; fetch or write it again")
-        words = content[place:end].split()
-        if words and not words[0].startswith(b"#"):
-            header[words[0]] = words[1:]
-        place = end + 1
-    return header, content[place:]
-
-
-def _record(header: dict[bytes, list[bytes]], path: Path) -> np.dtype:
-    """One detection as the file holds it."""
-    if _HEADER.items() <= header.items():  # as nearly always
-        return _RECORD
-    names = [word.decode("ascii", "replace") for word in header.get(b"FIELDS", ())]
-    if absent := [name for name in _LAYOUT if name not in names]:
-        raise ValueError(
-            f"radar file {path} has no {', '.join(absent)} (its fields: {', '.join(names) or 'none'}); detections are "
-            "read by nuScenes' 18 fields, so write all of them, states that the radar does not tell as those of a "
-            "valid detection (dyn_prop 0, ambig_state 3, invalid_state 0, pdh0 1), or take the radar out of the tables"
-        )
-    kinds = [_KINDS.get(word, "") for word in header.get(b"TYPE", ())]
-    sizes, repeats = header.get(b"SIZE", ()), header.get(b"COUNT", [b"1"] * len(names))
-    wanted = [name in _LAYOUT for name in names]
-    fits = len(names) == len(kinds) == len(sizes) == len(repeats) and sum(wanted) == len(_LAYOUT)
-    if not fits or any(n != b"1" for n, known in zip(repeats, wanted, strict=True) if known):
-        raise ValueError(f"radar file {path}: FIELDS, SIZE, TYPE and COUNT of its header do not fit; write it anew")
-    # Others may share a name, as the padding "_" does.
-    names = [name if known else f"{name} {k}" for k, (name, known) in enumerate(zip(names, wanted, strict=True))]
-    try:
-        columns = zip(names, kinds, sizes, repeats, strict=True)
-        return np.dtype([(name, f"<{k}{int(s)}", (int(n),) if n != b"1" else ()) for name, k, s, n in columns])
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"radar file {path}: its header names a TYPE or SIZE that there is not; write it anew"
-        ) from None
-
-
-def _number(header: dict[bytes, list[bytes]], key: bytes, path: Path) -> int:
-    words = header.get(key, [])
-    if len(words) != 1 or not words[0].isdigit():
-        raise ValueError(f"radar file {path}: its header does not say how many {key.decode()} there are; write it anew")
-    return int(words[0])
-
-
-def _read_binary(body: bytes, record: np.dtype, count: int, path: Path) -> np.ndarray:
-    if len(body) < count * record.itemsize:
-        raise ValueError(
-            f"radar file {path} announces {count} points but holds {len(body) // record.itemsize}; it is truncated, "
-            f"fetch it again"
-        )
-    return np.frombuffer(body, dtype=record, count=count)
-
-
-def _read_text(body: bytes, record: np.dtype, count: int, path: Path) -> dict[str, np.ndarray]:
-    rows = [line.split() for line in body.splitlines() if line.strip()]
-    width = sum(int(np.prod(record[name].shape)) for name in record.names)
-    if len(rows) < count or any(len(row) != width for row in rows[:count]):
-        raise ValueError(
-            f"radar file {path} announces {count} points of {width} numbers but holds {len(rows)} lines that are not "
-            "all so; it is cut off or damaged"
-        )
-    try:
-        numbers = np.array(rows[:count], dtype=np.float64).reshape(count, width)
-    except ValueError:
-        raise ValueError(f"radar file {path} holds a word that is no number") from None
-    first = np.cumsum([0, *(int(np.prod(record[name].shape)) for name in record.names)])
-    return {name: numbers[:, k] for name, k in zip(record.names, first[:-1], strict=True)}
 
 
 @TRANSFORMS.register
@@ -206,18 +115,20 @@ class LoadRadarPointsMultiSweeps(Transform):
         (points,) = context.read(
             _read_sweeps, files, poses, lags, self.use_dim, self.compensate_velocity, self.filtering
         )
-        points = self._subsample(points, context)
+        points = subsample(points, self.max_num, context)
         if self.normalize:
             points[:, 3:6] /= _FULL_SCALE
         sample.radar = torch.from_numpy(points)
         return sample
 
-    def _subsample(self, points: np.ndarray, context: Context) -> np.ndarray:
-        if self.max_num is None or len(points) <= self.max_num:
-            return points
-        if context.training:
-            return points[np.sort(context.rng.choice(len(points), self.max_num, replace=False))]
-        return points[np.arange(self.max_num) * len(points) // self.max_num]
+
+def subsample(points: np.ndarray, max_num: int | None, context: Context) -> np.ndarray:
+    """At most `max_num` of the points: a random subset while training, an evenly spaced one otherwise; None for all."""
+    if max_num is None or len(points) <= max_num:
+        return points
+    if context.training:
+        return points[np.sort(context.rng.choice(len(points), max_num, replace=False))]
+    return points[np.arange(max_num) * len(points) // max_num]
 
 
 def _read_sweeps(
