@@ -235,6 +235,7 @@ class FrameDataset(Frames):
             labels=sample.labels,
             points=sample.points,
             radar=sample.radar,
+            masks=sample.masks,
         )
 
     def scenes(self) -> list[list[int]]:

@@ -10,6 +10,7 @@ from mmdet3d.datasets.transforms.lidar import LoadPointsFromFile, LoadPointsFrom
 from mmdet3d.datasets.transforms.loading import LoadAnnotations3D
 from mmdet3d.datasets.transforms.paste import ObjectPaste
 from mmdet3d.datasets.transforms.radar import LoadRadarPointsMultiSweeps, read_radar_pcd
+from mmdet3d.datasets.transforms.segmentation import LoadBEVSegmentation
 
 __all__ = [
     "Compose",
@@ -19,6 +20,7 @@ __all__ = [
     "ImageAug3D",
     "ImageNormalize",
     "LoadAnnotations3D",
+    "LoadBEVSegmentation",
     "LoadDepthFromFiles",
     "LoadHistoryImages",
     "LoadMultiViewImageFromFiles",
