@@ -70,7 +70,7 @@ def ship(
 
     from mmdet3d import __version__
     from mmdet3d.datasets.synthetic.worlds import make_scene
-    from mmdet3d.engine.evaluate import predict
+    from mmdet3d.engine.evaluate import evaluate
     from mmdet3d.engine.pictures import open_model
     from mmdet3d.engine.shipped import SHIPPED, first_scores, load_shipped
     from mmdet3d.evaluation.nuscenes import COLUMNS
@@ -81,7 +81,7 @@ def ship(
     SHIPPED.mkdir(parents=True, exist_ok=True)
     save_weights(state, target, {"config": config})
     model, dataset = open_model(load_config(config, {"dataset_root": f"{data}/"}), target)
-    metrics = dataset.evaluate(predict(model, dataset, torch.device("cpu"), batch_size=2), scratch / name)
+    metrics = evaluate(model, dataset, scratch / name, torch.device("cpu"), batch_size=2)
     change = metrics["object/map"] - result["metrics"]["object/map"]
     if abs(change) > tolerance:
         raise ValueError(f"{name}: float16 changes mAP by {change:+.4f}; raise --tolerance or ship float32")
