@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.datasets.processes import in_processes
-from mmdet3d.datasets.synthetic.scene import fragment_path, record_scene
+from mmdet3d.datasets.synthetic.road import Road
+from mmdet3d.datasets.synthetic.scene import ROAD, fragment_path, record_scene
 from mmdet3d.datasets.synthetic.settings import WorldSettings
 from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, VERSION, common_tables, scene_name
+from mmdet3d.datasets.synthetic.vector_map import LOCATION, vector_map
 from mmdet3d.io.files import atomic_write
 from mmdet3d.progress import progress_bar
 
@@ -31,7 +33,8 @@ def generate(
 
     Args:
         out_dir: dataset root; tables go to its folder `v1.0-synthetic`, which also holds `splits.json` with the splits
-            `synthetic_train` and `synthetic_val`.
+            `synthetic_train` and `synthetic_val`, and the vector map of all scenes to `maps/expansion`. The raster
+            `maps/SCENE.png` is that of the scene's square alone, whose corner is not the origin of the location.
         settings: the defaults if None.
         workers: processes.
         progress: show a progress bar.
@@ -76,16 +79,21 @@ def claim(root: Path, wanted: dict[str, Any]) -> None:
 
 def _write_tables(root: Path, settings: WorldSettings) -> None:
     tables: dict[str, list[Any]] = common_tables(settings) | {name: [] for name in SCENE_TABLES}
+    roads = []
     for index in range(settings.scenes):
         rows = json.loads(fragment_path(root, index).read_text())
         for name in SCENE_TABLES:
             tables[name] += rows[name]
+        roads.append(Road.from_dict(rows[ROAD][0]))
     folder = root / VERSION
     folder.mkdir(exist_ok=True)
     for name, rows in tables.items():
         _write_json(folder / f"{name}.json", rows)
     splits = {name: [scene_name(i) for i in numbers] for name, numbers in settings.split().items()}
     _write_json(folder / "splits.json", splits)
+    expansion = root / "maps" / "expansion"
+    expansion.mkdir(exist_ok=True)
+    _write_json(expansion / f"{LOCATION}.json", vector_map(roads))
 
 
 def _write_json(path: Path, content: object) -> None:
