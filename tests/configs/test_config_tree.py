@@ -49,12 +49,14 @@ PARTIAL = {
     "nuscenes/distill/labeldistill/default.yaml",
     "nuscenes/distill/simdistill/default.yaml",
     "nuscenes/distill/simdistill/resnet50/default.yaml",
+    "nuscenes/seg/default.yaml",
     "kitti/default.yaml",
     "kitti/synthetic/default.yaml",
     "synthetic/default.yaml",
     "synthetic/crkd/default.yaml",
     "synthetic/label_encoder/default.yaml",
     "synthetic/labeldistill/default.yaml",
+    "synthetic/seg/default.yaml",
     "synthetic/simdistill/default.yaml",
 }
 

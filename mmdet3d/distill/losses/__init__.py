@@ -8,6 +8,7 @@ from mmdet3d.distill.losses.cross_head import CrossHeadLoss
 from mmdet3d.distill.losses.dual_kl import DualKLLoss
 from mmdet3d.distill.losses.feature import FeatureLoss, MaskedFeatureLoss
 from mmdet3d.distill.losses.foreground import ForegroundLoss
+from mmdet3d.distill.losses.map_response import MapResponseLoss
 from mmdet3d.distill.losses.mimicking import MimickingLoss
 from mmdet3d.distill.losses.object_response import ObjectResponseLoss
 from mmdet3d.distill.losses.partition import PartitionedFeatureLoss
@@ -29,6 +30,7 @@ __all__ = [
     "DualKLLoss",
     "FeatureLoss",
     "ForegroundLoss",
+    "MapResponseLoss",
     "MaskedFeatureLoss",
     "MimickingLoss",
     "ObjectResponseLoss",
