@@ -77,7 +77,7 @@ def ship(
     import torch
 
     from mmdet3d import __version__
-    from mmdet3d.engine.evaluate import predict
+    from mmdet3d.engine.evaluate import evaluate
     from mmdet3d.engine.pictures import open_model
     from mmdet3d.engine.shipped import first_scores, load_shipped, make_small_world, small_metrics
     from mmdet3d.io.weights import read_weights, save_weights
@@ -91,7 +91,7 @@ def ship(
         scratch = Path(folder)
         cfg = load_config(config, {"dataset_root": f"{data}/"})
         model, dataset = open_model(cfg, target)
-        metrics = dataset.evaluate(predict(model, dataset, torch.device("cpu"), batch_size=2), scratch / name)
+        metrics = evaluate(model, dataset, scratch / name, torch.device("cpu"), batch_size=2)
         columns = recipe.table_columns
         change = metrics[columns[0].key] - result["metrics"][columns[0].key]
         if abs(change) > tolerance:

@@ -1,6 +1,7 @@
 """Evaluate a checkpoint, or write its benchmark submission.
 
 distill3d test CONFIG CHECKPOINT --eval bbox
+distill3d test CONFIG CHECKPOINT --eval bbox map
 distill3d test CONFIG CHECKPOINT --format-only --run-dir DIR
 torchpack dist-run -np 8 distill3d test CONFIG CHECKPOINT --eval bbox
 """
@@ -19,7 +20,7 @@ from mmdet3d.engine.overrides import configured, options_beside
 from mmdet3d.io.files import check_place
 
 if TYPE_CHECKING:
-    from mmdet3d.structures import Detections3D
+    from mmdet3d.engine.evaluate import Results
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -28,7 +29,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("config", help="the config that the checkpoint was trained with")
     parser.add_argument("checkpoint", help=".safetensors or .pth")
-    parser.add_argument("--eval", nargs="+", choices=["bbox"], help="print the benchmark's metrics")
+    parser.add_argument("--eval", nargs="+", metavar="TASK", help="print the benchmark's metrics: bbox, map, or both")
     parser.add_argument("--format-only", action="store_true", help="write the submission file without scoring it")
     parser.add_argument("--out", help="also keep the raw detections in this .pkl")
     parser.add_argument("--run-dir", help="where results are written (default: runs/CONFIG-test-TIME)")
@@ -40,7 +41,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if args.format_only and args.eval:
         raise ValueError("--eval and --format-only exclude each other; --eval writes the submission file too")
     if not (args.eval or args.format_only or args.out):
-        raise ValueError("nothing to do: give at least one of --eval bbox, --format-only, --out FILE.pkl")
+        raise ValueError("nothing to do: give at least one of --eval bbox, --eval map, --format-only, --out FILE.pkl")
     if args.out and Path(args.out).suffix not in (".pkl", ".pickle"):
         raise ValueError(f"--out {args.out} must end in .pkl or .pickle")
     if args.out:
@@ -61,6 +62,7 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.logging import hold_log, log_to_folder
     from mmdet3d.engine.run_dir import default_run_dir, writable_folder
     from mmdet3d.engine.trainer import seed_everything
+    from mmdet3d.evaluation.tasks import Detection
 
     if not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f"checkpoint {args.checkpoint} does not exist")
@@ -77,8 +79,9 @@ def main(words: list[str]) -> None:
 
     seed_everything(args.seed, args.deterministic)
     split = "test" if cfg.data.get("test") else "val"
-    dataset, detections, _ = predict_split(cfg, cfg.data, split, args.checkpoint, device, begin)
-    distributed.on_main(lambda: write(args, cfg, split, dataset, detections, out_dir))
+    words = [*(args.eval or ()), *([Detection.word] if args.format_only or args.out else ())]
+    dataset, results, _ = predict_split(cfg, cfg.data, split, args.checkpoint, device, begin, words)
+    distributed.on_main(lambda: write(args, cfg, split, dataset, results, out_dir))
 
 
 def write(
@@ -86,23 +89,23 @@ def write(
     cfg: Config,
     split: str,
     dataset: Any,
-    detections: list[Detections3D],
+    results: Results,
     out_dir: Path,
 ) -> None:
     from mmdet3d.datasets import benchmark_of
-    from mmdet3d.engine.evaluate import as_records
+    from mmdet3d.engine.evaluate import as_records, score
     from mmdet3d.engine.logging import finite
 
     # Not configs.yaml, which in the folder of a training says what was trained.
     (out_dir / "test_configs.yaml").write_text(cfg.dump())
     if args.out:
         with Path(args.out).open("wb") as file:
-            pickle.dump(as_records(detections, dataset.tokens), file)
+            pickle.dump(as_records(results["object"], dataset.tokens), file)
         print(f"detections: {args.out}")
     if args.format_only:
-        print(f"submission: {dataset.format(detections, out_dir)}")
+        print(f"submission: {dataset.format(results['object'], out_dir)}")
     if args.eval:
-        metrics = dataset.evaluate(detections, out_dir)
+        metrics = score(dataset, results, out_dir, args.eval)
         print(benchmark_of(cfg.data[split]).table(metrics))
         summary = {"config": args.config, "checkpoint": args.checkpoint, "metrics": finite(metrics)}
         (out_dir / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")

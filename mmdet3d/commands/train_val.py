@@ -22,8 +22,8 @@ from mmdet3d.engine.overrides import configured, options_beside
 from mmdet3d.shell import command
 
 if TYPE_CHECKING:
+    from mmdet3d.engine.evaluate import Results
     from mmdet3d.interop.checkpoints import LoadReport
-    from mmdet3d.structures import Detections3D
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -67,10 +67,10 @@ def main(words: list[str]) -> None:
     if "split" not in cfg.data.val and split == "test":
         raise ValueError(f"--split test: the data set of this config has no splits by name; see {command('test')}")
     data = {**cfg.data, split: named_split(cfg.data, split)}
-    dataset, detections, report = predict_split(
+    dataset, results, report = predict_split(
         cfg, data, split, checkpoint, device, begin=lambda: log_to_folder(writable_folder(out_dir))
     )
-    distributed.on_main(lambda: write(args.config, cfg, split, dataset, detections, report, out_dir))
+    distributed.on_main(lambda: write(args.config, cfg, split, dataset, results, report, out_dir))
 
 
 def write(
@@ -78,23 +78,24 @@ def write(
     cfg: Config,
     split: str,
     dataset: Any,
-    detections: list[Detections3D],
+    results: Results,
     report: LoadReport,
     out_dir: Path,
 ) -> None:
     """Score the detections of `val`, pack those of `test`, and say which weights they are from."""
     from mmdet3d.datasets import benchmark_of
+    from mmdet3d.engine.evaluate import score
     from mmdet3d.engine.logging import finite
 
     (out_dir / "configs.yaml").write_text(cfg.dump())
     if split == "val":
-        metrics = dataset.evaluate(detections, out_dir)
+        metrics = score(dataset, results, out_dir)
         summary = {"config": config, "checkpoint": str(report.path), "frames": len(dataset), "metrics": finite(metrics)}
         (out_dir / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
         print(benchmark_of(cfg.data[split]).table(metrics))
         print(f"results: {out_dir}")
     else:
-        print(f"submission: {dataset.format(detections, out_dir)}")
+        print(f"submission: {dataset.format(results['object'], out_dir)}")
     epoch = report.metadata.get("epoch")
     print(f"{len(dataset)} frames, checkpoint: {report.path}{'' if epoch is None else f' (epoch {epoch})'}")
 

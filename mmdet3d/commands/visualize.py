@@ -59,6 +59,9 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--split", choices=["val", "train", "test"], default="val", help="of the config's data")
     parser.add_argument("--out-dir", default="runs/pictures", help="where the pictures go (default: runs/pictures)")
     parser.add_argument("--bbox-score", type=float, default=0.1, help="lowest score of a detection (default: 0.1)")
+    parser.add_argument(
+        "--map-score", type=float, default=0.5, help="lowest probability of a class of the map (default: 0.5)"
+    )
     parser.add_argument("--scores", action="store_true", help="write the scores beside the detections")
     parser.add_argument("--bbox-classes", nargs="+", metavar="CLASS", help="only these classes (names or labels)")
     parser.add_argument("--limit", type=natural, help="stop after so many samples")
@@ -185,7 +188,7 @@ def _one(
 ) -> Draw:
     """Ground truth and what one model finds, in all cameras; `best` gets the best score of every sample."""
     from mmdet3d.datasets import check_data
-    from mmdet3d.engine.pictures import detect, draw_sample
+    from mmdet3d.engine.pictures import ask, draw_sample
 
     model = None if args.mode == "gt" else load_model(cfg, args.checkpoint).to(device)
     if model is not None:
@@ -194,18 +197,22 @@ def _one(
         **options,
         "truth": args.mode != "pred",
         "min_score": args.bbox_score,
+        "map_score": args.map_score,
         "scores": args.scores,
         "sensors": ("lidar", "radar") if model is None else model.inputs,
     }
 
     def draw(index: int) -> tuple[Image.Image, Sample]:
         sample = dataset[index]
-        detections = None if model is None else detect(model, sample, device, cfg.get("precision") or "auto")
+        if model is None:
+            return draw_sample(sample, dataset, **options), sample
+        answer = ask(model, sample, device, cfg.get("precision") or "auto")
+        detections = answer.detections
         if detections is not None:
             found = zip(detections.scores.tolist(), detections.labels.tolist(), strict=True)
             only = options["only"]
             best.append(max([0.0, *(score for score, label in found if not only or label in only)]))
-        return draw_sample(sample, dataset, detections, **options), sample
+        return draw_sample(sample, dataset, detections, masks=answer.masks, **options), sample
 
     return draw
 
@@ -220,7 +227,13 @@ def _several(
     from mmdet3d.engine.pictures import side_by_side
 
     columns = _columns(args, cfg, overrides, device)
-    options = {**options, "min_score": args.bbox_score, "scores": args.scores, "truth_column": args.truth_column}
+    options = {
+        **options,
+        "min_score": args.bbox_score,
+        "map_score": args.map_score,
+        "scores": args.scores,
+        "truth_column": args.truth_column,
+    }
 
     def draw(index: int) -> tuple[Image.Image, Sample]:
         return side_by_side(columns, index, camera=args.camera, **options)

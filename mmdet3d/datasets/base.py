@@ -236,8 +236,9 @@ class FrameDataset(Frames):
 
     def scene(self, sample: Sample) -> Scene:
         """For pictures: the raw images, and the rest in the (augmented) frame of the sample, turned to x right."""
+        masks = sample.masks  # stay on their raster, which `from_detections` turns
         if self.x_ahead:
-            sample = transform_lidar_frame(dataclasses.replace(sample, history=None), _TO_PICTURE)
+            sample = transform_lidar_frame(dataclasses.replace(sample, history=None, masks=None), _TO_PICTURE)
         identity = torch.eye(4).expand_as(sample.calibration.image_aug)
         return Scene(
             calibration=dataclasses.replace(sample.calibration, image_aug=identity),
@@ -248,6 +249,7 @@ class FrameDataset(Frames):
             points=sample.points,
             radar=sample.radar,
             from_detections=_TO_PICTURE if self.x_ahead else torch.eye(4),
+            masks=masks,
         )
 
     def scenes(self) -> list[list[int]]:

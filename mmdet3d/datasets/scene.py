@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdet3d.structures import Boxes3D, Calibration
+from mmdet3d.structures import BEVMasks, Boxes3D, Calibration
 
 __all__ = ["Scene"]
 
@@ -25,7 +25,8 @@ class Scene:
         labels: (M,) of the boxes.
         points: (P, >=3) LiDAR points, if any.
         radar: (R, >=6), see `draw_bev`, if any.
-        from_detections: (4, 4), the frame of a detector's boxes to the scene's; it may mirror.
+        from_detections: (4, 4), the frame of a detector's boxes and maps to the scene's; it may mirror.
+        masks: ground truth of the map, in the frame of a detector's maps.
         behind: metres of the ground behind the car that are worth showing; None: as many as ahead.
     """
 
@@ -38,3 +39,4 @@ class Scene:
     radar: Tensor | None = None
     from_detections: Tensor = field(default_factory=lambda: torch.eye(4))
     behind: float | None = None
+    masks: BEVMasks | None = None

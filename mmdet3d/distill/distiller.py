@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -405,9 +405,14 @@ class Distiller(Trainable):
         """The student's detections."""
         return self.student.predict(batch)
 
-    def predict_tasks(self, batch: Batch) -> dict[str, Sequence[Any]]:
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The student's."""
+        return self.student.tasks
+
+    def predict_tasks(self, batch: Batch, tasks: Collection[str] | None = None) -> dict[str, Sequence[Any]]:
         """What the student's heads say."""
-        return self.student.predict_tasks(batch)
+        return self.student.predict_tasks(batch, tasks)
 
     def _taps(self, side: str) -> set[str]:
         return {tap for term in self._terms.values() for tap in term.taps(side)}

@@ -16,7 +16,7 @@ from mmdet3d.engine import distributed
 from mmdet3d.engine.agreement import check_agreement
 from mmdet3d.engine.answers import check_that_samples_return
 from mmdet3d.engine.checkpoint import RunCheckpoints
-from mmdet3d.engine.evaluate import predict
+from mmdet3d.engine.evaluate import Results, asked_tasks, predict
 from mmdet3d.engine.logging import get_logger, hold_log, log_to_folder
 from mmdet3d.engine.resuming import model_changes
 from mmdet3d.engine.run_dir import begin_run, choose_run_dir
@@ -26,7 +26,6 @@ from mmdet3d.engine.trainer import Trainer, seed_everything
 from mmdet3d.interop.checkpoints import LoadReport, load_checkpoint
 from mmdet3d.models import build_model
 from mmdet3d.progress import report_to
-from mmdet3d.structures import Detections3D
 
 __all__ = ["predict_split", "train", "train_recipe_run"]
 
@@ -93,6 +92,7 @@ def _fit(
         val_dataset = build_split(cfg.data, "val", 0, model.inputs, test_mode=True) if cfg.data.get("val") else None
         check_data(train_dataset, read, "data.train")
         if val_dataset is not None:
+            asked_tasks(model, val_dataset)
             check_data(val_dataset, model.inputs, "data.val", scored=True)
         parameters = sum(p.numel() for p in model.parameters())
         get_logger().info("%d training samples, %d parameters", len(train_dataset), parameters)
@@ -113,15 +113,17 @@ def predict_split(
     checkpoint: str | Path,
     device: torch.device,
     begin: Callable[[], None],
-) -> tuple[Any, list[Detections3D] | None, LoadReport]:
-    """Detections that the model of `cfg` with the weights of `checkpoint` finds, and what was loaded.
+    words: Sequence[str] = (),
+) -> tuple[Any, Results | None, LoadReport]:
+    """What the model of `cfg` with the weights of `checkpoint` predicts, and what was loaded.
 
     Args:
         data, split: see `build_split`.
         begin: called once the weights are loaded.
+        words: what is predicted, see `asked_tasks`.
 
     Returns:
-        The data set; detections of its samples in its order on rank 0, None on the others; and the report.
+        The data set; what scoring keeps of its samples, see `predict`; and the report.
 
     Raises:
         FileNotFoundError: no such file.
@@ -131,6 +133,7 @@ def predict_split(
     with hints_from(cfg), distributed.together():
         model = build_model(cfg.model)
         dataset = build_split(data, split, 0, model.inputs, test_mode=True)
+        asked_tasks(model, dataset, words)
         check_data(dataset, model.inputs, "the data set to test on")
         report = load_checkpoint(model, checkpoint)
         if len(dataset):
@@ -145,12 +148,13 @@ def predict_split(
     get_logger().info("loaded %s", report)
     workers = cfg.data.get("workers_per_gpu", 0)
     get_logger().info("%s", distributed.share_cores(workers))
-    detections = predict(
+    results = predict(
         model.to(device),
         dataset,
         device,
         batch_size=cfg.data.get("samples_per_gpu", 1),
         workers=workers,
         precision=cfg.get("precision") or "auto",
+        words=words,
     )
-    return dataset, detections, report
+    return dataset, results, report

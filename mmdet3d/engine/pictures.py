@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.progress import progress_bar
-from mmdet3d.structures import Batch, Boxes3D, Detections3D, Sample
-from mmdet3d.visualization import Heat, Layer, Panel, draw_frame, draw_panels, verdict_layers
+from mmdet3d.structures import Batch, BEVMasks, Boxes3D, Detections3D, Sample
+from mmdet3d.visualization import Areas, Heat, Layer, Panel, draw_frame, draw_panels, verdict_layers
 
 __all__ = [
+    "Answer",
     "Columns",
+    "ask",
     "compare",
     "detect",
     "draw_maps",
@@ -69,6 +71,29 @@ def open_model(cfg: Config, weights: str | Path) -> tuple[Trainable, PictureData
     return model, build_split(cfg.data, "val", 0, model.inputs, test_mode=True)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What of a model's answers can be drawn, on the CPU; None where no head says such a thing.
+
+    Args:
+        detections: boxes.
+        masks: probabilities of the classes of the ground.
+    """
+
+    detections: Detections3D | None
+    masks: BEVMasks | None
+
+
+@torch.no_grad()
+def ask(model: Trainable, sample: Sample, device: torch.device, precision: str = "auto") -> Answer:
+    """What all heads of a model say of one sample."""
+    dtype = autocast_dtype(precision, device)
+    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        said = [answers[0] for answers in model.predict_tasks(Batch.collate([sample]).to(device)).values()]
+    found, masks = ([each.to("cpu") for each in said if isinstance(each, kind)] for kind in (Detections3D, BEVMasks))
+    return Answer(found[0] if found else None, masks[0] if masks else None)
+
+
 @torch.no_grad()
 def detect(model: Trainable, sample: Sample, device: torch.device, precision: str = "auto") -> Detections3D:
     """Detections of one sample, on the CPU."""
@@ -87,23 +112,31 @@ def draw_sample(
     extent: float | None = None,
     scores: bool = False,
     sensors: Collection[str] = ("lidar", "radar"),
+    masks: BEVMasks | None = None,
+    map_score: float = 0.5,
 ) -> Image.Image:
     """Ground truth, detections or, told apart, what of both agrees, in the cameras of one sample and from above.
 
-    Images are the raw ones: boxes are brought back from the augmented frame.
+    Images are the raw ones: boxes are brought back from the augmented frame. Of a map there is one view from above for
+    the ground truth and one for what is predicted.
 
     Args:
+        detections, masks: what is predicted, if anything.
         only: labels to draw; all if empty.
         extent: half width of the bird's-eye view, metres; None for as far as the boxes reach.
         scores: write them beside the detections.
         sensors: whose points are drawn, lidar and radar or those of them that a model reads.
+        map_score: lowest probability at which a cell belongs to a class.
 
     Raises:
         ValueError: `truth` of a sample that has no annotation.
     """
     scene = _annotated(dataset, sample) if truth else dataset.scene(sample)
+    areas = [_true_areas(scene)] if truth and scene.masks is not None else []
+    if masks is not None:
+        areas.append(_areas(f"map >= {map_score:g}", masks, scene, map_score))
     if detections is None:
-        layers = [Layer("ground truth", *_truth(scene))]
+        layers = [Layer("ground truth", *_truth(scene))] if truth else []
     elif truth:
         layers = verdict_layers(*_truth(scene), in_scene(detections, scene, min_score), scores)
     else:
@@ -121,6 +154,7 @@ def draw_sample(
         radar=scene.radar if "radar" in sensors else None,
         extent=_reach(extent, layers),
         behind=scene.behind,
+        areas=areas,
     )
 
 
@@ -151,6 +185,7 @@ def side_by_side(
     only: Collection[int] = (),
     truth_column: bool = False,
     camera: str | None = None,
+    map_score: float = 0.5,
 ) -> tuple[Image.Image, Sample]:
     """A column per model with its sensors, and what it hits, invents and misses; and the sample.
 
@@ -161,8 +196,10 @@ def side_by_side(
         min_score: of the detections that count.
         scores: write them beside the detections.
         only: labels to draw; all if empty.
-        truth_column: begin with a column of the ground truth alone, with all sensors.
+        truth_column: begin with a column of the ground truth alone, with all sensors; so it does if the first model
+            predicts a map.
         camera: that is shown; None for the one that sees most boxes.
+        map_score: see `draw_sample`.
 
     Raises:
         ValueError: a sample without annotation, or another sample in another data set.
@@ -172,13 +209,18 @@ def side_by_side(
     for title, (model, dataset) in columns.items():
         sample = dataset[index]
         tokens[sample.token] = title
-        found = detect(model, sample, next(model.parameters()).device)
+        answer = ask(model, sample, next(model.parameters()).device)
         scene = _annotated(dataset, sample)
-        layers = verdict_layers(*_truth(scene), in_scene(found, scene, min_score), scores)
+        layers = []
+        if answer.detections is not None:
+            layers = verdict_layers(*_truth(scene), in_scene(answer.detections, scene, min_score), scores)
         layers = [layer.select(only) if only else layer for layer in layers]
-        if truth_column and not panels:
-            panels.append(_truth_panel(replace(layers[0], style="solid"), scene))
-        panels.append(_panel(title, model.inputs, layers, scene))
+        # Verdicts show what is there of the objects, but nothing does of a map.
+        if (truth_column or answer.masks is not None) and not panels:
+            truth = Layer("ground truth", *_truth(scene))
+            panels.append(_truth_panel(truth.select(only) if only else truth, scene))
+        areas = None if answer.masks is None else _areas(f"map >= {map_score:g}", answer.masks, scene, map_score)
+        panels.append(_panel(title, model.inputs, layers, scene, areas))
     if len(tokens) > 1:
         titles = " and ".join(tokens.values())
         raise ValueError(f"{titles} read different frames as number {index}; give them one data set (--dataset_root)")
@@ -245,6 +287,17 @@ def in_scene(detections: Detections3D, scene: Scene, min_score: float) -> Detect
     return replace(kept, boxes=kept.boxes.transform(scene.from_detections))
 
 
+def _areas(title: str, masks: BEVMasks, scene: Scene, least: float = 0.5) -> Areas:
+    """Cells of at least that probability."""
+    return Areas(title, replace(masks, values=masks.values.float().cpu() >= least), scene.from_detections)
+
+
+def _true_areas(scene: Scene) -> Areas:
+    """Of a scene with a map."""
+    assert scene.masks is not None
+    return _areas("map: ground truth", scene.masks, scene)
+
+
 def _heat_panel(title: str, subtitle: str, heat: Heat, scene: Scene) -> Panel:
     truth = [Layer("ground truth", *_truth(scene))]
     return Panel(title, subtitle, truth, scene.calibration, scene.images, scene.names, heat=heat)
@@ -255,11 +308,21 @@ def _truth_panel(truth: Layer, scene: Scene) -> Panel:
     seen = " + ".join(_SENSORS[name] for name, data in sensors.items() if data is not None)
     subtitle = f"{seen}\n{len(truth.boxes)} objects"
     return Panel(
-        "ground truth", subtitle, [truth], scene.calibration, scene.images, scene.names, scene.points, scene.radar
+        "ground truth",
+        subtitle,
+        [truth],
+        scene.calibration,
+        scene.images,
+        scene.names,
+        scene.points,
+        scene.radar,
+        None if scene.masks is None else _true_areas(scene),
     )
 
 
-def _panel(title: str, inputs: Collection[str], layers: Sequence[Layer], scene: Scene) -> Panel:
+def _panel(
+    title: str, inputs: Collection[str], layers: Sequence[Layer], scene: Scene, areas: Areas | None = None
+) -> Panel:
     counts = ", ".join(
         f"{len(layer.boxes) + layer.hidden} {layer.title}{f' ({layer.hidden} not drawn)' if layer.hidden else ''}"
         for layer in reversed(layers[1:])
@@ -273,4 +336,5 @@ def _panel(title: str, inputs: Collection[str], layers: Sequence[Layer], scene: 
         scene.names,
         scene.points if "lidar" in inputs else None,
         scene.radar if "radar" in inputs else None,
+        areas,
     )

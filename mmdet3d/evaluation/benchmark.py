@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mmdet3d.evaluation.control import Column
 
-__all__ = ["Benchmark"]
+__all__ = ["Benchmark", "combined"]
 
 
 def _lines(metrics: Mapping[str, float]) -> str:
@@ -29,3 +29,17 @@ class Benchmark:
     main: str | None = None
     columns: Sequence[Column] = ()
     table: Callable[[Mapping[str, float]], str] = _lines
+
+
+def combined(parts: Sequence[Benchmark]) -> Benchmark:
+    """Several tasks of one data set, each with a main metric; the first counts most."""
+
+    def table(metrics: Mapping[str, float]) -> str:
+        return "\n\n".join(part.table(metrics) for part in parts if part.main in metrics)
+
+    return Benchmark(
+        [name for part in parts for name in part.metrics],
+        parts[0].main,
+        [column for part in parts for column in part.columns],
+        table,
+    )

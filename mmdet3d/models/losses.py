@@ -1,4 +1,4 @@
-"""Losses of detection heads. All compute in the precision of their inputs; heads hand them float32."""
+"""Losses of heads. All compute in the precision of their inputs; heads hand them float32."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ from torch.nn import functional as F
 
 from mmdet3d.registry import MODELS
 
-__all__ = ["FocalLoss", "GaussianFocalLoss", "L1Loss", "clamped_sigmoid"]
+__all__ = ["FocalLoss", "GaussianFocalLoss", "L1Loss", "clamped_sigmoid", "sigmoid_focal"]
 
 
 def clamped_sigmoid(logits: Tensor, margin: float = 1e-4) -> Tensor:
     """Probabilities kept `margin` away from 0 and 1, so that their logarithms stay finite."""
     return logits.sigmoid().clamp(margin, 1 - margin)
+
+
+def sigmoid_focal(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
+    """Cross entropy of every element times (1 - probability of its target) to the power of gamma (Lin et al. 2017).
+
+    Positives and negatives weigh alike.
+
+    Args:
+        logits, target: of one shape; targets are 0 or 1.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    p = logits.sigmoid()
+    return entropy * (p + target - 2 * p * target) ** gamma
 
 
 @MODELS.register

@@ -4,10 +4,12 @@ from mmdet3d.structures.boxes import Boxes3D, limit_period, rotate_z
 from mmdet3d.structures.calibration import Calibration, inverse_3x3, project
 from mmdet3d.structures.grid import BEVGrid
 from mmdet3d.structures.image_objects import ImageObjects
+from mmdet3d.structures.masks import BEVMasks
 from mmdet3d.structures.sample import Batch, Detections3D, Sample
 
 __all__ = [
     "BEVGrid",
+    "BEVMasks",
     "Batch",
     "Boxes3D",
     "Calibration",

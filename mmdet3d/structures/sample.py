@@ -12,10 +12,12 @@ from torch import Tensor
 from mmdet3d.structures.boxes import Boxes3D
 from mmdet3d.structures.calibration import Calibration
 from mmdet3d.structures.image_objects import ImageObjects
+from mmdet3d.structures.masks import BEVMasks
 
 __all__ = ["Batch", "Detections3D", "Sample"]
 
-_MOVABLE = (Tensor, Boxes3D, Calibration, ImageObjects)
+_MOVABLE = (Tensor, Boxes3D, BEVMasks, Calibration, ImageObjects)
+_TRUTH = ("boxes", "labels", "masks", "objects")  # of a batch, of its samples with labels alone
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Sample:
         boxes: ground truth, augmented LiDAR frame.
         labels: (M,) int64, index into the class list.
         depths: (N, H, W) float, metres, 0 where no LiDAR point falls.
+        masks: ground truth of the map, augmented LiDAR frame.
         objects: ground truth of the image, for detectors that look through one camera.
         unlabelled: nobody annotated this frame, which is not the same as a frame without objects.
         history: T earlier frames, newest first, of the same cameras: images and calibration only. Their `camera2lidar`
@@ -48,6 +51,7 @@ class Sample:
     boxes: Boxes3D | None = None
     labels: Tensor | None = None
     depths: Tensor | None = None
+    masks: BEVMasks | None = None
     objects: ImageObjects | None = None
     unlabelled: bool = False
     history: list[Sample] | None = None
@@ -69,8 +73,8 @@ class Sample:
 class Batch:
     """Samples side by side: dense fields are stacked, ragged ones are lists of B, `history` is a list of T batches.
 
-    Samples without labels come last, and the ground truth (`boxes`, `labels`, `objects`) is a list of the others alone,
-    so that no loss can take "not annotated" for "no object".
+    Samples without labels come last, and the ground truth (`boxes`, `labels`, `masks`, `objects`) is a list of the
+    others alone, so that no loss can take "not annotated" for "no object".
 
     Args:
         unlabelled: how many samples have no labels.
@@ -84,6 +88,7 @@ class Batch:
     boxes: list[Boxes3D] | None = None
     labels: list[Tensor] | None = None
     depths: Tensor | None = None
+    masks: list[BEVMasks] | None = None
     objects: list[ImageObjects] | None = None
     unlabelled: int = 0
     history: list[Batch] | None = None
@@ -134,6 +139,7 @@ class Batch:
             boxes=column("boxes", labelled),
             labels=column("labels", labelled),
             depths=stacked("depths"),
+            masks=column("masks", labelled),
             objects=column("objects", labelled),
             unlabelled=len(samples) - len(labelled),
             history=past(),
@@ -161,7 +167,7 @@ class Batch:
         labelled = len(range(len(self) - self.unlabelled)[chosen])
 
         def pick(name: str, value: Any) -> Any:
-            if name in ("boxes", "labels", "objects") and not labelled:
+            if name in _TRUTH and not labelled:
                 return None
             return value[chosen] if isinstance(value, (Tensor, Calibration, list)) else value
 

@@ -1,5 +1,6 @@
 """Headless pictures of frames: bird's-eye view, cameras, comparisons."""
 
+from mmdet3d.visualization.areas import Areas
 from mmdet3d.visualization.bev import draw_bev
 from mmdet3d.visualization.cameras import box_segments, draw_camera, draw_cameras
 from mmdet3d.visualization.compose import Panel, draw_frame, draw_panels
@@ -11,6 +12,7 @@ from mmdet3d.visualization.verdicts import judge, verdict_layers
 __all__ = [
     "PALETTE",
     "RADAR",
+    "Areas",
     "Heat",
     "Layer",
     "Panel",

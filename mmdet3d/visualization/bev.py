@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmdet3d.visualization.areas import Areas
 from mmdet3d.visualization.heat import Heat
 from mmdet3d.visualization.layers import BACKGROUND, INK, POINT, RADAR, TRUTH, Color, Layer
 from mmdet3d.visualization.strokes import Pad
@@ -22,7 +23,7 @@ _STEP = 10  # metres between two rings, and of the scale bar
 class _Ground:
     """Metres to pixels: LiDAR x to the right, y (ahead in nuScenes) upwards."""
 
-    def __init__(self, extent: float, size: int, heat: Heat | None = None) -> None:
+    def __init__(self, extent: float, size: int, heat: Heat | Areas | None = None) -> None:
         self.pad = Pad.blank((size, size)) if heat is None else Pad(heat.ground(extent, size), (size, size))
         self.extent = extent
         self.scale = size / (2 * extent)
@@ -40,7 +41,7 @@ def draw_bev(
     extent: float = 54.0,
     size: int = 800,
     behind: float | None = None,
-    heat: Heat | None = None,
+    heat: Heat | Areas | None = None,
 ) -> Image.Image:
     """Points, radar detections with their velocity, and boxes with heading and velocity over a second, from above.
 
@@ -70,6 +71,8 @@ def draw_bev(
             _boxes(ground, layer, classes)
     # The car itself, pointing ahead.
     ground.pad.polygon(ground.pixels(torch.tensor([[-0.9, -2.0], [0.9, -2.0], [0.0, 2.3]])), fill=INK)
+    if isinstance(heat, Areas):
+        ground.pad.text((8, 4), heat.title, INK, size=26, halo=BACKGROUND)
     _scale_bar(ground, size if behind is None else (extent + behind) * ground.scale)
     picture = ground.pad.finish()
     return picture if behind is None else picture.crop((0, 0, size, round((extent + behind) * ground.scale)))

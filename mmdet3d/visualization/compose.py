@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmdet3d.structures import Calibration
+from mmdet3d.visualization.areas import Areas
 from mmdet3d.visualization.bev import draw_bev
 from mmdet3d.visualization.cameras import box_segments, draw_camera, draw_cameras
 from mmdet3d.visualization.heat import Heat
@@ -46,7 +47,7 @@ class Panel:
     names: Sequence[str] = field(default_factory=list)
     points: Tensor | None = None
     radar: Tensor | None = None
-    heat: Heat | None = None
+    heat: Heat | Areas | None = None
 
 
 def draw_frame(
@@ -59,20 +60,23 @@ def draw_frame(
     radar: Tensor | None = None,
     extent: float = 54.0,
     behind: float | None = None,
+    areas: Sequence[Areas] = (),
 ) -> Image.Image:
-    """Camera mosaic and bird's-eye view next to each other, the legend below.
+    """Camera mosaic and bird's-eye view next to each other, the legend below; a bird's-eye view for each of `areas`.
 
     Arguments as in `draw_cameras` and `draw_bev`; without images the bird's-eye view alone.
     """
+    grounds = areas or (None,)
     if images:
         mosaic = draw_cameras(images, calibration, layers, classes, names, width=_ALONE if len(images) == 1 else _TILE)
         shown = 1.0 if behind is None else (extent + behind) / (2 * extent)
         size = round(max(mosaic.height, 400) / shown)
-        views = [mosaic, draw_bev(layers, classes, points, radar, extent, size, behind)]
+        views = [mosaic, *(draw_bev(layers, classes, points, radar, extent, size, behind, g) for g in grounds)]
     else:
-        views = [draw_bev(layers, classes, points, radar, extent, behind=behind)]
+        views = [draw_bev(layers, classes, points, radar, extent, behind=behind, heat=g) for g in grounds]
     picture = _row(views)
-    return _stack([picture, draw_legend(layers, classes, picture.width, points is not None, radar is not None)])
+    legend = draw_legend(layers, classes, picture.width, points is not None, radar is not None, areas)
+    return _stack([picture, legend])
 
 
 def draw_panels(
@@ -107,13 +111,13 @@ def draw_panels(
         views = [_head(panel, column, lines)]
         if panel.images:
             image, name = panel.images[shown], panel.names[shown]
-            if panel.heat is not None and panel.heat.grid is None:
+            if isinstance(panel.heat, Heat) and panel.heat.grid is None:
                 image = panel.heat.over(image, shown)
             views.append(draw_camera(image, panel.calibration, shown, panel.layers, classes, name, column))
         elif seeing is not None:
             image = seeing.images[shown]
             views.append(_no_camera(column, round(image.height * column / image.width)))
-        heat = panel.heat if panel.heat is not None and panel.heat.grid is not None else None
+        heat = None if isinstance(panel.heat, Heat) and panel.heat.grid is None else panel.heat
         views.append(draw_bev(panel.layers, classes, panel.points, panel.radar, extent, column, behind, heat))
         columns.append(_stack(views))
     layers = [layer for panel in panels for layer in panel.layers]

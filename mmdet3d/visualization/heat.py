@@ -11,7 +11,7 @@ from torch import Tensor
 from mmdet3d.structures import BEVGrid, Calibration
 from mmdet3d.visualization.layers import Color
 
-__all__ = ["Heat"]
+__all__ = ["Heat", "cells_of_picture", "look_up"]
 
 # From nothing to much, and from less than nothing to more; light in the middle, so that boxes stay visible on top.
 _MUCH: list[Color] = [(255, 255, 255), (254, 224, 182), (247, 152, 72), (204, 76, 2), (102, 37, 6)]
@@ -44,12 +44,8 @@ class Heat:
     def ground(self, extent: float, size: int) -> Image.Image:
         """The square of `draw_bev`, with white where the map ends."""
         assert self.grid is not None and self.to_scene is not None
-        steps = (torch.arange(size) + 0.5) * 2 * extent / size - extent
-        y, x = torch.meshgrid(-steps, steps, indexing="ij")
-        places = torch.stack([x, y, torch.zeros_like(x), torch.ones_like(x)], dim=-1)
-        back = torch.linalg.inv(self.to_scene.double()).float()
-        cells = self.grid.to_cells((places @ back.T)[..., :2]).floor().long()
-        return self._colored(_look_up(self.values, cells[..., 0], cells[..., 1]))
+        cells = cells_of_picture(self.grid, self.to_scene, extent, size)
+        return self._colored(look_up(self.values, cells[..., 0], cells[..., 1]))
 
     def over(self, image: Image.Image, camera: int) -> Image.Image:
         """An image with its map laid over it, the more opaque the stronger it is."""
@@ -60,7 +56,7 @@ class Heat:
         seen = torch.stack([x, y], dim=-1) @ aug[:2, :2].T + aug[:2, 3]
         rows = (seen[..., 1] * values.shape[0] / self.input_size[0]).floor().long()
         columns = (seen[..., 0] * values.shape[1] / self.input_size[1]).floor().long()
-        found = _look_up(values, rows, columns)
+        found = look_up(values, rows, columns)
         mask = Image.fromarray((found.abs().clamp(max=1) * 255 * _OPAQUE).to(torch.uint8).numpy(), "L")
         return Image.composite(self._colored(found), image.convert("RGB"), mask)
 
@@ -78,8 +74,17 @@ class Heat:
         return Image.fromarray(colors.round().to(torch.uint8).numpy(), "RGB")
 
 
-def _look_up(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """0 outside."""
+def cells_of_picture(grid: BEVGrid, to_scene: Tensor, extent: float, size: int) -> Tensor:
+    """(size, size, 2) int64: the cell below each pixel of `draw_bev`; those beside the grid have no such cell."""
+    steps = (torch.arange(size) + 0.5) * 2 * extent / size - extent
+    y, x = torch.meshgrid(-steps, steps, indexing="ij")
+    places = torch.stack([x, y, torch.zeros_like(x), torch.ones_like(x)], dim=-1)
+    back = torch.linalg.inv(to_scene.double()).float()
+    return grid.to_cells((places @ back.T)[..., :2]).floor().long()
+
+
+def look_up(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Values (R, C) at rows and columns, 0 outside."""
     inside = (rows >= 0) & (rows < values.shape[0]) & (columns >= 0) & (columns < values.shape[1])
     found = values.float().cpu()[rows.clamp(0, values.shape[0] - 1), columns.clamp(0, values.shape[1] - 1)]
     return found.where(inside, torch.zeros(()))

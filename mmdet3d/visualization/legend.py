@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from mmdet3d.visualization.areas import Areas
 from mmdet3d.visualization.heat import Heat
 from mmdet3d.visualization.layers import INK, POINT, RADAR, SLIDE, TRUTH, Color, Layer, Style, class_color, font
 from mmdet3d.visualization.strokes import Pad
@@ -35,12 +36,14 @@ def draw_legend(
     width: int,
     points: bool = False,
     radar: bool = False,
-    heats: Sequence[Heat] = (),
+    heats: Sequence[Heat | Areas] = (),
 ) -> Image.Image:
-    """The titles of maps and layers with their colours and line styles, the sensors, and on a row of their own the
-    classes; the larger the wider the picture is, because that is shrunk to the width of a slide.
+    """The titles of maps and layers with their colours and line styles, the sensors, and on rows of their own the
+    classes of boxes and those of areas; the larger the wider the picture is, because that is shrunk to the width of a
+    slide.
     """
-    entries = [_heat(heat) for heat in {heat.title: heat for heat in heats}.values()]
+    entries = [_heat(heat) for heat in {heat.title: heat for heat in heats if isinstance(heat, Heat)}.values()]
+    areas = {name: color for heat in heats if isinstance(heat, Areas) for name, color in heat.colors.items()}
     styles = {layer.title: layer.style for layer in layers}
     entries += [_line(title, style, INK) for title, style in styles.items()]
     entries += [_Entry("LiDAR", _draw_points)] * points + [_Entry("radar, moving on for 1 s", _draw_radar)] * radar
@@ -48,7 +51,8 @@ def draw_legend(
     names = [(label, classes[label].replace("_", " ") if label >= 0 else "other class") for label in present]
     lines = [_line(name, "solid", class_color(k, classes)) for k, name in names]
     zoom = max(width / SLIDE, _LEAST)
-    rows = [*_wrap(entries, width, zoom), *_wrap(lines, width, zoom)]
+    painted = [_area(name.replace("_", " "), color) for name, color in areas.items()]
+    rows = [*_wrap(entries, width, zoom), *_wrap(lines, width, zoom), *_wrap(painted, width, zoom)]
     pad = Pad.blank((width, round(_ROW * zoom * len(rows)) + 8))
     for number, row in enumerate(rows):
         x, y = 6.0, 4 + _ROW * zoom * (number + 0.5)
@@ -69,6 +73,14 @@ def _line(text: str, style: Style, color: Color) -> _Entry:
             pad.line((x + 9 * zoom, y), (end - 9 * zoom, y), color, 6 * zoom, style)
         else:
             pad.line((x, y), (end, y), color, 8 * zoom, style)
+
+    return _Entry(text, draw)
+
+
+def _area(text: str, color: Color) -> _Entry:
+    def draw(pad: Pad, x: float, y: float, zoom: float) -> None:
+        end, half = x + _SWATCH * zoom, 14 * zoom
+        pad.polygon([(x, y - half), (end, y - half), (end, y + half), (x, y + half)], color)
 
     return _Entry(text, draw)
 

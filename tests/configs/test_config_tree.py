@@ -51,6 +51,7 @@ PARTIAL = {
     "nuscenes/distill/methods/default.yaml",
     "nuscenes/distill/simdistill/default.yaml",
     "nuscenes/distill/simdistill/resnet50/default.yaml",
+    "nuscenes/seg/default.yaml",
     "kitti/default.yaml",
     "kitti/synthetic/default.yaml",
     "truckscenes/default.yaml",
@@ -62,6 +63,7 @@ PARTIAL = {
     "synthetic/label_encoder/default.yaml",
     "synthetic/labeldistill/default.yaml",
     "synthetic/methods/default.yaml",
+    "synthetic/seg/default.yaml",
     "synthetic/simdistill/default.yaml",
 }
 

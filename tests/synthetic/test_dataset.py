@@ -19,6 +19,8 @@ from pyquaternion import Quaternion
 
 from mmdet3d.datasets.processes import in_processes
 from mmdet3d.datasets.synthetic import VERSION, WorldSettings, generate
+from mmdet3d.datasets.synthetic.road import CURB, EDGE, EXTENT, SIDEWALK, Road
+from mmdet3d.datasets.synthetic.vector_map import place
 
 SMALL = WorldSettings(scenes=2, keyframes=3, lidar_sweeps=1, radar_sweeps=1, image_size=(160, 90), val_fraction=0.5)
 
@@ -119,10 +121,46 @@ def test_ego_stands_on_the_road(nusc: NuScenes):
         log = nusc.get("log", nusc.get("scene", sample["scene_token"])["log_token"])
         mask = nusc.get("map", log["map_token"])["mask"]
         data = nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
-        x, y, _ = nusc.get("ego_pose", data["ego_pose_token"])["translation"]
+        # The raster is that of the scene's square.
+        x, y = (v % EXTENT for v in nusc.get("ego_pose", data["ego_pose_token"])["translation"][:2])
         on_road = mask.is_on_mask(np.array([x, x + 60]), np.array([y, y + 60]))
         assert on_road[0]
     assert mask.mask().mean() < 0.3 * 255
+
+
+def test_the_devkit_opens_the_map_and_it_shows_the_road(nusc: NuScenes):
+    from nuscenes.map_expansion.map_api import NuScenesMap
+
+    layers = ["drivable_area", "walkway", "carpark_area", "ped_crossing", "stop_line", "lane_divider"]
+    api = NuScenesMap(nusc.dataroot, nusc.log[0]["location"])
+    for index, scene in enumerate(nusc.scene):
+        sample = nusc.get("sample", scene["first_sample_token"])
+        data = nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
+        x, y, _ = nusc.get("ego_pose", data["ego_pose_token"])["translation"]
+        masks = api.get_map_mask((x, y, 80.0, 80.0), 0.0, layers, (320, 320)).astype(bool)
+        fragment = json.loads((Path(nusc.dataroot) / ".scenes" / f"{scene['name']}.json").read_text())
+        road = Road.from_dict(fragment["road"][0])
+        # Pixel k stands for the line k cells above the border.
+        steps = np.arange(320) * 0.25 - 40
+        places = np.stack(np.meshgrid(x + steps, y + steps), -1) - place(index, len(nusc.scene))
+        s, d = road.from_global(places)
+        across = np.abs(d)
+        along = np.inf if road.crossing is None else np.abs(s - road.crossing)
+        street = along < 5
+        expected = [
+            (across < CURB) | (street & (across < 60)),
+            (across > CURB) & (across < SIDEWALK) & ~street,
+            (across > EDGE) & (across < CURB) & (along > 9),
+            (along > 5.5) & (along < 8.5) & (across < EDGE),
+            (along > 9) & (along < 10) & (d * (s - (road.crossing or 0)) > 0) & (across < EDGE),
+            (np.abs(across - EDGE / 2) < 0.3) & ~street,
+        ]
+        for layer, found, wanted in zip(layers, masks, expected, strict=True):
+            union = (found | wanted).sum()
+            # A border of one pixel is much of what is four wide.
+            least = {"stop_line": 0.7, "lane_divider": 0.6}.get(layer, 0.85)
+            assert not union or (found & wanted).sum() / union > least, layer
+        assert masks[0, 160, 160] and masks[:3].any((1, 2)).all()
 
 
 @pytest.mark.parametrize("split", ["synthetic_train", "synthetic_val"])

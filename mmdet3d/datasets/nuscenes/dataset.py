@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from mmdet3d.datasets.nuscenes.infos import read_infos
 from mmdet3d.datasets.nuscenes.submission import MODALITIES, evaluate_submission, format_detections, write_submission
 from mmdet3d.datasets.records import FrameRecord, SensorRecord
 from mmdet3d.datasets.sampling import part_of
-from mmdet3d.evaluation import nuscenes
-from mmdet3d.evaluation.benchmark import Benchmark
+from mmdet3d.evaluation import nuscenes, segmentation
+from mmdet3d.evaluation.benchmark import Benchmark, combined
 from mmdet3d.evaluation.nuscenes import CLASSES
+from mmdet3d.evaluation.segmentation import MapSegmentation
+from mmdet3d.evaluation.tasks import Detection, Task
 from mmdet3d.io.files import file_digest
 from mmdet3d.registry import DATASETS
 from mmdet3d.shell import command, quote
@@ -55,13 +57,15 @@ class NuScenesDataset(FrameDataset):
         frame: of points, boxes and predictions: `lidar`, the scanner's, or `ego`, the vehicle's at the same time.
         cache, cache_limit: see `open_cache`.
         views: fixed augmentations of each sample, the same for every seed; None augments anew in every epoch.
+        tasks: what is scored, by the names of the heads, the most important first: `object`, the boxes, and `map`, the
+            classes that `LoadBEVSegmentation` of the pipeline loads.
         sensors: what a frame must have of camera, lidar and radar; None for all that the pipeline reads. The engine
             adds what the model and its teachers read; `[lidar]` shows a student without teacher the frames of one with.
 
     Raises:
         FileNotFoundError: no such info file.
-        ValueError: an unreadable info file, an unknown class, modality or frame, or, of an info file that was made with
-            `--allow-missing`, no frame whose files are all there; or a part without scenes.
+        ValueError: an unreadable info file, an unknown class, modality, task or frame, or, of an info file that was
+            made with `--allow-missing`, no frame whose files are all there; or a part without scenes.
     """
 
     known_classes: Sequence[str] = CLASSES
@@ -88,12 +92,14 @@ class NuScenesDataset(FrameDataset):
         cache: str = "none",
         cache_limit: float = 8,
         views: int | None = None,
+        tasks: Sequence[str] = ("object",),
         sensors: Sequence[str] | None = None,
     ) -> None:
         classes = tuple(object_classes or self.known_classes)
         _check_classes(classes, self.known_classes)
         self.modality = dict(modality or {})
         check_keys(self.modality, self.modalities, "modality")
+        scored = _benchmarks(tasks, classes, pipeline)
         if load_interval < 1:
             raise ValueError(f"load_interval: {load_interval} must be at least 1")
         for sensor in sensors or ():
@@ -118,6 +124,7 @@ class NuScenesDataset(FrameDataset):
         if metadata.get("missing"):
             lacking, scanless = incomplete_frames(records, Path(dataset_root), pipeline, sensors, test_mode)
             records = [dataclasses.replace(r, lidar=_nowhere(r.lidar)) if r.token in scanless else r for r in records]
+        self._map_classes = _map_classes(pipeline)
         super().__init__(
             records,
             dataset_root,
@@ -140,13 +147,26 @@ class NuScenesDataset(FrameDataset):
             },
         )
         self.x_ahead = self.x_ahead or frame == "ego"
+        self.task_names = tuple(scored)
         self.version = version or metadata.get("version")
         self.eval_set = eval_set or metadata.get("split")
 
+    def check(self, inputs: Collection[str], scored: bool = False) -> None:
+        super().check(inputs, scored and "object" in self.task_names)
+
     @staticmethod
     def benchmark(block: Mapping[str, Any]) -> Benchmark:
-        """What `evaluate` reports on the data set of a config block."""
-        return nuscenes.benchmark(block.get("object_classes") or CLASSES)
+        """What is reported on the data set of a config block."""
+        classes, pipeline = block.get("object_classes") or CLASSES, block.get("pipeline") or ()
+        return combined(list(_benchmarks(block.get("tasks") or ("object",), classes, pipeline).values()))
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """How what is scored is scored, by the names of the heads."""
+        scored: dict[str, Task] = {}
+        for name in self.task_names:
+            scored[name] = Detection(self.evaluate) if name == "object" else MapSegmentation(self._map_classes)
+        return scored
 
     @staticmethod
     def elsewhere(block: Mapping[str, Any], root: Path, part: str | Path | None, folder: Path) -> dict[str, Any]:
@@ -197,6 +217,28 @@ class NuScenesDataset(FrameDataset):
                 f"the info file does not say which nuScenes version it is of; set `version` ({path} is written)"
             )
         return evaluate_submission(path, self.root, self.version, self.eval_set, out_dir, self.tokens, self.classes)
+
+
+def _benchmarks(
+    tasks: Sequence[str], classes: Sequence[str], pipeline: Sequence[Mapping[str, Any]]
+) -> dict[str, Benchmark]:
+    """What is reported of each task."""
+    found = {}
+    for name in tasks:
+        if name == "object":
+            found[name] = nuscenes.benchmark(classes)
+        elif name == "map" and _map_classes(pipeline):
+            found[name] = segmentation.benchmark(_map_classes(pipeline))
+        else:
+            why = "needs LoadBEVSegmentation in the pipeline" if name == "map" else "is unknown"
+            raise ConfigKeyError("tasks", f": {name!r} {why} (known: object, map)")
+    return found
+
+
+def _map_classes(pipeline: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Those that the pipeline loads."""
+    loaders = [step for step in pipeline if isinstance(step, Mapping) and step.get("type") == "LoadBEVSegmentation"]
+    return tuple(loaders[-1]["classes"]) if loaders else ()
 
 
 def _find_info_file(root: Path, ann_file: str, created_by: str) -> Path:

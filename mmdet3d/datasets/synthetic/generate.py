@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.datasets.processes import in_processes
-from mmdet3d.datasets.synthetic.scene import Recorder, fragment_path, record_scene
+from mmdet3d.datasets.synthetic.road import Road
+from mmdet3d.datasets.synthetic.scene import ROAD, Recorder, fragment_path, record_scene
 from mmdet3d.datasets.synthetic.settings import WorldSettings
 from mmdet3d.datasets.synthetic.tables import VERSION, common_tables, scene_name
+from mmdet3d.datasets.synthetic.vector_map import LOCATION, vector_map
 from mmdet3d.io.files import atomic_write
 from mmdet3d.progress import progress_bar
 
@@ -35,7 +37,8 @@ def generate(
 
     Args:
         out_dir: dataset root; tables go to its folder `v1.0-synthetic`, which also holds `splits.json` with the splits
-            `synthetic_train` and `synthetic_val`.
+            `synthetic_train` and `synthetic_val`, and the vector map of all scenes to `maps/expansion`. The raster
+            `maps/SCENE.png` is that of the scene's square alone, whose corner is not the origin of the location.
         settings: the defaults if None.
         workers: processes.
         progress: show a progress bar.
@@ -83,16 +86,22 @@ def _write_tables(root: Path, settings: WorldSettings, recorder: type[Recorder])
     tables: dict[str, list[Any]] = common_tables(settings, recorder.rig_for(settings)) | {
         name: [] for name in recorder.tables
     }
+    roads = []
     for index in range(settings.scenes):
         rows = json.loads(fragment_path(root, index).read_text())
         for name in recorder.tables:
             tables[name] += rows[name]
+        roads += [Road.from_dict(road) for road in rows.get(ROAD, ())]
     folder = root / VERSION
     folder.mkdir(exist_ok=True)
     for name, rows in tables.items():
         _write_json(folder / f"{name}.json", rows)
     splits = {name: [scene_name(i) for i in numbers] for name, numbers in settings.split().items()}
     _write_json(folder / "splits.json", splits)
+    if roads:  # not every layout has a map
+        expansion = root / "maps" / "expansion"
+        expansion.mkdir(exist_ok=True)
+        _write_json(expansion / f"{LOCATION}.json", vector_map(roads))
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
-__all__ = ["CELL", "CURB", "EXTENT", "LANES", "Road"]
+__all__ = ["CELL", "CURB", "EDGE", "EXTENT", "LANES", "SIDEWALK", "Road"]
 
 EXTENT = 280.0  # metres, side of the square that a scene lives in
 CELL = 0.25  # metres per pixel of the ground raster
@@ -37,6 +38,14 @@ class Road:
     curvature: float
     crossing: float | None = None
     yards: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values of the constructor's arguments."""
+        return {**asdict(self), "origin": self.origin.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Road:
+        return cls(**{**values, "origin": np.array(values["origin"])})
 
     def to_global(self, s: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Global positions (..., 2) and headings (...) of road coordinates."""

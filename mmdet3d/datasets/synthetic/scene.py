@@ -17,10 +17,13 @@ from mmdet3d.datasets.synthetic.rig import NUSCENES, RIGS, Mount, Rig
 from mmdet3d.datasets.synthetic.road import CELL, EXTENT
 from mmdet3d.datasets.synthetic.settings import KEYFRAME_INTERVAL, WorldSettings
 from mmdet3d.datasets.synthetic.tables import SCENE_TABLES, scene_name, token
+from mmdet3d.datasets.synthetic.vector_map import LOCATION, place
 from mmdet3d.datasets.synthetic.world import World, build_world
 from mmdet3d.io.files import atomic_write
 
-__all__ = ["Recorder", "Shot", "fragment_path", "record_scene"]
+__all__ = ["ROAD", "Recorder", "Shot", "fragment_path", "record_scene"]
+
+ROAD = "road"  # of a finished scene, beside its table rows
 
 _ANNOTATED_RANGE = 80.0  # metres from the ego car
 _MAP_PIXEL = 0.1  # metres; the devkit assumes it
@@ -75,6 +78,7 @@ class Recorder:
         self.settings, self.root, self.index = settings, root, index
         self.name = scene_name(index)
         self.world: World = build_world(settings.seed, index, settings.duration, settings.sway, settings.reach)
+        self.corner = place(index, settings.scenes)  # of the scene's square, where the world begins that is rendered
         self.rows: dict[str, list[dict[str, Any]]] = {table: [] for table in self.tables}
         self.base = 1_600_000_000_000_000 + index * 1_000_000_000
         actors, frames = len(self.world.actors), settings.keyframes
@@ -92,6 +96,7 @@ class Recorder:
         self._write_map()
         self._annotate()
         self._describe()
+        self.rows[ROAD] = [self.world.road.to_dict()]
         return self.rows
 
     # -- sensors ----------------------------------------------------------------------------------------------------
@@ -214,7 +219,7 @@ class Recorder:
                     "instance_token": instance,
                     "visibility_token": self._visibility(k, i),
                     "attribute_tokens": [token("attribute", attribute)] if attribute else [],
-                    "translation": [float(poses[k, 0]), float(poses[k, 1]), height / 2],
+                    "translation": [*(poses[k, :2] + self.corner).round(3).tolist(), height / 2],
                     "size": [width, length, height],
                     "rotation": quaternion(float(poses[k, 2])).tolist(),
                     "prev": tokens[n - 1] if n else "",
@@ -256,7 +261,7 @@ class Recorder:
                     "token": tokens[n],
                     "timestamp": timestamp,
                     "rotation": rotation.tolist(),
-                    "translation": translation.tolist(),
+                    "translation": (translation + np.append(self.corner, 0.0)).tolist(),
                 }
             )
             self.rows["sample_data"].append(
@@ -277,7 +282,7 @@ class Recorder:
             )
 
     def _write_map(self) -> None:
-        """Drivable area, 255 inside; the first row lies at the largest y."""
+        """Drivable area of the scene's square, 255 inside; the first row lies at the largest y."""
         index = ((np.arange(round(EXTENT / _MAP_PIXEL)) + 0.5) * _MAP_PIXEL / CELL).astype(int)
         mask = self.world.ground.drivable[np.ix_(index, index)].T[::-1]
         path = self.root / "maps" / f"{self.name}.png"
@@ -295,7 +300,7 @@ class Recorder:
                 "logfile": self.name,
                 "vehicle": "synthetic",
                 "date_captured": "2020-09-13",
-                "location": "synthetic",
+                "location": LOCATION,
             }
         ]
         self.rows["map"] = [

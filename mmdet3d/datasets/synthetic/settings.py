@@ -13,7 +13,7 @@ from mmdet3d.datasets.synthetic.rig import RIGS
 __all__ = ["KEYFRAME_INTERVAL", "WorldSettings"]
 
 KEYFRAME_INTERVAL = 0.5  # seconds
-_GENERATION = 2  # raised whenever the same settings give another world
+_GENERATION = 3  # raised whenever the same settings give another world
 
 
 @dataclass(frozen=True)

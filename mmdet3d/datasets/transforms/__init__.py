@@ -12,6 +12,7 @@ from mmdet3d.datasets.transforms.loading import LoadAnnotations3D
 from mmdet3d.datasets.transforms.paste import ObjectPaste
 from mmdet3d.datasets.transforms.radar import LoadRadarPointsMultiSweeps, read_radar_pcd
 from mmdet3d.datasets.transforms.radar4d import LoadRadarPoints4D
+from mmdet3d.datasets.transforms.segmentation import LoadBEVSegmentation
 
 __all__ = [
     "Compose",
@@ -21,6 +22,7 @@ __all__ = [
     "ImageAug3D",
     "ImageNormalize",
     "LoadAnnotations3D",
+    "LoadBEVSegmentation",
     "LoadDepthFromFiles",
     "LoadHistoryImages",
     "LoadMultiViewImageFromFiles",

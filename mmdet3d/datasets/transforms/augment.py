@@ -29,7 +29,15 @@ def transform_lidar_frame(sample: Sample, matrix: Tensor) -> Sample:
     """Moves points, radar points with their velocities, and boxes by `matrix` (4, 4), composed into `lidar_aug`.
 
     `matrix` is a similarity: rotation, mirror, uniform scale, translation. The sample is changed in place.
+
+    Raises:
+        ValueError: the sample has a raster of the map, which cannot be moved.
     """
+    if sample.masks is not None:
+        raise ValueError(
+            "LoadBEVSegmentation draws the map in the LiDAR frame as augmentation has left it; put it after "
+            "GlobalRotScaleTrans and RandomFlip3D in the pipeline"
+        )
     matrix = matrix.float()
     if sample.points is not None:
         sample.points = _move(sample.points, matrix)

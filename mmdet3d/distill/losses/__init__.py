@@ -12,6 +12,7 @@ from mmdet3d.distill.losses.foreground import ForegroundLoss
 from mmdet3d.distill.losses.gaussian_features import GaussianFeatureLoss, TrajectoryFeatureLoss
 from mmdet3d.distill.losses.gaussian_response import GaussianResponseLoss
 from mmdet3d.distill.losses.instances import ContrastiveLoss, InstanceLoss
+from mmdet3d.distill.losses.map_response import MapResponseLoss
 from mmdet3d.distill.losses.mimicking import MimickingLoss
 from mmdet3d.distill.losses.object_points import ObjectPointsLoss
 from mmdet3d.distill.losses.object_response import ObjectResponseLoss
@@ -40,6 +41,7 @@ __all__ = [
     "GaussianFeatureLoss",
     "GaussianResponseLoss",
     "InstanceLoss",
+    "MapResponseLoss",
     "MaskedFeatureLoss",
     "MimickingLoss",
     "ObjectPointsLoss",

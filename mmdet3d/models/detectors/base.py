@@ -23,6 +23,7 @@ class Trainable(nn.Module, ABC):
     Attributes:
         inputs: sensors whose data detection reads, out of camera, lidar and radar.
         training_inputs: those whose data training reads, also through a teacher.
+        tasks: what is predicted, names of heads.
         optional_parts: modules that a checkpoint to start training from may lack, each as a whole.
     """
 
@@ -36,6 +37,10 @@ class Trainable(nn.Module, ABC):
     def training_inputs(self) -> tuple[str, ...]:
         return self.inputs
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return ("object",)
+
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar terms of one training step."""
@@ -44,8 +49,12 @@ class Trainable(nn.Module, ABC):
     def predict(self, batch: Batch) -> list[Detections3D]:
         """One `Detections3D` per sample; needs neither ground truth nor anything but the model's own sensors."""
 
-    def predict_tasks(self, batch: Batch) -> dict[str, Sequence[Any]]:
-        """What every head says, by its name: an entry per sample, whose kind is the task's own."""
+    def predict_tasks(self, batch: Batch, tasks: Collection[str] | None = None) -> dict[str, Sequence[Any]]:
+        """What heads say, by their names: an entry per sample, whose kind is the task's own.
+
+        Args:
+            tasks: names of heads; None for all. No other is run.
+        """
         return {"object": self.predict(batch)}
 
     def init_weights(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -302,9 +302,14 @@ class BEVFusion(Detector):
             )
         return self.heads[DETECTION].decode(features[f"heads.{DETECTION}"], batch)
 
-    def predict_tasks(self, batch: Batch) -> dict[str, Sequence[Any]]:
-        features = self.extract(batch, [f"heads.{name}" for name in self.heads])
-        return {name: head.decode(features[f"heads.{name}"], batch) for name, head in self.heads.items()}
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.heads)
+
+    def predict_tasks(self, batch: Batch, tasks: Collection[str] | None = None) -> dict[str, Sequence[Any]]:
+        asked = {name: head for name, head in self.heads.items() if tasks is None or name in tasks}
+        features = self.extract(batch, [f"heads.{name}" for name in asked])
+        return {name: head.decode(features[f"heads.{name}"], batch) for name, head in asked.items()}
 
     def _sensor_grid(self, name: str) -> BEVGrid:
         encoder = self.encoders[name]
