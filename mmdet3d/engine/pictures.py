@@ -90,8 +90,8 @@ def ask(model: Trainable, sample: Sample, device: torch.device, precision: str =
     dtype = autocast_dtype(precision, device)
     with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         said = [answers[0] for answers in model.predict_tasks(Batch.collate([sample]).to(device)).values()]
-    found, masks = ([each.to("cpu") for each in said if isinstance(each, kind)] for kind in (Detections3D, BEVMasks))
-    return Answer(found[0] if found else None, masks[0] if masks else None)
+    found = next((each.to("cpu") for each in said if isinstance(each, Detections3D)), None)
+    return Answer(found, next((each.to("cpu") for each in said if isinstance(each, BEVMasks)), None))
 
 
 @torch.no_grad()

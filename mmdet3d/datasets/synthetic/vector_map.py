@@ -90,7 +90,9 @@ def _add(tables: dict[str, list[dict[str, Any]]], layer: str, road: Road, band: 
         nodes = _nodes(tables, road, along, np.full_like(along, d0), corner)
         for ends in itertools.pairwise(nodes):
             line = _record(tables, "line", node_tokens=list(ends))
-            extra = {"lane_divider_segments": []} if layer == "lane_divider" else {"road_segment_token": None}
+            extra: dict[str, Any] = (
+                {"lane_divider_segments": []} if layer == "lane_divider" else {"road_segment_token": None}
+            )
             _record(tables, layer, line_token=line, **extra)
         return
     around = np.concatenate([along, along[::-1]])

@@ -40,6 +40,8 @@ class BEVGridTransform(nn.Module):
         ConfigKeyError: a scope is no pair of three numbers, or covers no cell.
     """
 
+    places: Tensor
+
     def __init__(self, input_scope: Scope, output_scope: Scope, prescale_factor: float = 1) -> None:
         super().__init__()
         self.input_grid = _grid(input_scope, "input_scope")
