@@ -20,6 +20,7 @@ from mmdet3d.engine.agreement_sides import DataSide, Disagreement, ModelSide, da
 from mmdet3d.engine.settings import AUTO
 from mmdet3d.io.files import read_json
 from mmdet3d.io.weights import metadata_path
+from mmdet3d.registry import MODELS
 
 __all__ = ["check_agreement", "disagreements"]
 
@@ -191,6 +192,8 @@ def _depth_bins(cfg: Mapping[str, Any]) -> Iterator[Disagreement]:
     networks = {each.part: each for each in reversed(model_sides(cfg))}  # of the same name the outer one
     for name, loss in losses.items():
         if not isinstance(loss, Mapping) or not {"student", "teacher"} <= networks.keys():
+            continue
+        if "type" in loss and not getattr(MODELS.get(loss["type"]), "bin_by_bin", True):
             continue
         taps = [loss[side] if isinstance(loss.get(side), list) else [loss.get(side)] for side in ("student", "teacher")]
         for student, teacher in zip(*taps, strict=False):

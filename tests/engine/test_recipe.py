@@ -60,7 +60,7 @@ def test_control_and_distilled_ask_for_the_same_sensors_of_data_that_may_lack_so
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("title: T\nruns: {}\ndata: {layout: waymo}\n")
-    with pytest.raises(ValueError, match=r"r\.yaml: config key data\.layout must be one of nuscenes, kitti, got"):
+    with pytest.raises(ValueError, match=r"r\.yaml: config key data\.layout must be one of nuscenes, kitti, .*got"):
         Recipe.load(path)
 
 

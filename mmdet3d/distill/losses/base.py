@@ -39,10 +39,12 @@ class DistillLoss(nn.Module, ABC):
     Attributes:
         needs_labels: whether the loss reads ground truth; if so it sees the labelled samples of a batch alone.
         uses_teacher: whether the loss runs layers of the teacher, whose weights are then loaded before it is bound.
+        bin_by_bin: whether depth distributions that it reads must have the same bins on both sides.
     """
 
     needs_labels: bool = True
     uses_teacher: bool = False
+    bin_by_bin: bool = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -29,6 +29,7 @@ class OccupancyLoss(DistillLoss):
     """
 
     uses_teacher = True
+    bin_by_bin = False
 
     def __init__(
         self,
