@@ -99,7 +99,7 @@ class NuScenesDataset(FrameDataset):
         _check_classes(classes, self.known_classes)
         self.modality = dict(modality or {})
         check_keys(self.modality, self.modalities, "modality")
-        scored = _benchmarks(tasks, classes, pipeline)
+        self.task_names = _checked_tasks(tasks, pipeline)
         if load_interval < 1:
             raise ValueError(f"load_interval: {load_interval} must be at least 1")
         for sensor in sensors or ():
@@ -147,7 +147,6 @@ class NuScenesDataset(FrameDataset):
             },
         )
         self.x_ahead = self.x_ahead or frame == "ego"
-        self.task_names = tuple(scored)
         self.version = version or metadata.get("version")
         self.eval_set = eval_set or metadata.get("split")
 
@@ -158,7 +157,9 @@ class NuScenesDataset(FrameDataset):
     def benchmark(block: Mapping[str, Any]) -> Benchmark:
         """What is reported on the data set of a config block."""
         classes, pipeline = block.get("object_classes") or CLASSES, block.get("pipeline") or ()
-        return combined(list(_benchmarks(block.get("tasks") or ("object",), classes, pipeline).values()))
+        asked = _checked_tasks(block.get("tasks") or ("object",), pipeline)
+        found = {"object": nuscenes.benchmark(classes), "map": segmentation.benchmark(_map_classes(pipeline))}
+        return combined([found[name] for name in asked])
 
     @property
     def tasks(self) -> dict[str, Task]:
@@ -219,20 +220,13 @@ class NuScenesDataset(FrameDataset):
         return evaluate_submission(path, self.root, self.version, self.eval_set, out_dir, self.tokens, self.classes)
 
 
-def _benchmarks(
-    tasks: Sequence[str], classes: Sequence[str], pipeline: Sequence[Mapping[str, Any]]
-) -> dict[str, Benchmark]:
-    """What is reported of each task."""
-    found = {}
+def _checked_tasks(tasks: Sequence[str], pipeline: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     for name in tasks:
-        if name == "object":
-            found[name] = nuscenes.benchmark(classes)
-        elif name == "map" and _map_classes(pipeline):
-            found[name] = segmentation.benchmark(_map_classes(pipeline))
-        else:
-            why = "needs LoadBEVSegmentation in the pipeline" if name == "map" else "is unknown"
-            raise ConfigKeyError("tasks", f": {name!r} {why} (known: object, map)")
-    return found
+        if name not in ("object", "map"):
+            raise ConfigKeyError("tasks", f": {name!r} is unknown (known: object, map)")
+        if name == "map" and not _map_classes(pipeline):
+            raise ConfigKeyError("tasks", ": 'map' needs LoadBEVSegmentation in the pipeline")
+    return tuple(tasks)
 
 
 def _map_classes(pipeline: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
