@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parse_arguments(arguments)
         args.run(args)
     except (ValueError, OSError) as error:
-        print(f"create_data: {in_words(error)}", file=sys.stderr)
+        print(f"error: {in_words(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["check_scan"]
+__all__ = ["are_implausible", "check_scan"]
 
 _ENOUGH = 1000  # points that tell
 _FARTHEST = 1e4  # metres
+_LARGEST = 1e3  # metres of an object
 _FLAT = 0.6  # a scene is flatter than this share of its width: real scans have 0.05 to 0.2, mixed columns 0.9 and more
 _WIDTHS = range(3, 9)  # values per point that occur
 
@@ -29,6 +30,12 @@ def check_scan(path: Path, width: int) -> None:
         f"point file {path} holds no float32 rows of {width} values that begin with x, y, z: {hint}; write it anew in "
         "that layout"
     )
+
+
+def are_implausible(places: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(N,) bool: which objects at `places` (N, 3) from the sensor, of `sizes` (N, 3), there cannot be; metres."""
+    near = (np.abs(places) <= _FARTHEST).all(axis=1)
+    return ~(near & (sizes > 0).all(axis=1) & (sizes <= _LARGEST).all(axis=1))
 
 
 def _is_scene(values: np.ndarray, width: int) -> bool:

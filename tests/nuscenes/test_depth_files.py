@@ -163,4 +163,4 @@ def test_command_line(world: Path, root: Path, tmp_path: Path, capsys: pytest.Ca
     )
     assert "LIDAR_TOP" in (error := capsys.readouterr().err) and "is missing" in error
     assert create_data.main(["depth", "--root-path", str(tmp_path), "--version", VERSION]) == 2
-    assert capsys.readouterr().err.startswith("create_data: ")
+    assert capsys.readouterr().err.startswith("error: ")

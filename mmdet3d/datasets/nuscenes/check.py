@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from mmdet3d.datasets.checking import REPORT, Fault, Looked, check_all, is_singular
+from mmdet3d.datasets.nuscenes.create import check_scenes
 from mmdet3d.datasets.nuscenes.source import NUSCENES, Source
+from mmdet3d.datasets.plausible import are_implausible
 from mmdet3d.datasets.records import CameraRecord, FrameRecord
 from mmdet3d.datasets.transforms.images import read_image
 
@@ -34,6 +36,11 @@ def check_nuscenes(
     root = Path(root)
     version = "v1.0-trainval" if version == "v1.0" else version
     splits = source.splits(root, version)
+    check_scenes(root, version, splits, source)
+    there = {s["name"] for s in source.load(root, version).scene}
+    for name, names in ((name, names) for split in splits.values() for name, names in split.items()):
+        if not there & set(names):
+            raise ValueError(f"split {name!r} of {version} names no scene of {root / version / 'scene.json'}")
     listed = {name for split in splits.values() for scenes in split.values() for name in scenes}
     annotated = {name for role, split in splits.items() if role != "test" for names in split.values() for name in names}
     scenes = [(s["token"], s["name"] in annotated) for s in source.load(root, version).scene if s["name"] in listed]
@@ -79,12 +86,21 @@ def _read_image(path: Path, camera: CameraRecord) -> None:
 
 
 def _of_frame(frame: FrameRecord) -> Iterable[Fault]:
-    """Calibrations that cannot be inverted, and objects that should have a velocity but have none."""
+    """Calibrations that cannot be inverted, objects that cannot be, or should have a velocity but have none."""
     matrices = {"LIDAR_TOP": frame.lidar2ego, "ego pose": frame.ego2global}
     matrices |= {f"{c} intrinsics": camera.intrinsics for c, camera in frame.cameras.items()}
     matrices |= {c: camera.sensor2lidar for c, camera in frame.cameras.items()}
     for name, matrix in matrices.items():
         if is_singular(matrix):
             yield Fault("calibration", frame.token, f"sample {frame.token}: the calibration of {name} is singular")
-    if frame.boxes is not None and len(frame.boxes) and not np.isfinite(frame.boxes[:, 7:]).any():
+    if frame.boxes is None:
+        return
+    for k in np.flatnonzero(are_implausible(frame.boxes[:, :3], frame.boxes[:, 3:6])):
+        box = frame.boxes[k]
+        yield Fault(
+            "box",
+            frame.token,
+            f"sample {frame.token}: a box of size {box[3:6].tolist()} at {box[:3].tolist()} from the sensor cannot be",
+        )
+    if len(frame.boxes) and not np.isfinite(frame.boxes[:, 7:]).any():
         yield Fault("velocity", frame.token, f"sample {frame.token}: no object has a known velocity (NaN)")

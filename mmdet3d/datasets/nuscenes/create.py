@@ -18,7 +18,7 @@ from mmdet3d.datasets.nuscenes.source import NUSCENES, Source
 from mmdet3d.io.files import check_place
 from mmdet3d.io.pickles import load_pickle
 
-__all__ = ["create_nuscenes", "list_frames"]
+__all__ = ["check_scenes", "create_nuscenes", "list_frames"]
 
 _NAMED = 5  # scenes that a message names
 
@@ -66,7 +66,7 @@ def create_nuscenes(
         raise ValueError("the prefix of the info files is empty; give one by --extra-tag")
     version = "v1.0-trainval" if version == "v1.0" else version
     roles = source.splits(root, version)
-    _check_scenes(root, version, roles, source)
+    check_scenes(root, version, roles, source)
     made_from = {
         "version": version,
         "max_sweeps": max_sweeps,
@@ -85,7 +85,7 @@ def create_nuscenes(
     return written
 
 
-def _check_scenes(root: Path, version: str, roles: Mapping[str, Mapping[str, list[str]]], source: Source) -> None:
+def check_scenes(root: Path, version: str, roles: Mapping[str, Mapping[str, list[str]]], source: Source) -> None:
     """Print which scenes of the tables are in no split; raises ValueError if none is in one."""
     splits = {name: set(scenes) for split in roles.values() for name, scenes in split.items()}
     listed = set().union(*splits.values())

@@ -82,15 +82,22 @@ def check_token(token: str, source: str | Path) -> None:
 
 
 def check_calibration(record: FrameRecord, source: str | Path) -> None:
-    """Raises ValueError naming sample and sensor where a pose or intrinsic matrix has NaN or infinity."""
+    """Raises ValueError naming sample and sensor where a pose, intrinsic matrix or motion has NaN or infinity."""
     matrices = [("LIDAR_TOP", record.lidar2ego), ("ego pose", record.ego2global)]
     matrices += [("a LiDAR sweep", s.sensor2lidar) for s in record.sweeps]
-    matrices += [(c, s.sensor2lidar) for c, sweeps in record.radars.items() for s in sweeps]
+    sweeps = [(channel, sweep) for channel, of_channel in record.radars.items() for sweep in of_channel]
+    matrices += [(channel, sweep.sensor2lidar) for channel, sweep in sweeps]
     for channel, camera in record.cameras.items():
         matrices += [(channel, m) for m in (camera.sensor2lidar, camera.camera2ego, camera.intrinsics)]
     for sensor, matrix in matrices:
         if not np.isfinite(matrix).all():
             raise ValueError(f"{source}: the calibration of {sensor} in sample {record.token} is not finite")
+    for sensor, sweep in sweeps:
+        if sweep.velocity is not None and not np.isfinite(sweep.velocity).all():
+            raise ValueError(
+                f"{source}: the motion of {sensor} in sample {record.token} (table ego_motion_cabin) is not finite; "
+                "correct that table, or fetch it again"
+            )
 
 
 def drop_bad_boxes(record: FrameRecord) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
 from mmdet3d.datasets.nuscenes.source import Source
 from mmdet3d.datasets.records import CameraRecord, FrameRecord
+from mmdet3d.datasets.transforms.images import image_size
 
 __all__ = ["check_files"]
 
@@ -31,9 +30,4 @@ def check_files(frames: Sequence[FrameRecord], root: Path, source: Source) -> No
 
 
 def _check_image(path: Path, camera: CameraRecord) -> None:
-    try:
-        with Image.open(path) as image:
-            found = image.size
-    except UnidentifiedImageError:
-        raise ValueError(f"image file {path} is of no known format; fetch it again") from None
-    camera.check_size(found)
+    camera.check_size(image_size(path))

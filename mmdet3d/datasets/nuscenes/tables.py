@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdet3d.blocks import nearest
+from mmdet3d.datasets.nuscenes.rows import check_links, read_rows
 from mmdet3d.io.files import read_json
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def load_tables(root: str | Path, version: str) -> NuScenes:
 
     Raises:
         FileNotFoundError: a table is missing.
+        ValueError: a table holds what it must not, see `read_rows` and `check_links`.
     """
     root = Path(root).resolve()
     folder = root / version
@@ -105,7 +107,19 @@ def load_tables(root: str | Path, version: str) -> NuScenes:
 def _load_tables(root: str, version: str, changed: tuple[int, ...]) -> NuScenes:
     from nuscenes import NuScenes
 
-    tables = NuScenes(version=version, dataroot=root, verbose=False)
+    folder = Path(root) / version
+
+    class Tables(NuScenes):
+        """The devkit's, whose rows are checked before they are linked."""
+
+        def __load_table__(self, table_name: str) -> list[dict[str, Any]]:
+            return read_rows(folder, table_name)
+
+        def __make_reverse_index__(self, verbose: bool) -> None:
+            check_links({table: getattr(self, table) for table in self.table_names}, folder)
+            super().__make_reverse_index__(verbose)
+
+    tables = Tables(version=version, dataroot=root, verbose=False)
     for annotation in tables.sample_annotation:
         name = annotation["category_name"]
         annotation["category_name"] = _CATEGORY_OF_CLASS.get(name, name)

@@ -16,7 +16,15 @@ from mmdet3d.datasets.transforms.loading import need, read_bytes
 from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Sample
 
-__all__ = ["GridMask", "ImageNormalize", "LoadMultiViewImageFromFiles", "read_image", "read_images", "read_views"]
+__all__ = [
+    "GridMask",
+    "ImageNormalize",
+    "LoadMultiViewImageFromFiles",
+    "image_size",
+    "read_image",
+    "read_images",
+    "read_views",
+]
 
 
 def read_image(path: Path) -> Image.Image:
@@ -34,6 +42,24 @@ def read_image(path: Path) -> Image.Image:
             f"image file {path} cannot be decoded (it begins like no known format); fetch it again"
         ) from None
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG chunks
+        raise ValueError(f"image file {path} cannot be decoded ({error}); fetch it again") from None
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image, out of its head alone.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except FileNotFoundError:
+        raise FileNotFoundError(f"image {path} is missing; complete the data set") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"image file {path} is of no known format; fetch it again") from None
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"image file {path} cannot be decoded ({error}); fetch it again") from None
 
 

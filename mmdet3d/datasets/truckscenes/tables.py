@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdet3d.blocks import nearest
 from mmdet3d.datasets.nuscenes import tables as nuscenes
-from mmdet3d.io.files import read_json
+from mmdet3d.datasets.nuscenes.rows import NUMBER, TIME, check_links, read_rows
 
 if TYPE_CHECKING:
     from nuscenes import NuScenes
@@ -68,6 +68,11 @@ _LINKED = (
     "visibility",
 )
 _MOTION = "ego_motion_cabin"
+# Beside those of nuScenes.
+_COLUMNS = {
+    "ego_pose": {"timestamp": TIME},
+    _MOTION: {"timestamp": TIME, **dict.fromkeys(("vx", "vy", "vz", "roll_rate", "pitch_rate", "yaw_rate"), NUMBER)},
+}
 # The end of a version's name -> role -> official split.
 _OFFICIAL_SPLITS = {
     "mini": {"train": "mini_train", "val": "mini_val"},
@@ -96,7 +101,7 @@ def load_tables(root: str | Path, version: str) -> NuScenes:
 
     Raises:
         FileNotFoundError: a table is missing.
-        ValueError: a table is no JSON.
+        ValueError: a table holds what it must not, see `read_rows` and `check_links`.
     """
     folder = Path(root).resolve() / version
     files = [folder / f"{table}.json" for table in (*_LINKED, _MOTION)]
@@ -110,14 +115,18 @@ def load_tables(root: str | Path, version: str) -> NuScenes:
 def _load_tables(root: str, version: str, changed: tuple[int, ...]) -> NuScenes:
     from nuscenes import NuScenes
 
+    folder = Path(root) / version
+
     class Tables(NuScenes):
         """Without logs and maps, for which the devkit's link is asked for nothing."""
 
         def __init__(self) -> None:
             self.version, self.dataroot, self.verbose = version, root, False
             self.table_names = list(_LINKED)
-            for table in (*_LINKED, _MOTION):
-                setattr(self, table, read_json(Path(root) / version / f"{table}.json", "table"))
+            rows = {table: read_rows(folder, table, _COLUMNS.get(table)) for table in (*_LINKED, _MOTION)}
+            check_links(rows, folder)
+            for table, of_table in rows.items():
+                setattr(self, table, of_table)
             self.log: list[dict[str, Any]] = []
             self.map: list[dict[str, Any]] = [{"log_tokens": []}]
             self.__make_reverse_index__(False)
