@@ -41,6 +41,9 @@ MAX_BOXES = 500
 _REFERENCE = "LIDAR_LEFT"
 _MATCH = 2.0  # metres, of which true positives' errors are
 _MIN_RECALL, _MIN_PRECISION, _AP_WEIGHT = 0.1, 0.1, 5.0
+# How many numbers the lists of a submission's entries have, and what they stay below.
+_NUMBERS = {"translation": 3, "size": 3, "rotation": 4, "velocity": 2}
+_LARGEST = 1e12
 # Errors that a class is not scored on.
 _SKIPPED = {
     "traffic_cone": ("orient_err", "vel_err", "attr_err"),
@@ -63,6 +66,7 @@ def score_results(
     results: Mapping[str, Sequence[Mapping[str, Any]]],
     class_of_category: Mapping[str, str],
     classes: Collection[str] = CLASSES,
+    source: str = "the results",
 ) -> dict[str, float]:
     """Official metrics of all samples in `results`.
 
@@ -71,6 +75,7 @@ def score_results(
         results: entries of a submission by sample token.
         class_of_category: detection classes.
         classes: that were looked for.
+        source: where `results` come from, for messages.
 
     Returns:
         As `evaluation.nuscenes.score_results`.
@@ -79,7 +84,7 @@ def score_results(
         ValueError: an entry that is none, or there is nothing to score.
     """
     truth = {token: _counting(tables, token, _truth(tables, token, class_of_category)) for token in results}
-    found = {token: _counting(tables, token, _entries(token, entries)) for token, entries in results.items()}
+    found = {token: _counting(tables, token, _entries(token, entries, source)) for token, entries in results.items()}
     names = [box.detection_name for boxes in truth.values() for box in boxes]
     if not names:
         raise ValueError("the samples to score have no annotated object within evaluation range")
@@ -122,19 +127,50 @@ def _truth(tables: NuScenes, token: str, class_of_category: Mapping[str, str]) -
     return boxes
 
 
-def _entries(token: str, entries: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _entries(token: str, entries: Sequence[Mapping[str, Any]], source: str) -> list[Any]:
+    if not isinstance(entries, list):
+        raise ValueError(f"{source}: sample {token} has {str(entries)[:40]} instead of a list of detections")
     if len(entries) > MAX_BOXES:
-        raise ValueError(f"sample {token} has {len(entries)} boxes; TruckScenes allows {MAX_BOXES}")
+        raise ValueError(f"{source}: sample {token} has {len(entries)} boxes; TruckScenes allows {MAX_BOXES}")
     boxes = []
     for entry in entries:
         try:
-            name, score = entry["detection_name"], float(entry["detection_score"])
-            if name not in CLASSES or entry["sample_token"] != token:
-                raise ValueError(f"class {name!r}, sample {entry['sample_token']!r}")
-            boxes.append(_box(token, name, entry["attribute_name"], score, -1, entry))
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"sample {token} has an entry that is no detection of TruckScenes: {error}") from None
+            _check_entry(entry, token)
+        except (KeyError, ValueError) as error:
+            what = f"no key {error}" if isinstance(error, KeyError) else error
+            raise ValueError(
+                f"{source}: sample {token} has an entry that is no detection of TruckScenes: {what}"
+            ) from None
+        name, score = entry["detection_name"], float(entry["detection_score"])
+        boxes.append(_box(token, name, entry["attribute_name"], score, -1, entry))
     return boxes
+
+
+def _check_entry(entry: Any, token: str) -> None:
+    """Raises KeyError or ValueError, which say what is wrong with it."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{entry!r} is no object")
+    name = entry["detection_name"]
+    if name not in CLASSES or entry["sample_token"] != token:
+        raise ValueError(f"class {name!r}, sample {entry['sample_token']!r}")
+    if not isinstance(entry["attribute_name"], str):
+        raise ValueError(f"attribute_name is {entry['attribute_name']!r} instead of a text, which may be empty")
+    for key, count in _NUMBERS.items():
+        value = entry[key]
+        if not isinstance(value, list) or len(value) != count or not all(map(_is_number, value)):
+            raise ValueError(f"{key} is {value!r} instead of {count} numbers")
+        # NaN says of a velocity that it is not known, as in the devkit.
+        if not all(abs(v) < _LARGEST or (key == "velocity" and v != v) for v in value):
+            raise ValueError(f"{key} is {value!r}, which is not finite, or larger than anything measured")
+    score = entry["detection_score"]
+    if not _is_number(score) or not abs(score) < _LARGEST:
+        raise ValueError(f"detection_score is {score!r} instead of a finite number")
+    if min(entry["size"]) <= 0 or not any(entry["rotation"]):
+        raise ValueError(f"size {entry['size']} must be positive, and rotation {entry['rotation']} not zero")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _counting(tables: NuScenes, token: str, boxes: list[Any]) -> list[Any]:

@@ -125,6 +125,10 @@ def test_the_ground_truth_scores_high(dataset: TruckScenesDataset, world: Path, 
     assert content["meta"]["use_tta"] is False and content["meta"]["method_name"] == ""
     far = content["results"][dataset.tokens[0]][0]["translation"]
     assert abs(far[1]) > 5e6
+    first = dataset.tokens[0]
+    (tmp_path / "null.json").write_text(json.dumps({**content, "results": {**content["results"], first: None}}))
+    with pytest.raises(ValueError, match=rf"null\.json: sample {first} has None instead of a list"):
+        evaluate_submission(tmp_path / "null.json", world, VERSION, None)
     content["results"].popitem()
     (tmp_path / "part.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="each sample of the split needs one"):

@@ -53,15 +53,45 @@ def test_classes_and_ranges() -> None:
     [
         ({"detection_name": "construction_vehicle"}, "class 'construction_vehicle'"),
         ({"sample_token": "other"}, "sample 'other'"),
-        ({"translation": [0.0, 0.0]}, "Translation must have 3 elements"),
-        ({"velocity": None}, "no detection of TruckScenes"),
+        ({"translation": [0.0, 0.0]}, r"translation is \[0.0, 0.0\] instead of 3 numbers"),
+        ({"translation": [0.0, 0.0, math.nan]}, "translation .* not finite"),
+        ({"size": [1.0, 0.0, 1.0]}, "must be positive"),
+        ({"size": [1.0, -1.0, 1.0]}, "must be positive"),
+        ({"rotation": [0, 0, 0, 0]}, "rotation .* not zero"),
+        ({"velocity": None}, "velocity is None instead of 2 numbers"),
+        ({"velocity": ["fast", 1.0]}, "velocity is .'fast', 1.0. instead of 2 numbers"),
+        ({"velocity": [math.inf, 1.0]}, "velocity .* not finite"),
+        ({"velocity": [10**400, 1.0]}, "velocity .* not finite"),
+        ({"detection_score": math.inf}, "detection_score is inf instead of a finite number"),
+        ({"detection_score": "high"}, "detection_score is 'high' instead of a finite number"),
+        ({"attribute_name": None}, "attribute_name is None instead of a text"),
     ],
 )
 def test_entries_that_are_none(tables: Tables, change: dict, message: str) -> None:
     results = detections(tables)
     results["s0"][0].update(change)
-    with pytest.raises(ValueError, match=f"sample s0 has an entry .*{message}"):
+    with pytest.raises(ValueError, match=f"own.json: sample s0 has an entry .*{message}"):
+        score_results(tables, results, CLASS_OF_CATEGORY, source="own.json")
+
+
+def test_entries_that_are_no_objects_or_lack_a_key(tables: Tables) -> None:
+    results = detections(tables)
+    results["s0"][0] = None
+    with pytest.raises(ValueError, match=r"sample s0 has an entry .*None is no object"):
         score_results(tables, results, CLASS_OF_CATEGORY)
+    results["s0"][0] = {"sample_token": "s0"}
+    with pytest.raises(ValueError, match=r"sample s0 has an entry .*no key 'detection_name'"):
+        score_results(tables, results, CLASS_OF_CATEGORY)
+    results["s0"] = None
+    with pytest.raises(ValueError, match="sample s0 has None instead of a list of detections"):
+        score_results(tables, results, CLASS_OF_CATEGORY)
+
+
+def test_an_unknown_velocity_is_allowed(tables: Tables) -> None:
+    """The devkit says that velocities may be NaN."""
+    results = detections(tables)
+    results["s0"][0]["velocity"] = [math.nan, math.nan]
+    assert score_results(tables, results, CLASS_OF_CATEGORY)["object/map"] > 0
 
 
 def test_too_many_boxes_and_nothing_to_find(tables: Tables) -> None:

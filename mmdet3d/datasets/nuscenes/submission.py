@@ -248,6 +248,8 @@ def _check_tokens(tokens: set[str], known: set[str], split: str) -> None:
 
 def _check_entries(results: Mapping[str, list], source: str) -> None:
     for token, entries in results.items():
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"{source}: sample {token} has {str(entries)[:40]} instead of a list of detections")
         if len(entries) > MAX_BOXES:
             raise ValueError(f"{source}: sample {token} has {len(entries)} boxes; nuScenes allows {MAX_BOXES}")
         for entry in entries:

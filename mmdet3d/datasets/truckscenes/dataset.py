@@ -123,4 +123,5 @@ def evaluate_submission(
     tables = load_tables(dataroot, version)
     if not tables.sample_annotation:
         raise ValueError(f"{version} has no public annotations, so it cannot be scored here; submit {results_json}")
-    return truckscenes.score_results(tables, {t: results[t] for t in wanted}, CLASS_OF_CATEGORY, classes)
+    chosen = {t: results[t] for t in wanted}
+    return truckscenes.score_results(tables, chosen, CLASS_OF_CATEGORY, classes, str(results_json))
