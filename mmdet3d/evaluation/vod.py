@@ -84,13 +84,15 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     lines = [f"{'percent':<12}" + "".join(f"{title:^32}" for title in REGIONS.values()).rstrip()]
     lines.append(f"{'':<12}" + "".join(f"{heading:>8}" for _ in REGIONS for heading in ("3D", "BEV", "AOS", "objects")))
     for name in CLASSES:
-        cells = [
-            f"{metrics[f'{region}/{name}/{m}']:>8.{0 if m == 'objects' else 2}f}"
-            for region in REGIONS
-            for m in (*METRICS, "objects")
-        ]
+        cells = []
+        for region in REGIONS:
+            count = metrics[f"{region}/{name}/objects"]
+            values = [metrics[f"{region}/{name}/{m}"] for m in METRICS]
+            cells += [f"{value:>8.2f}" if count else f"{'-':>8}" for value in values] + [f"{count:>8.0f}"]
         lines.append(f"{name:<12}{''.join(cells)}")
     lines.append(f"{'mAP':<12}" + "".join(f"{metrics[f'{region}/mAP']:>8.2f}{'':<24}" for region in REGIONS).rstrip())
+    if any(metrics[f"{region}/{name}/objects"] == 0 for region in REGIONS for name in CLASSES):
+        lines.append("- nothing to find: counts 0 in the mean, as in the authors' evaluator")
     few = sorted({name for r in REGIONS for name in CLASSES if metrics[f"{r}/{name}/objects"] < SATURATED})
     if few:
         lines.append(f"of fewer than {SATURATED} objects (here {', '.join(few)}) no result reaches 100")

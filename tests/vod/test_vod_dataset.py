@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from mmdet3d.commands import evaluate
 from mmdet3d.config import load_config
 from mmdet3d.datasets import VodDataset, benchmark_of, build_split, check_data
 from mmdet3d.datasets.vod.labels import evaluate_folder, read_truth
+from mmdet3d.evaluation import vod
 from mmdet3d.models import build_model
 from mmdet3d.structures import Batch, Boxes3D, Detections3D
 
@@ -90,13 +94,41 @@ def test_the_ground_truth_scores_as_high_as_so_few_objects_can(
     assert metrics == pytest.approx(copies)
     assert metrics["entire_area/Car/objects"] > 0 and metrics["entire_area/mAP"] > 0
     assert set(metrics) == set(benchmark_of({"type": "VodDataset"}).metrics)
-    evaluate = runpy.run_path(str(REPOSITORY / "tools" / "evaluate.py"))["main"]
     words = ["vod", str(tmp_path / "detections"), "--dataroot", str(world), "--out", str(tmp_path / "scores")]
-    assert evaluate(words) == 0
+    assert evaluate.main(words) == 0
     assert json.loads((tmp_path / "scores" / "metrics.json").read_text()) == metrics
     shifted = [dataset.ground_truth(k) for k in range(len(dataset))]
     shifted = [Detections3D(Boxes3D(d.boxes.tensor + torch.eye(9)[0] * 8), d.scores, d.labels) for d in shifted]
     assert dataset.evaluate(shifted, tmp_path)["entire_area/mAP"] < 0.5 * metrics["entire_area/mAP"]
+
+
+def test_the_documented_command_scores_what_testing_left(
+    dataset: VodDataset, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    guide = (REPOSITORY / "docs" / "radar_data.md").read_text()
+    lines = re.findall(r"python tools/evaluate\.py (vod [^`\n]+)", guide)
+    assert len(lines) == 2
+    (tmp_path / "data").mkdir()
+    for name in ("view_of_delft", "synthetic-vod"):
+        (tmp_path / "data" / name).symlink_to(world)
+    monkeypatch.chdir(tmp_path)
+    dataset.format([dataset.ground_truth(k) for k in range(len(dataset))], "runs/vod-test")
+    Path("runs/vod-test/metrics.json").write_text("{}")
+    for line in lines:
+        assert evaluate.main(shlex.split(line)) == 0
+        assert "4 frames scored, metrics written to runs/vod-scores/metrics.json" in capsys.readouterr().out
+    assert Path("runs/vod-test/metrics.json").read_text() == "{}"
+
+
+def test_classes_of_which_there_is_none_have_a_dash() -> None:
+    """They count 0 in the mean, as in the authors' evaluator."""
+    metrics = dict.fromkeys(vod.benchmark().metrics, 0.0)
+    metrics |= {"roi/Car/3d": 90.0, "roi/Car/objects": 50.0, "roi/mAP": 30.0}
+    table = vod.format_metrics(metrics).splitlines()
+    car = next(line.split() for line in table if line.startswith("Car"))
+    assert car == ["Car", "-", "-", "-", "0", "90.00", "0.00", "0.00", "50"]
+    assert next(line.split() for line in table if line.startswith("mAP")) == ["mAP", "0.00", "30.00"]
+    assert any(line.startswith("- nothing to find: counts 0 in the mean") for line in table)
 
 
 def test_the_format_of_results(dataset: VodDataset, tmp_path: Path) -> None:

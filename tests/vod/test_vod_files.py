@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +144,10 @@ def test_a_calibration_line_without_a_value(world: Path) -> None:
     assert np.degrees(np.arcsin(axis[2])) == pytest.approx(6.81, abs=1e-6)
 
 
-@pytest.mark.parametrize("text", ["", "no json", '{"mapToCamera": [1, 2]}', '{"odomToCamera": [1]}', "[1]"])
+ZERO = json.dumps({"mapToCamera": [0.0] * 16})
+
+
+@pytest.mark.parametrize("text", ["", "no json", '{"mapToCamera": [1, 2]}', '{"odomToCamera": [1]}', "[1]", ZERO])
 def test_a_pose_file_without_the_matrix(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=r"pose file .*a\.json"):
@@ -196,6 +201,77 @@ def test_the_command_writes_and_checks(copied: Path, capsys: pytest.CaptureFixtu
     assert kinds == {"radar", "image", "missing file"}
     assert command(*words) == 2
     assert "a link that became a text file, take the one in the folder lidar" in capsys.readouterr().err
+
+
+def zero(path: Path, key: str) -> None:
+    lines = path.read_text().splitlines()
+    changed = [f"{key}: {'0 ' * (len(line.split()) - 1)}" if line.startswith(f"{key}:") else line for line in lines]
+    path.write_text("\n".join(changed) + "\n")
+
+
+def cut_image(root: Path) -> None:
+    file = root / "lidar/training/image_2/00000.jpg"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def label(**columns: float) -> Callable[[Path], None]:
+    """Columns of the first object, by number."""
+
+    def change(root: Path) -> None:
+        file = root / "lidar/training/label_2/00000.txt"
+        first, *others = file.read_text().splitlines()
+        words = first.split()
+        for column, value in columns.items():
+            words[int(column[1:])] = str(value)
+        file.write_text("\n".join([" ".join(words), *others]) + "\n")
+
+    return change
+
+
+DAMAGE = {
+    "a cut image": ("image", cut_image, r"image_2/00000\.jpg cannot be decoded"),
+    "no LiDAR": (
+        "calibration",
+        lambda root: zero(root / "lidar/training/calib/00000.txt", "Tr_velo_to_cam"),
+        r"lidar/training/calib/00000\.txt: R0_rect or Tr_velo_to_cam cannot be inverted",
+    ),
+    "no radar": (
+        "calibration",
+        lambda root: zero(root / "radar_5_scans/training/calib/00000.txt", "Tr_velo_to_cam"),
+        r"radar_5_scans/training/calib/00000\.txt: R0_rect or Tr_velo_to_cam cannot be inverted",
+    ),
+    "no camera": (
+        "calibration",
+        lambda root: zero(root / "lidar/training/calib/00000.txt", "P2"),
+        r"lidar/training/calib/00000\.txt: P2 cannot be inverted",
+    ),
+    "no pose": (
+        "pose",
+        lambda root: (root / "lidar/training/pose/00000.json").write_text(ZERO),
+        r"pose/00000\.json has no finite mapToCamera that can be inverted",
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_files_are_named(
+    kind: str, damage: Callable, message: str, copied: Path, capsys: pytest.CaptureFixture
+) -> None:
+    damage(copied)
+    words = ["vod", "--root-path", copied, "--workers", 1]
+    assert command(*words) == 2
+    said = capsys.readouterr().err
+    assert re.search(rf"^error: .*{message}", said, re.MULTILINE) and "again" in said
+    assert command(*words, "--check") == 2
+    (fault,) = json.loads((copied / "check.json").read_text())["faults"]
+    assert fault["kind"] == kind and re.search(message, fault["message"])
+
+
+@pytest.mark.parametrize("change", [label(_8=1e300), label(_10=0), label(_11=1e300), label(_13=-1e300)])
+def test_the_check_finds_objects_that_cannot_be(change: Callable, copied: Path, capsys: pytest.CaptureFixture) -> None:
+    change(copied)
+    assert command("vod", "--root-path", copied, "--workers", 1, "--check") == 2
+    assert re.search(r"label: 1 wrong: label file .*00000\.txt: object 0 .* cannot be", capsys.readouterr().err)
 
 
 def test_places_and_names_that_are_wrong(copied: Path, tmp_path: Path) -> None:

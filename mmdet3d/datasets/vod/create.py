@@ -8,13 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from mmdet3d.datasets.checking import REPORT, Fault, Looked, check_all, is_singular
+from mmdet3d.datasets.checking import REPORT, Fault, Looked, check_all
 from mmdet3d.datasets.nuscenes.infos import check_calibration, drop_bad_boxes, write_infos
+from mmdet3d.datasets.plausible import are_implausible
 from mmdet3d.datasets.records import CameraRecord, FrameRecord, SensorRecord
 from mmdet3d.datasets.tally import Tally
-from mmdet3d.datasets.transforms.images import read_image
+from mmdet3d.datasets.transforms.images import image_size, read_image
 from mmdet3d.datasets.transforms.lidar import read_points
 from mmdet3d.datasets.transforms.radar4d import read_vod_radar
 from mmdet3d.datasets.vod.files import RADARS, SPLITS, FrameFiles, frame_files, read_matrices, read_pose, split_ids
@@ -132,14 +132,10 @@ def _record(root: Path, frame: str, radar: str, before: str, after: str, annotat
 
 def _image_size(path: Path) -> tuple[int, int]:
     try:
-        with Image.open(path) as image:
-            return image.size
-    except FileNotFoundError:
-        raise FileNotFoundError(f"image {path} is missing; complete the data set") from None
-    except UnidentifiedImageError:
+        return image_size(path)
+    except ValueError as error:
         raise ValueError(
-            f"image file {path} is of no known format; fetch it again, or if it is a link that became a text file, "
-            "take the one in the folder lidar"
+            f"{error}, or if it is a link that became a text file, take the one in the folder lidar"
         ) from None
 
 
@@ -179,14 +175,17 @@ def _files(root: Path, files: FrameFiles, annotated: bool) -> Iterator[tuple[str
     yield "image", files.image, partial(read_image, root / files.image)
     yield "points", files.lidar, partial(read_points, root / files.lidar, 4)
     yield "radar", files.radar, partial(read_vod_radar, root / files.radar)
-    yield "calibration", files.lidar_calibration, partial(_read_calibration, root, files)
+    yield "calibration", files.lidar_calibration, partial(read_matrices, root, files)
     yield "pose", files.pose, partial(read_pose, root / files.pose)
     if annotated:
-        yield "label", files.label, partial(read_truth, root / files.label)
+        yield "label", files.label, partial(_read_label, root / files.label)
 
 
-def _read_calibration(root: Path, files: FrameFiles) -> None:
-    found = read_matrices(root, files)
-    for name, matrix in {"P2": found.intrinsics, "LiDAR": found.lidar2camera, "radar": found.radar2camera}.items():
-        if is_singular(matrix):
-            raise ValueError(f"{root / files.lidar_calibration}: the calibration of {name} is singular; fetch it again")
+def _read_label(path: Path) -> None:
+    objects = read_truth(path)
+    objects = objects[objects.names != DONT_CARE]
+    for k in np.flatnonzero(are_implausible(objects.locations, objects.sizes)):
+        raise ValueError(
+            f"label file {path}: object {k} ({objects.names[k]}) of size {objects.sizes[k].tolist()} at "
+            f"{objects.locations[k].tolist()} cannot be; correct it"
+        )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mmdet3d.blocks import nearest
+from mmdet3d.datasets.checking import is_singular
 from mmdet3d.datasets.kitti.files import image_file, read_calibration, read_ids
 from mmdet3d.io.files import read_text
 
@@ -77,9 +78,15 @@ def read_matrices(root: Path, files: FrameFiles) -> VodCalibration:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a malformed file, or one without Tr_velo_to_cam.
+        ValueError: a malformed file, one without Tr_velo_to_cam, or a matrix that cannot be inverted.
     """
     lidar, radar = (read_calibration(root / name) for name in (files.lidar_calibration, files.radar_calibration))
+    for name, found in ((files.lidar_calibration, lidar), (files.radar_calibration, radar)):
+        if not found.has_lidar:
+            raise ValueError(f"calibration file {root / name} has no R0_rect and Tr_velo_to_cam; fetch it again")
+        for key, matrix in {"P2": found.p2[:, :3], "R0_rect or Tr_velo_to_cam": found.lidar2rect}.items():
+            if is_singular(matrix):
+                raise ValueError(f"calibration file {root / name}: {key} cannot be inverted; fetch it again")
     return VodCalibration(lidar.p2[:, :3], lidar.lidar2rect, radar.lidar2rect)
 
 
@@ -96,9 +103,9 @@ def read_pose(path: Path) -> np.ndarray:
             matrix = None if values is None else np.array(values, dtype=np.float64).reshape(4, 4)
         except (ValueError, AttributeError, TypeError):
             raise ValueError(f"pose file {path} must hold JSON objects of 16 numbers, one per line") from None
-        if matrix is not None and np.isfinite(matrix).all():
+        if matrix is not None and not is_singular(matrix):
             return matrix
-    raise ValueError(f"pose file {path} has no finite {_POSE}; fetch it again")
+    raise ValueError(f"pose file {path} has no finite {_POSE} that can be inverted; fetch it again")
 
 
 def split_ids(root: Path, split: str) -> list[str]:
