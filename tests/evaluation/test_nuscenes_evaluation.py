@@ -329,6 +329,10 @@ def test_bad_submissions(root: Path, tmp_path: Path) -> None:
     submission = {"meta": {}, "results": {FIRST: [entry]}}
     with pytest.raises(ValueError, match="devkit refuses"):
         evaluate(json.dumps(submission), tokens=[FIRST])
+    for nothing in (None, [None]):
+        submission["results"][FIRST] = nothing
+        with pytest.raises(ValueError, match=rf"r\.json: sample {FIRST} has \[?None\]? instead of a list"):
+            evaluate(json.dumps(submission), tokens=[FIRST])
     submission["results"][FIRST] = [{**entry, "sample_token": "x"}]
     with pytest.raises(ValueError, match=f"an entry of sample {FIRST} names sample x"):
         evaluate(json.dumps(submission), tokens=[FIRST])

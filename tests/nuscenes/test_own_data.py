@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmdet3d.commands import create_data
 from mmdet3d.datasets import NuScenesDataset, check_data
 from mmdet3d.datasets.nuscenes.create import create_nuscenes
 from mmdet3d.datasets.nuscenes.infos import read_infos
@@ -76,6 +78,45 @@ def test_channels_of_other_names_are_used_and_named(own: Callable[..., Path], ca
     out = capsys.readouterr().out
     assert "camera channels of other names than nuScenes': CAM_REAR (used like the others)" in out
     assert "radar channels of other names than nuScenes': RAD_0, RAD_1 (used" in out
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        (
+            "sample",
+            lambda rows: rows[0].update(next=rows[0]["token"]),
+            r"sample\.json: from row \w+, `next` leads",
+        ),
+        ("log", lambda rows: rows[0].pop("location"), r"log\.json, row \w+: `location` is missing; it must be a text"),
+        (
+            "scene",
+            lambda rows: rows[0].update(log_token="x"),
+            r"scene\.json, row \w+: `log_token` is 'x'",
+        ),
+        ("map", lambda rows: rows[0].update(log_tokens=[]), r"map\.json: no map has log \w+ among its `log_tokens`"),
+        ("map", lambda rows: rows.clear(), r"map\.json is empty"),
+        (
+            "ego_pose",
+            lambda rows: rows[0].update(rotation=None),
+            r"ego_pose\.json, row \w+: `rotation` is None",
+        ),
+        ("sample", lambda rows: rows.append(rows[0]), r"sample\.json has several rows of token"),
+    ],
+)
+def test_tables_that_cannot_be_read(
+    table: str, change: Callable, message: str, own: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    """The rest of the kinds is tested on TruckScenes' tables."""
+    root = own(**{table: change})
+    for words in ((), ("--check",)):
+        assert create_data.main(["nuscenes", "--root-path", str(root), "--version", VERSION, *words]) == 2
+        error = capsys.readouterr().err
+        assert re.match(rf"error: table \S*{message}", error) and error.count("\n") == 1
+
+
+def test_scanners_and_radars_need_no_intrinsics(own: Callable[..., Path]) -> None:
+    create(own(calibrated_sensor=lambda rows: [r.pop("camera_intrinsic") for r in rows if not r["camera_intrinsic"]]))
 
 
 def test_a_scanner_of_another_name(own: Callable[..., Path]) -> None:

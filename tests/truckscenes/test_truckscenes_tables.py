@@ -94,8 +94,8 @@ def of_cameras(rows: Rows) -> None:
         ("ego_pose", in_first(translation=[10**400, 0, 0]), "instead of three numbers"),
         ("calibrated_sensor", of_cameras, "`camera_intrinsic` of a camera is empty"),
         ("calibrated_sensor", in_first(camera_intrinsic=[[1.0]]), "instead of 3 x 3 numbers"),
-        ("ego_motion_cabin", without("timestamp"), "`timestamp` is missing instead of a time in microseconds"),
-        ("ego_motion_cabin", without("vx"), "`vx` is missing instead of a number"),
+        ("ego_motion_cabin", without("timestamp"), "`timestamp` is missing; it must be a time in microseconds"),
+        ("ego_motion_cabin", without("vx"), "`vx` is missing; it must be a number"),
     ],
 )
 def test_a_table_with_a_fault_is_named_with_its_row(
@@ -129,6 +129,7 @@ def test_the_check_finds_boxes_that_cannot_be(values: dict, own: Path, capsys: p
 @pytest.mark.parametrize(
     ("names", "message"),
     [
+        ({"own_val": [["nowhere"]]}, "must be a JSON object from split name to list of scene names"),
         ({"own_val": ["nowhere"]}, "none of the 2 scenes"),
         ({"own_train": ["synthetic-0000"], "own_val": ["nowhere"]}, "split 'own_val' of v1.0-synthetic names no scene"),
     ],

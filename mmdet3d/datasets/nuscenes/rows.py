@@ -40,12 +40,18 @@ def _is_finite(value: Any) -> bool:
 
 
 def _are_numbers(value: Any, count: int) -> bool:
-    return type(value) is list and len(value) == count and all(map(_is_number, value))
+    if type(value) is not list or len(value) != count:
+        return False
+    # The usual case first: there are millions of rows.
+    return set(map(type, value)) == {float} or all(map(_is_number, value))
 
 
 def _is_rotation(value: Any) -> bool:
     # NaN fits: which frames it spoils is found when they are read.
-    return _are_numbers(value, 4) and not math.hypot(*value) < 1e-6 and not math.hypot(*value) > 1e6
+    if not _are_numbers(value, 4):
+        return False
+    length = math.hypot(*value)
+    return not (length < 1e-6 or length > 1e6)
 
 
 _TEXT = Kind("a text", lambda value: type(value) is str)
@@ -62,6 +68,7 @@ _INTRINSICS = Kind(
     lambda value: type(value) is list and (not value or (len(value) == 3 and all(_are_numbers(v, 3) for v in value))),
 )
 
+_OF_CAMERAS = "camera_intrinsic"  # which own tables need not have for other sensors
 # Columns that are read, by table; there may be others.
 _COLUMNS: dict[str, dict[str, Kind]] = {
     "attribute": {"token": _TOKEN, "name": _TEXT},
@@ -70,7 +77,7 @@ _COLUMNS: dict[str, dict[str, Kind]] = {
         "sensor_token": _TOKEN,
         "translation": _THREE,
         "rotation": _ROTATION,
-        "camera_intrinsic": _INTRINSICS,
+        _OF_CAMERAS: _INTRINSICS,
     },
     "category": {"token": _TOKEN, "name": _TEXT},
     "ego_pose": {"token": _TOKEN, "translation": _THREE, "rotation": _ROTATION},
@@ -145,9 +152,11 @@ def read_rows(folder: Path, table: str, more: Mapping[str, Kind] | None = None) 
     columns = {**_COLUMNS.get(table, {}), **(more or {})}
     for column, kind in columns.items():
         for k, row in enumerate(rows):
-            if column not in row or not kind.fits(row[column]):
-                has = f"is {_short(row[column])}" if column in row else "is missing"
-                raise ValueError(f"table {file}, {_name(row, k)}: `{column}` {has} instead of {kind.words}; {_REMEDY}")
+            if column not in row and column != _OF_CAMERAS:
+                raise ValueError(f"table {file}, {_name(row, k)}: `{column}` is missing; it must be {kind.words}")
+            if column in row and not kind.fits(row[column]):
+                has = f"is {_short(row[column])} instead of {kind.words}"
+                raise ValueError(f"table {file}, {_name(row, k)}: `{column}` {has}; {_REMEDY}")
     if "token" in columns:
         seen: set[str] = set()
         for row in rows:
@@ -183,9 +192,9 @@ def check_links(tables: Mapping[str, Rows], folder: Path) -> None:
             _raise_dangling(folder, "sample_data", _name(row, k), "sample_token", row["sample_token"], "sample")
     cameras = {row["token"] for row in tables["sensor"] if row["modality"] == "camera"}
     for k, row in enumerate(tables["calibrated_sensor"]):
-        if row["sensor_token"] in cameras and not row["camera_intrinsic"]:
+        if row["sensor_token"] in cameras and not row.get(_OF_CAMERAS):
             raise ValueError(
-                f"table {folder / 'calibrated_sensor.json'}, {_name(row, k)}: `camera_intrinsic` of a camera is empty; "
+                f"table {folder / 'calibrated_sensor.json'}, {_name(row, k)}: `{_OF_CAMERAS}` of a camera is empty; "
                 f"{_REMEDY}"
             )
     if "log" in tables:

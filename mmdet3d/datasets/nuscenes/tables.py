@@ -213,6 +213,7 @@ def _custom_splits(root: str | Path, version: str) -> dict[str, list[str]]:
             "a JSON object from split name to list of scene names"
         )
     splits = read_json(file, "splits file")
-    if not isinstance(splits, dict) or not all(isinstance(v, list) for v in splits.values()):
+    lists = list(splits.values()) if isinstance(splits, dict) else [None]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise ValueError(f"{file} must be a JSON object from split name to list of scene names")
     return splits
