@@ -124,7 +124,8 @@ def _go_back(
     save_state({PROGRAMS[args.to][0]: published | computed, "epoch": metadata.get("epoch", 0)}, args.target)
     of_them = f", {len(computed)} of them geometry that the config determines" if computed else ""
     print(f"{number_of(len(published | computed), 'tensor')} by the names of {args.to}{of_them}: {args.target}")
-    if block is None and args.to in GEOMETRY:
+    lifts = any("encoders.camera." in key for key in state)
+    if block is None and args.to in GEOMETRY and lifts:
         remedy = "name the --config, and they are written" if args.to in _WITH_GEOMETRY else "load with strict=False"
         print(f"not in it: {GEOMETRY[args.to]}, which {args.to} computes from its config; for a strict load {remedy}")
 

@@ -237,6 +237,10 @@ def to_published(state: Mapping[str, Tensor], program: str, source: str) -> tupl
         return _why_not_shipped(key.removeprefix(student))
 
     own = kept(state)
+    try:
+        names(own)
+    except ValueError as error:
+        raise ValueError(f"{source} is of no network that {program} has: {error}") from error
     published, entries = traced(state, lambda t: names(kept(t)), left_out, labeldistill.rearranged, source)
     back = fitting_state(published, own, source=f"{source}, as a file of {program},", owner="what it was made from")
     moved = [k for k, v in own.items() if not torch.equal(back[k], v)]
