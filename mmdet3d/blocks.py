@@ -26,6 +26,7 @@ __all__ = [
     "hints_from",
     "kind_name",
     "nearest",
+    "not_negative",
     "number",
     "positive",
     "read_block",
@@ -175,6 +176,13 @@ def positive(value: Any, key: str) -> float:
     return float(value)
 
 
+def not_negative(value: Any, key: str) -> float:
+    """`value` of the config's `key`; raises ConfigKeyError if it is no finite number of at least 0."""
+    if number(value, key) < 0:
+        raise ConfigKeyError(key, f" must not be negative, got {value!r}")
+    return float(value)
+
+
 def check_kind(value: Any, hint: Any, key: str) -> None:
     """Raise ConfigKeyError unless `value` is of the kind that the annotation `hint` names.
 
@@ -227,7 +235,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return _fits(value, float) and float(value).is_integer()
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
     if hint in (bool, str, types.NoneType):
         return isinstance(value, hint)
     if origin in (list, tuple, Sequence):

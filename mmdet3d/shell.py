@@ -1,4 +1,4 @@
-"""Our commands as this user can type them, for messages."""
+"""Words of messages: our commands as this user can type them, and numbers of things."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill3d import COMMANDS
 
-__all__ = ["command", "quote", "script"]
+__all__ = ["command", "number_of", "quote", "script"]
 
 _TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
@@ -21,6 +21,11 @@ def script(name: str) -> str:
     """What `python` or `torchrun` is given: `tools/train.py`, or `-m distill3d train`."""
     file = f"{COMMANDS[name][0]}.py"
     return f"tools/{file}" if (_TOOLS / file).is_file() else f"-m distill3d {name}"
+
+
+def number_of(count: int, thing: str) -> str:
+    """`1 frame`, `2 frames`: of things whose plural takes an s."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def quote(word: str | Path) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import pytest
 
-from mmdet3d.blocks import ConfigKeyError, at_least, read_block
+from mmdet3d.blocks import ConfigKeyError, at_least, check_kind, not_negative, read_block
 from mmdet3d.config import load_config
 from mmdet3d.models import build_model
 from mmdet3d.registry import Registry
@@ -116,3 +117,16 @@ def test_the_key_in_the_message_is_the_one_to_override(override: dict[str, Any],
     with pytest.raises(ConfigKeyError) as caught:
         build_model(config.model)
     assert str(caught.value).startswith(start)
+
+
+@pytest.mark.parametrize("value", [math.nan, [1.0, math.nan]])
+def test_what_is_no_number_is_refused_wherever_numbers_are_read(value) -> None:
+    with pytest.raises(ConfigKeyError, match=r"config key block\.size must be a (list of )?numbers?, got .*nan"):
+        check_kind(value, list[float] if isinstance(value, list) else float, "block.size")
+
+
+@pytest.mark.parametrize("value", [-1, -1e-9, math.inf, math.nan, True, "1"])
+def test_not_negative(value) -> None:
+    assert [not_negative(good, "key") for good in (0, 0.5)] == [0, 0.5]
+    with pytest.raises(ConfigKeyError, match=r"config key key must (not be negative|be a number), got"):
+        not_negative(value, "key")

@@ -14,6 +14,7 @@ from mmdet3d.datasets.kitti.labels import frame_files, read_labels, read_results
 from mmdet3d.evaluation.kitti import CLASSES, DIFFICULTIES, STRICT, Metrics, evaluate, found_objects
 from mmdet3d.evaluation.kitti_objects import Objects
 from mmdet3d.evaluation.kitti_overlap import Pairs, pair_up
+from mmdet3d.shell import number_of
 from mmdet3d.visualization.page import Page, bars, signed_bars, table
 
 __all__ = ["write_report"]
@@ -78,7 +79,8 @@ def write_report(
     counted = sum(int(sides[0].found[name][0].sum()) for name in CLASSES)
     limits = ", ".join(f"{name} {STRICT[name]['3d']:g}" for name in CLASSES)
     page.text(
-        f"{len(ids)} frames, {counted} objects that KITTI counts ({DIFFICULTIES[_LEVEL]}). Average precision is the "
+        f"{number_of(len(ids), 'frame')}, {number_of(counted, 'object')} that KITTI counts "
+        f"({DIFFICULTIES[_LEVEL]}). Average precision is the "
         f"official one at 40 recalls, of 1 at best. All else takes detections with a score of {min_score:g} or more; "
         f"an object is found by the official rules in space (overlap above {limits})."
     )

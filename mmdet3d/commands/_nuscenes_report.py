@@ -26,6 +26,7 @@ from mmdet3d.evaluation.breakdown import (
     objects_of,
 )
 from mmdet3d.evaluation.nuscenes import CLASSES, DISTANCES, ERRORS, Scored
+from mmdet3d.shell import number_of
 from mmdet3d.structures import Boxes3D, Detections3D
 from mmdet3d.visualization import Panel, draw_panels, verdict_layers
 from mmdet3d.visualization.page import Page, bars, heat_table, signed_bars, table
@@ -70,7 +71,8 @@ def write_report(
     sides = [_Side(title, scored, objects_of(scored.found, CLASSES)) for title, scored in results.items()]
     page = Page(f"Detections of {sides[0].title}" + (f", compared with {sides[1].title}" if sides[1:] else ""))
     page.text(
-        f"{len(tokens)} samples of {version}, {len(truth)} objects within the range of evaluation. Scores are those of "
+        f"{number_of(len(tokens), 'sample')} of {version}, {number_of(len(truth), 'object')} within the range "
+        f"of evaluation. Scores are those of "
         f"nuScenes; confusion, comparison and pictures take detections with a score of {min_score:g} or more, and an "
         f"object is found by a detection of its class less than {REACH:g} m away."
     )

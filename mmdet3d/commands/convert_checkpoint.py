@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from mmdet3d.engine.command import add_override_options, read_overrides
 from mmdet3d.engine.overrides import configured
+from mmdet3d.shell import number_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mmdet3d.interop.account import Entry
 
+_WITH_GEOMETRY = ("bevfusion", "crkd")  # we can compute what their files hold besides weights
 _PROGRAMS = ("bevfusion", "crkd", "simdistill", "labeldistill", "mmdetection3d", "monoskd", "did-m3d")
 
 
@@ -46,18 +48,26 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     args, rest = parser.parse_known_args(words)
     if args.config is None and (rest or args.imports):
         raise ValueError(f"{rest[0] if rest else '--imports'} is about a config, so it needs --config")
-    if args.to and (args.config or args.part or args.prefix):
-        raise ValueError("--to writes all of our own weights; leave out --config, --part and --prefix")
+    if args.to and (args.part or args.prefix):
+        raise ValueError("--to writes all of our own weights; leave out --part and --prefix")
+    if args.to and args.config and args.to not in _WITH_GEOMETRY:
+        raise ValueError(f"--config with --to is for {' and '.join(_WITH_GEOMETRY)}, whose files hold geometry")
     if args.to and args.target.suffix != ".pth":
         raise ValueError(f"--to {args.to} writes a file for another program, a .pth, got {args.target.name}")
-    if args.target.exists():
-        raise ValueError(f"{args.target} exists already; remove it or choose another name")
+    if args.target.suffix not in (".safetensors", ".pth"):
+        raise ValueError(f"weights are written as .safetensors or .pth, not as {args.target.name}")
+    if args.part and args.prefix and not args.config:
+        raise ValueError("--prefix says already what is taken; leave out --part, or name the --config that it is for")
+    beside = [args.target.with_suffix(".json")] if args.target.suffix == ".safetensors" else []
+    for path in (args.target, *beside):
+        if path.exists() or path.is_symlink():
+            raise ValueError(f"{path} exists already, and would be overwritten; remove it or choose another name")
     return args, rest
 
 
 def main(words: list[str]) -> None:
     args, rest = parse(words)
-    from mmdet3d.io.weights import read_weights, save_state, save_weights
+    from mmdet3d.io.weights import read_weights, save_weights
 
     state, metadata = read_weights(args.source)
     if args.prefix:
@@ -65,25 +75,71 @@ def main(words: list[str]) -> None:
         state = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
         if not state:
             raise ValueError(f"{args.source} holds nothing below {args.prefix!r}")
+    if args.part:
+        _check_part(args, state, metadata)
     args.target.parent.mkdir(parents=True, exist_ok=True)
+    overrides = read_overrides(rest, args.overrides_file, args.imports)
     if args.to:
-        from mmdet3d.interop.sources import PROGRAMS, to_published
-
-        published, entries = to_published(state, args.to, str(args.source))
-        _print(entries)
-        save_state({PROGRAMS[args.to][0]: published, "epoch": metadata.get("epoch", 0)}, args.target)
-        print(f"{len(published)} tensors by the names of {args.to}: {args.target}")
+        _go_back(args, state, metadata, overrides)
         return
     said = {"source": str(args.source)}
     if args.config:
-        overrides = read_overrides(rest, args.overrides_file, args.imports)
         converted, facts = _for_config(args, state, metadata, overrides)
-    elif args.prefix or "mmdet3d" in (metadata.get("versions") or {}):
+    elif args.prefix or _is_ours(metadata):
         converted, facts = state, {}
     else:
         converted, facts = _recognised(args, state)
     save_weights(converted, args.target, {k: v for k, v in metadata.items() if _plain(v)} | said | facts)
-    print(f"{len(converted)} tensors: {args.target}")
+    print(f"{number_of(len(converted), 'tensor')}: {args.target}")
+
+
+def _check_part(args: argparse.Namespace, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Raises ValueError if there are no two networks in the file of which `--part` could mean one."""
+    from mmdet3d.interop.sources import published_networks
+
+    if _is_ours(metadata):
+        raise ValueError(
+            f"--part is about published distillations, and {args.source} is a file of this project; what lies below a "
+            "name in it is taken by --prefix student"
+        )
+    if published_networks(state, "student") == published_networks(state, "teacher"):
+        raise ValueError(f"--part is about published distillations, and {args.source} is not recognised as one")
+
+
+def _is_ours(metadata: Mapping[str, Any]) -> bool:
+    return "mmdet3d" in (metadata.get("versions") or {})
+
+
+def _go_back(
+    args: argparse.Namespace, state: Mapping[str, Tensor], metadata: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> None:
+    """Write our weights as the program `args.to` keeps them."""
+    from mmdet3d.interop.sources import GEOMETRY, PROGRAMS, geometry, to_published
+    from mmdet3d.io.weights import save_state
+
+    published, entries = to_published(state, args.to, str(args.source))
+    block = _model_block(args.config, metadata, overrides) if args.to in _WITH_GEOMETRY else None
+    computed = {} if block is None else geometry(published, block, str(args.source))
+    _print(entries)
+    save_state({PROGRAMS[args.to][0]: published | computed, "epoch": metadata.get("epoch", 0)}, args.target)
+    of_them = f", {len(computed)} of them geometry that the config determines" if computed else ""
+    print(f"{number_of(len(published | computed), 'tensor')} by the names of {args.to}{of_them}: {args.target}")
+    lifts = any("encoders.camera." in key for key in state)
+    if block is None and args.to in GEOMETRY and lifts:
+        remedy = "name the --config, and they are written" if args.to in _WITH_GEOMETRY else "load with strict=False"
+        print(f"not in it: {GEOMETRY[args.to]}, which {args.to} computes from its config; for a strict load {remedy}")
+
+
+def _model_block(
+    config: str | None, metadata: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """`model` of the config that is named, or else of the one that the weights were trained or converted with."""
+    if config is None and "model_config" in metadata:
+        block: Mapping[str, Any] = metadata["model_config"]
+        return block["student"]["model"] if "student" in block else block
+    if config is None:
+        config, overrides = metadata.get("config"), metadata.get("options") or {}
+    return None if config is None else configured(config, overrides).model
 
 
 def _for_config(
@@ -117,8 +173,6 @@ def _recognised(args: argparse.Namespace, state: Mapping[str, Tensor]) -> tuple[
         print(f"config: {config}" + "".join(f"\n  {key}: {value}" for key, value in options.items()))
         print(f"evaluate it: {command('test')} configs/{config} {quote(args.target)} --eval bbox")
         return converted, {"config": config, "options": options}
-    if args.part:
-        raise ValueError(f"--part is about published distillations, and {args.source} is not recognised as one")
     if backbone := convert_backbone(state, str(args.source)):
         converted, entries, kind = backbone
         _print(entries)
@@ -133,7 +187,7 @@ def _print(entries: Sequence[Entry]) -> None:
         print(entry)
     kinds = [entry.kind for entry in entries]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("loaded", "renamed", "permuted", "dropped"))
-    print(f"{len(entries)} tensors in the file: {counts}")
+    print(f"{number_of(len(entries), 'tensor')} in the file: {counts}")
 
 
 def _plain(value: object) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from mmdet3d.io.files import in_words
 from mmdet3d.machine import cpus
+from mmdet3d.shell import number_of
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -331,7 +332,8 @@ def _synthetic_kitti(args: argparse.Namespace) -> None:
         val_fraction=args.val_fraction,
     )
     root = generate_kitti(args.out_dir, settings, args.workers)
-    print(f"{root}: {', '.join(f'{len(ids)} frames {name}' for name, ids in settings.splits().items())}")
+    splits = (f"{number_of(len(ids), 'frame')} {name}" for name, ids in settings.splits().items())
+    print(f"{root}: {', '.join(splits)}")
 
 
 def _add_synthetic_vod(commands: argparse._SubParsersAction) -> None:
@@ -365,4 +367,5 @@ def _synthetic_vod(args: argparse.Namespace) -> None:
         val_fraction=args.val_fraction,
     )
     root = generate_vod(args.out_dir, settings, args.workers)
-    print(f"{root}: {', '.join(f'{len(ids)} frames {name}' for name, ids in settings.splits().items())}")
+    splits = (f"{number_of(len(ids), 'frame')} {name}" for name, ids in settings.splits().items())
+    print(f"{root}: {', '.join(splits)}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdet3d.commands.export import place_of
 from mmdet3d.engine.command import natural
+from mmdet3d.shell import number_of
 
 if TYPE_CHECKING:
     from mmdet3d.engine.detector import Detector
@@ -66,7 +67,7 @@ def main(words: list[str]) -> None:
     path = out_dir / "detections.json"
     with atomic_write(path) as file:
         file.write(json.dumps(as_json(detector, found), indent=1) + "\n")
-    print(f"{sum(map(len, found.values()))} detections in {len(found)} frames: {path}")
+    print(f"{number_of(sum(map(len, found.values())), 'detection')} in {number_of(len(found), 'frame')}: {path}")
 
 
 def as_json(detector: Detector, found: dict[str, Detections3D]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmdet3d.io.files import atomic_write, check_place, in_words, read_json
-from mmdet3d.shell import quote
+from mmdet3d.shell import number_of, quote
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -135,7 +135,7 @@ def _kitti(args: argparse.Namespace) -> None:
     strict, loose = evaluate_folder(args.detections, args.labels, ids, class_map)
     write_metrics(strict, path)
     print(format_metrics(metrics_by_name(strict, loose, CLASSES)))
-    print(f"\n{len(ids)} frames scored, metrics written to {path}")
+    print(f"\n{number_of(len(ids), 'frame')} scored, metrics written to {path}")
     if args.report is None:
         return
     from mmdet3d.commands._kitti_report import write_report
@@ -156,7 +156,7 @@ def _vod(args: argparse.Namespace) -> None:
     with atomic_write(path) as file:
         json.dump(metrics, file, indent=1)
     print(format_metrics(metrics))
-    print(f"\n{len(frames)} frames scored, metrics written to {path}")
+    print(f"\n{number_of(len(frames), 'frame')} scored, metrics written to {path}")
 
 
 def _free_place(args: argparse.Namespace, default: Path, name: str) -> Path:

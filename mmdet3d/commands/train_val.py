@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mmdet3d.config import CONFIG_ROOT, Config, find_config
 from mmdet3d.engine.command import add_override_options, read_overrides
 from mmdet3d.engine.overrides import configured, options_beside
-from mmdet3d.shell import command
+from mmdet3d.shell import command, number_of
 
 if TYPE_CHECKING:
     from mmdet3d.engine.evaluate import Results
@@ -97,7 +97,8 @@ def write(
     else:
         print(f"submission: {dataset.format(results['object'], out_dir)}")
     epoch = report.metadata.get("epoch")
-    print(f"{len(dataset)} frames, checkpoint: {report.path}{'' if epoch is None else f' (epoch {epoch})'}")
+    said = "" if epoch is None else f" (epoch {epoch})"
+    print(f"{number_of(len(dataset), 'frame')}, checkpoint: {report.path}{said}")
 
 
 def _folder(given: str | None, checkpoint: str | None, config: str) -> Path:

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from mmdet3d.engine.command import natural
+from mmdet3d.shell import number_of
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -59,8 +60,8 @@ def main(words: list[str]) -> None:
     indices = scenes[args.scene][: args.limit]
     args.save.parent.mkdir(parents=True, exist_ok=True)
     counts = record(detectors, indices, args.save, args.bbox_score)
-    boxes = ", ".join(f"{count} boxes of {title}" for title, count in counts.items())
-    print(f"{len(indices)} frames, {boxes}: {args.save} (open it with: rerun {args.save})")
+    boxes = ", ".join(f"{count} {'box' if count == 1 else 'boxes'} of {title}" for title, count in counts.items())
+    print(f"{number_of(len(indices), 'frame')}, {boxes}: {args.save} (open it with: rerun {args.save})")
 
 
 def _title(model: str) -> str:

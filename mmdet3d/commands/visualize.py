@@ -29,6 +29,7 @@ from mmdet3d.config import Config, load_config
 from mmdet3d.engine.command import above_zero, add_override_options, natural, read_overrides
 from mmdet3d.engine.overrides import configured, options_beside
 from mmdet3d.io.files import check_place
+from mmdet3d.shell import number_of
 
 if TYPE_CHECKING:
     import torch
@@ -158,13 +159,14 @@ def draw_all(args: argparse.Namespace, rest: list[str], folder: Path) -> None:
             yield picture, sample
 
     if args.video:
-        print(f"{len(indices)} pictures: {write_film((p for p, _ in pictures()), Path(args.video), args.fps)}")
+        film = write_film((p for p, _ in pictures()), Path(args.video), args.fps)
+        print(f"{number_of(len(indices), 'picture')}: {film}")
     else:
         for picture, sample in pictures():
             out_dir = writable_folder(args.out_dir, "--out-dir")  # now that there is something to put there
             time = sample.meta.get("timestamp")
             picture.save(out_dir / f"{'' if time is None else f'{time}-'}{sample.token}.png")
-        print(f"{len(indices)} pictures: {args.out_dir}")
+        print(f"{number_of(len(indices), 'picture')}: {args.out_dir}")
     if args.mode != "pred":
         print(f"ground truth: {dataset.annotations(indices)}")
     if best and max(best) < args.bbox_score:

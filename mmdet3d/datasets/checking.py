@@ -14,6 +14,7 @@ import numpy as np
 from mmdet3d.datasets.processes import in_processes
 from mmdet3d.io.files import atomic_write
 from mmdet3d.progress import progress_bar
+from mmdet3d.shell import number_of
 
 __all__ = ["REPORT", "Fault", "Looked", "check_all", "is_singular"]
 
@@ -68,7 +69,7 @@ def check_all(look: Callable[[Any], Looked], parts: Sequence[Any], workers: int,
     faults.sort(key=lambda fault: (fault.kind, fault.place))
     with atomic_write(report) as file:
         json.dump({"files": dict(files), "faults": [asdict(fault) for fault in faults]}, file, indent=1)
-    lines = [f"{kind}: {number} files read" for kind, number in sorted(files.items())]
+    lines = [f"{kind}: {number_of(number, 'file')} read" for kind, number in sorted(files.items())]
     if not faults:
         return [*lines, f"nothing is wrong ({report})"]
     for kind, number in Counter(fault.kind for fault in faults).items():

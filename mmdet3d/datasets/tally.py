@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from mmdet3d.shell import number_of
+
 __all__ = ["Tally", "counted"]
 
 _NAMED = 8  # kinds that a sentence names
@@ -42,8 +44,8 @@ class Tally:
 
     def __str__(self) -> str:
         if not self.annotated:
-            return f"{self.frames} annotated frames without an object"
-        where = f"annotated objects in {self.frames} frames"
+            return f"{number_of(self.frames, 'annotated frame')} without an object"
+        where = f"annotated objects in {number_of(self.frames, 'frame')}"
         if not self.left_out:
             return f"all {self.annotated} {where}"
         return f"{self.counting.total()} of {self.annotated} {where}; left out: {counted(self.left_out)}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmdet3d.blocks import check_keys, check_kind, nearest, number, read_block
 from mmdet3d.distill.losses import DistillLoss
+from mmdet3d.distill.losses.base import side_channels
 from mmdet3d.distill.schedule import LossSchedule
 from mmdet3d.registry import MODELS
 
@@ -75,9 +76,15 @@ class Term:
         return [tap.removeprefix(f"{self.owner}.") if self.owner else tap for tap in self.taps("teacher")]
 
     def pick(self, side: str, features: Mapping[str, Any]) -> Any:
-        """The value that the loss gets of one side, or the list of values."""
+        """The value that the loss gets of one side, or the list of values.
+
+        Raises:
+            ValueError: a tap names an item of a value that has none, or not so many.
+        """
         taps = getattr(self, side)
-        return _value(taps, features) if isinstance(taps, str) else [_value(tap, features) for tap in taps]
+        key = f"model.losses.{self.name}.{side}"
+        values = [_value(tap, features, key) for tap in _listed(taps)]
+        return values[0] if isinstance(taps, str) else values
 
     def entries(self, value: Tensor | Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
         """What the loss returned, weighted, by the names that the engine sums or logs."""
@@ -142,12 +149,12 @@ def build_term(
     channels = block.projection
     if channels is None:
         return term, loss, None
-    if not isinstance(channels, (list, tuple)) or len(channels) != 2 or not isinstance(student, str):
+    if not isinstance(student, str):
         raise ValueError(
             f"{where}.projection must be [student's channels, teacher's channels] of the one map that `student` names, "
             f"got {channels!r} for {student!r}"
         )
-    return term, loss, nn.Conv2d(channels[0], channels[1], 1)
+    return term, loss, nn.Conv2d(*side_channels(channels, f"{where}.projection"), 1)
 
 
 def owner_of(name: str, teachers: Collection[str], key: str) -> tuple[str, str]:
@@ -177,9 +184,16 @@ def _item(tap: str) -> tuple[str, int | None]:
     return (tap, None) if found is None else (found[1], int(found[2]))
 
 
-def _value(tap: str, features: Mapping[str, Any]) -> Any:
+def _value(tap: str, features: Mapping[str, Any], key: str) -> Any:
     name, item = _item(tap)
-    return features[name] if item is None else features[name][item]
+    value = features[name]
+    if item is None:
+        return value
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{key}: {tap!r} names an item of a list, but {name!r} is none; name {name!r} itself")
+    if item >= len(value):
+        raise ValueError(f"{key}: there is no {tap!r}, {name!r} has {len(value)} items, the last [{len(value) - 1}]")
+    return value[item]
 
 
 def _shapes(value: Any) -> Any:

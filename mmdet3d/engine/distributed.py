@@ -48,6 +48,7 @@ T = TypeVar("T")
 
 TIMEOUT = "DISTILL3D_TIMEOUT"  # environment variable: seconds that a rank waits for another
 _STALL = 600.0  # seconds without a step that are worth a warning, where no timeout is given
+_LONGEST = 30 * 24 * 3600  # seconds that a timeout may last: torch counts nanoseconds in 64 bits
 _HEAD_START = 2.0  # seconds for rank 0 to report
 
 _cpu_group: dist.ProcessGroup | None = None
@@ -62,7 +63,7 @@ def init() -> torch.device:
 
     Raises:
         ValueError: more processes on this machine than GPUs, an MPI launcher that does not say where to meet, no
-            working mpi4py below `torchpack dist-run`, or `DISTILL3D_TIMEOUT` is no positive number.
+            working mpi4py below `torchpack dist-run`, or `DISTILL3D_TIMEOUT` is no number of seconds from 1 to 30 days.
     """
     global _cpu_group, _watch
     share_cores()
@@ -130,8 +131,11 @@ def _timeout() -> timedelta | None:
         seconds = float(given)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"the environment variable {TIMEOUT} must be a number of seconds above 0, got {given!r}")
+    if not 1 <= seconds <= _LONGEST:
+        raise ValueError(
+            f"the environment variable {TIMEOUT} must be a number of seconds from 1 to {_LONGEST} (30 days), "
+            f"got {given!r}"
+        )
     return timedelta(seconds=seconds)
 
 

@@ -17,6 +17,7 @@ from mmdet3d.engine.interrupt import Interrupt, Interrupted
 from mmdet3d.engine.run_display import RunDisplay, RunState
 from mmdet3d.machine import single_threaded
 from mmdet3d.progress import read_report
+from mmdet3d.shell import number_of
 
 __all__ = ["Executor", "OnFailure", "Spent", "Task"]
 
@@ -185,7 +186,7 @@ class Executor:
                 start_new_session=True,
             )
         self._active[task.name] = _Active(task, process)
-        self._display.event(f"{task.name}: started, {task.steps} steps")
+        self._display.event(f"{task.name}: started, {number_of(task.steps, 'step')}")
 
     def _share(self, task: Task) -> int:
         """Cores for a task: what all that may run beside it leave it.

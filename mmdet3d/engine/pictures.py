@@ -23,6 +23,7 @@ from mmdet3d.interop.checkpoints import load_checkpoint
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.progress import progress_bar
+from mmdet3d.shell import number_of
 from mmdet3d.structures import Batch, BEVMasks, Boxes3D, Detections3D, Sample
 from mmdet3d.visualization import Areas, Heat, Layer, Panel, draw_frame, draw_panels, verdict_layers
 
@@ -306,7 +307,7 @@ def _heat_panel(title: str, subtitle: str, heat: Heat, scene: Scene) -> Panel:
 def _truth_panel(truth: Layer, scene: Scene) -> Panel:
     sensors = {"lidar": scene.points, "camera": scene.images or None, "radar": scene.radar}
     seen = " + ".join(_SENSORS[name] for name, data in sensors.items() if data is not None)
-    subtitle = f"{seen}\n{len(truth.boxes)} objects"
+    subtitle = f"{seen}\n{number_of(len(truth.boxes), 'object')}"
     return Panel(
         "ground truth",
         subtitle,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmdet3d.interop import crkd, labeldistill, monoskd, simdistill
 from mmdet3d.interop.checkpoints import EXCEPTIONS, TRAINING_ONLY, fitting_state
+from mmdet3d.shell import number_of
 
 __all__ = ["Entry", "convert", "traced"]
 
@@ -98,8 +99,8 @@ def traced(
             entries.append(Entry(key, targets, "permuted", rearranged(targets[0])))
     if unknown:
         raise ValueError(
-            f"{source} holds {len(unknown)} tensors that nothing accounts for ({', '.join(unknown[:4])}); if they are "
-            "of no use, save the file without them"
+            f"{source} holds {number_of(len(unknown), 'tensor')} that nothing accounts for ({', '.join(unknown[:4])}); "
+            "if they are of no use, save the file without them"
         )
     return converted, entries
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmdet3d.interop import crkd, labeldistill, monoskd, simdistill
 from mmdet3d.io.weights import read_weights
-from mmdet3d.shell import command
+from mmdet3d.shell import command, number_of
 
 __all__ = [
     "EXCEPTIONS",
@@ -105,7 +105,7 @@ class LoadReport:
 
     def __str__(self) -> str:
         kept = f", {len(self.missing)} keep their initial values" if self.missing else ""
-        return f"{self.loaded} tensors from {self.path}{kept}"
+        return f"{number_of(self.loaded, 'tensor')} from {self.path}{kept}"
 
 
 def load_checkpoint(
@@ -280,7 +280,7 @@ def _guess(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     theirs, ours = _traits(state), _traits(own)
     only_file, only_model = sorted(theirs - ours), sorted(ours - theirs)
     if not only_file and not only_model:
-        return "Was it saved with another config, or by another project?"
+        return "It was saved with another config or by another project"
     parts = []
     if only_file:
         parts.append(f"the file has {', '.join(only_file)}, which this config lacks")

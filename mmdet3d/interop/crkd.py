@@ -11,6 +11,7 @@ __all__ = ["is_published", "left_out", "published_state", "student_state", "teac
 _PARTS = ("encoders", "fuser", "decoder", "heads")
 _STUDENT = tuple(f"{part}_student." for part in _PARTS)
 _TEACHER = tuple(f"{part}." for part in _PARTS)
+_FOREIGN = "encoders.simulated."  # SimDistill's
 _ADAPTERS = "fused_feat_affinity_loss."
 
 
@@ -49,5 +50,12 @@ def left_out(key: str) -> str:
 
 
 def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A detector as a published one, of BEVFusion or CRKD, whose names are ours."""
-    return {k: v for k, v in state.items() if k.startswith(_TEACHER)}
+    """A detector as a published one, of BEVFusion or CRKD, whose names are ours.
+
+    Raises:
+        ValueError: it has a part that these programs do not have.
+    """
+    foreign = next((k for k in state if k.startswith(_FOREIGN) or not k.startswith(_TEACHER)), None)
+    if foreign is not None:
+        raise ValueError(f"neither BEVFusion nor CRKD has a place for {foreign}, so this is no detector of theirs")
+    return dict(state)

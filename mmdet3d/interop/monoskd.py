@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-__all__ = ["is_published", "left_out", "published_state", "student_state", "teacher_state"]
+__all__ = ["detector_state", "is_published", "left_out", "published_state", "student_state", "teacher_state"]
 
 logger = logging.getLogger(__name__)
 
 _STUDENT = "centernet_rgb."
 _TEACHER = "centernet_depth."
+_NECK = "feat_up."
 _HELPER = "of a distillation loss"
 _ADAPTER = re.compile(r"(losses\.\w+\.)adapters\.(\d+)\.(.+)")
 _FUSION = re.compile(r"(losses\.\w+\.)fusions\.(\d+\..+)")
@@ -57,8 +58,18 @@ def left_out(key: str) -> str:
 
 
 def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A detector as the student of a published distillation."""
-    return {f"{_STUDENT}{k}": v for k, v in state.items()}
+    """A `MonoDetector` as the student of a published distillation; raises ValueError if it is another detector."""
+    return {f"{_STUDENT}{k}": v for k, v in detector_state(state).items()}
+
+
+def detector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A `MonoDetector`, whose names are those of DID-M3D; raises ValueError if it is another detector."""
+    if not any(k.startswith(_NECK) for k in state):
+        raise ValueError(
+            f"DID-M3D and MonoSKD have one network, with a neck of the name {_NECK.rstrip('.')}; weights without it, "
+            f"such as {next(iter(state), 'none')}, are of another detector"
+        )
+    return dict(state)
 
 
 def _source(key: str) -> str | None:

@@ -103,12 +103,16 @@ def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A `SimulatedFusion` that lifts once (`share_view_transform`) as the student of a published model.
 
     Raises:
-        ValueError: it lifts twice, or without LiDAR depth, as no published student does.
+        ValueError: it lifts twice, without LiDAR depth or for one branch alone, as no published student does.
     """
     if any(k.startswith("encoders.simulated.vtransform.") for k in state):
         raise ValueError("the published SimDistill lifts once; a student with a view transform of its own does not fit")
     if not any(k.startswith("encoders.camera.vtransform.dtransform.") for k in state):
         raise ValueError("the published SimDistill lifts by DepthLSSTransform; a student with another does not fit")
+    if not any(k.startswith("encoders.simulated.") for k in state):
+        raise ValueError(
+            "the published SimDistill simulates LiDAR features; a detector without `encoders.simulated` does not fit"
+        )
     published = {}
     for key, value in state.items():
         for pattern, name in _BACK:

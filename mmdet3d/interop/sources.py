@@ -15,7 +15,7 @@ from mmdet3d.interop.account import Entry, convert, traced
 from mmdet3d.interop.checkpoints import EXCEPTIONS, TRAINING_ONLY, fitting_state, in_our_layout, published_options
 from mmdet3d.models import build_model
 
-__all__ = ["PROGRAMS", "Network", "convert_published", "published_networks", "to_published"]
+__all__ = ["GEOMETRY", "PROGRAMS", "Network", "convert_published", "geometry", "published_networks", "to_published"]
 
 State = dict[str, Tensor]
 
@@ -160,7 +160,8 @@ def convert_published(
             refused.append((len(own.keys() ^ in_our_layout(state, own, part, source).keys()), str(error)))
             continue
         return converted, entries, network, config, {**network.options, **published_options(model, {})}
-    raise ValueError(f"{min(refused)[1]}; if the file is of another config, name that (--config)")
+    reason = min(refused)[1].rstrip("?.")
+    raise ValueError(f"{reason}; if the file is of another config, name that (--config)")
 
 
 def _traits_of_block(block: Mapping[str, Any]) -> set[str]:
@@ -191,8 +192,27 @@ PROGRAMS: dict[str, tuple[str, Callable[[Mapping[str, Tensor]], State]]] = {
     "labeldistill": ("state_dict", labeldistill.published_state),
     "mmdetection3d": ("state_dict", labeldistill.published_state),
     "monoskd": ("model_state", monoskd.published_state),
-    "did-m3d": ("model_state", dict),
+    "did-m3d": ("model_state", monoskd.detector_state),
 }
+
+
+# By program what its files hold besides weights, because it computes that from its config once.
+_BEVFUSION_GEOMETRY = "vtransform.dx, bx, nx and frustum, and Swin's relative_position_index"
+GEOMETRY: dict[str, str] = {
+    **dict.fromkeys(("bevfusion", "crkd", "simdistill"), _BEVFUSION_GEOMETRY),
+    "labeldistill": "backbone.voxel_size, voxel_coord, voxel_num and frustum",
+}
+
+
+def geometry(state: Mapping[str, Tensor], block: Mapping[str, Any], source: str) -> State:
+    """What files of BEVFusion and CRKD hold besides the weights `state`, computed from the `model` of their config.
+
+    Raises:
+        ValueError: the weights are not of that model; `source` names them.
+    """
+    model = build_model(block)
+    fitting_state(state, model.state_dict(), source=source, owner="the config's model")
+    return {k: v for k, v in model.named_buffers() if _is_geometry(k)}
 
 
 def to_published(state: Mapping[str, Tensor], program: str, source: str) -> tuple[State, list[Entry]]:
@@ -217,6 +237,10 @@ def to_published(state: Mapping[str, Tensor], program: str, source: str) -> tupl
         return _why_not_shipped(key.removeprefix(student))
 
     own = kept(state)
+    try:
+        names(own)
+    except ValueError as error:
+        raise ValueError(f"{source} is of no network that {program} has: {error}") from error
     published, entries = traced(state, lambda t: names(kept(t)), left_out, labeldistill.rearranged, source)
     back = fitting_state(published, own, source=f"{source}, as a file of {program},", owner="what it was made from")
     moved = [k for k, v in own.items() if not torch.equal(back[k], v)]
@@ -226,7 +250,11 @@ def to_published(state: Mapping[str, Tensor], program: str, source: str) -> tupl
 
 
 def _why_not_shipped(key: str) -> str:
-    name = key.rpartition(".")[2]
-    if name in EXCEPTIONS and name != "num_batches_tracked":
-        return EXCEPTIONS[name]
+    if _is_geometry(key):
+        return EXCEPTIONS[key.rpartition(".")[2]]
     return next((f"it {reason}" for part, reason in TRAINING_ONLY.items() if key.startswith(part)), "")
+
+
+def _is_geometry(key: str) -> bool:
+    name = key.rpartition(".")[2]
+    return name in EXCEPTIONS and name != "num_batches_tracked"

@@ -150,9 +150,12 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return _read_pytorch(path)
     metadata = verified_metadata(path)
     try:
-        return _plain_names(load_file(path)), metadata
+        tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file ({error}); copy or download it again") from error
+    if not tensors:
+        raise ValueError(f"{path} holds no weights")
+    return _plain_names(tensors), metadata
 
 
 def _read_pytorch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -167,6 +170,12 @@ def _read_pytorch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
     if not tensors:
         raise ValueError(f"{path} holds no weights: expected tensors by name, or such a mapping under 'state_dict'")
+    for key, tensor in tensors.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{path} holds tensors by {key!r} instead of by name; save a module's `state_dict()`")
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "quantized" if tensor.is_quantized else "without values" if tensor.is_meta else "sparse"
+            raise ValueError(f"{path}: the tensor {key} is {kind}, and weights are dense; save it so, or leave it out")
     return _plain_names(tensors), dict(meta) if isinstance(meta, Mapping) else {}
 
 

@@ -75,7 +75,7 @@ def draw_frame(
     else:
         views = [draw_bev(layers, classes, points, radar, extent, behind=behind, heat=g) for g in grounds]
     picture = _row(views)
-    legend = draw_legend(layers, classes, picture.width, points is not None, radar is not None, areas)
+    legend = draw_legend(layers, classes, picture.width, _any(points), _any(radar), areas)
     return _stack([picture, legend])
 
 
@@ -121,11 +121,16 @@ def draw_panels(
         views.append(draw_bev(panel.layers, classes, panel.points, panel.radar, extent, column, behind, heat))
         columns.append(_stack(views))
     layers = [layer for panel in panels for layer in panel.layers]
-    sensors = [any(p.points is not None for p in panels), any(p.radar is not None for p in panels)]
+    sensors = [any(_any(p.points) for p in panels), any(_any(p.radar) for p in panels)]
     picture = Image.new("RGB", (width, max(c.height for c in columns)), BACKGROUND)
     picture.paste(_row(columns), (0, 0))
     heats = [panel.heat for panel in panels if panel.heat is not None]
     return _stack([picture, draw_legend(layers, classes, width, *sensors, heats)])
+
+
+def _any(points: Tensor | None) -> bool:
+    """Whether the legend has to say what these are."""
+    return points is not None and len(points) > 0
 
 
 def _camera(panel: Panel, name: str | None) -> int:

@@ -451,6 +451,18 @@ def test_unknown_taps_name_the_nearest(files):
         distiller.setup_training(no_evaluation)
 
 
+@pytest.mark.parametrize("tap", ["fuser[0]", "fuser[9]", "heads.object[1]"])
+def test_only_items_that_a_list_has_can_be_named(files, tap):
+    """A map's first sample is no level, and one that neither side has is not compared."""
+    reason = "no list|names an item of a list" if tap.startswith("fuser") else r"has 1 items, the last \[0\]"
+    sides = {side: LOSSES["feature"] | {side: tap} for side in ("student", "teacher")}
+    for side, loss in {**sides, "student ": LOSSES["feature"] | {"student": tap, "teacher": tap}}.items():
+        distiller = make(files, losses={"feature": loss})
+        distiller.setup_training(no_evaluation)
+        with pytest.raises(ValueError, match=rf"model\.losses\.feature\.{side.strip()}: .*({reason})"):
+            distiller.loss(batch())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -123,7 +123,7 @@ def test_detecting_with_weights_whose_config_is_named(place: Path, capsys: pytes
     with pytest.raises(ValueError, match=r"name it \(--config\)"):
         detect.main(words)
     detect.main([*words, "--config", read_card("crkd-demo-control")["config"]])
-    assert "detections in 1 frames: found" in capsys.readouterr().out
+    assert "detections in 1 frame: found" in capsys.readouterr().out
 
 
 def test_an_exported_program_detects_without_models(

@@ -11,6 +11,7 @@ import test_labeldistill_checkpoint as label
 import test_simdistill_checkpoint as sim
 import torch
 from published import tensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mmdet3d.commands import convert_checkpoint
@@ -19,7 +20,7 @@ from mmdet3d.distill.teacher import build_detector
 from mmdet3d.engine.overrides import options_beside
 from mmdet3d.interop.account import convert
 from mmdet3d.interop.checkpoints import load_checkpoint
-from mmdet3d.interop.sources import PROGRAMS, convert_published, published_networks, to_published
+from mmdet3d.interop.sources import PROGRAMS, convert_published, geometry, published_networks, to_published
 from mmdet3d.io.weights import read_metadata, read_weights, save_weights
 from mmdet3d.models import build_model
 from mmdet3d.models.backbones import DLA, ResNet, SwinTransformer, ViTAEv2
@@ -197,7 +198,7 @@ def test_the_account_tells_what_was_done_to_each_tensor() -> None:
 
 def test_what_nothing_accounts_for_is_an_error() -> None:
     state = mono.published_distillation() | {"adaptor": torch.empty(3)}
-    with pytest.raises(ValueError, match=r"file\.pth holds 1 tensors that nothing accounts for \(adaptor\)"):
+    with pytest.raises(ValueError, match=r"file\.pth holds 1 tensor that nothing accounts for \(adaptor\)"):
         convert_published(state, published_networks(state), None, "file.pth")
     state = mono.published_detector() | {"more.weight": torch.empty(3)}
     with pytest.raises(ValueError, match=r"rgb_baseline\.yaml: 1 unexpected \(more\.weight\).*--config"):
@@ -210,10 +211,15 @@ def test_what_nothing_accounts_for_is_an_error() -> None:
         ({"encoders.simulated.vtransform.w": 1}, "simdistill", "lifts once"),
         ({"encoders.camera.vtransform.depthnet.w": 1}, "simdistill", "lifts by DepthLSSTransform"),
         ({"encoders.camera.w": 1, "losses.x": 1}, "labeldistill", "has a place for encoders.camera.w"),
+        ({"encoders.lidar.w": 1, "encoders.camera.vtransform.dtransform.w": 1}, "simdistill", "simulates LiDAR"),
+        ({"encoders.lidar.w": 1, "heads.object.w": 1}, "monoskd", "such as encoders.lidar.w, are of another detector"),
+        ({"encoders.lidar.w": 1, "heads.object.w": 1}, "did-m3d", "such as encoders.lidar.w, are of another detector"),
+        ({"feat_up.w": 1, "backbone.w": 1}, "crkd", "neither BEVFusion nor CRKD has a place for feat_up.w"),
+        ({"encoders.simulated.w": 1}, "bevfusion", "has a place for encoders.simulated.w"),
     ],
 )
 def test_a_network_that_the_program_does_not_have_is_refused(state, program, message) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"^ours\.safetensors is of no network that {program} has: .*{message}"):
         to_published({k: torch.ones(2) for k in state}, program, "ours.safetensors")
 
 
@@ -291,6 +297,89 @@ def test_the_command_writes_the_options_and_later_commands_take_them(tmp_path, c
     assert torch.load(back, weights_only=True)["model_state"].keys() == mono.published_detector().keys()
 
 
+@pytest.mark.parametrize("there", ["kept.safetensors", "kept.json"])
+def test_nothing_that_is_there_is_overwritten(there, tmp_path) -> None:
+    """Neither the target, nor the JSON that would come beside it."""
+    torch.save({"something": torch.ones(2)}, tmp_path / "in.pth")
+    (tmp_path / there).write_text("mine")
+    with pytest.raises(ValueError, match=rf"{there} exists already"):
+        convert_checkpoint.main([str(tmp_path / "in.pth"), str(tmp_path / "kept.safetensors")])
+    assert {p.name for p in tmp_path.iterdir()} == {"in.pth", there} and (tmp_path / there).read_text() == "mine"
+    with pytest.raises(ValueError, match=r"written as \.safetensors or \.pth, not as kept\.onnx"):
+        convert_checkpoint.main([str(tmp_path / "in.pth"), str(tmp_path / "kept.onnx")])
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({0: torch.ones(2), "a.weight": torch.ones(2)}, "holds tensors by 0 instead of by name"),
+        ({"a.weight": torch.eye(2).to_sparse()}, "the tensor a.weight is sparse, and weights are dense"),
+        ({"a.weight": torch.ones(2, device="meta")}, "the tensor a.weight is without values"),
+        ({"a.weight": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, "a.weight is quantized"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused(state, message, tmp_path) -> None:
+    torch.save({"state_dict": state}, tmp_path / "in.pth")
+    with pytest.raises(ValueError, match=rf"in\.pth.*{message}"):
+        convert_checkpoint.main([str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors")])
+    assert [p.name for p in tmp_path.iterdir()] == ["in.pth"]
+
+
+def test_geometry_is_computed_from_the_config_that_fits() -> None:
+    """A view transform lies in a detector under the name that it has there."""
+    block = {
+        "type": "LSSTransform",
+        "in_channels": 2,
+        "out_channels": 3,
+        "image_size": [16, 32],
+        "feature_size": [2, 4],
+    }
+    block |= {"xbound": [-4, 4, 1], "ybound": [-2, 2, 1], "zbound": [-10, 10, 20], "dbound": [1, 9, 2]}
+    state = build_model(block).state_dict()
+    found = geometry(state, block, "ours.safetensors")
+    assert {k: v.tolist() for k, v in found.items() if k != "frustum"} == {
+        "dx": [1, 1, 20],
+        "bx": [-3.5, -1.5, 0],
+        "nx": [8, 4, 1],
+    }
+    assert found["frustum"].shape == (4, 2, 4, 3) and found["nx"].dtype == torch.int64
+    with pytest.raises(ValueError, match=r"ours\.safetensors does not fit the config's model: 1 missing"):
+        geometry({k: v for k, v in state.items() if k != "depthnet.bias"}, block, "ours.safetensors")
+
+
+@pytest.mark.slow
+def test_geometry_goes_back_where_a_config_determines_it(tmp_path, capsys) -> None:
+    """CRKD's files hold it, and its program loads strictly; the card of converted weights names their config."""
+    name, config = "d_student_CR_resnet50_default", f"{DET}/camera+radar/resnet50/default.yaml"
+    published = {k: torch.zeros(v.shape) if v.ndim else torch.tensor(0) for k, v in crkd(name).items()}
+    torch.save({"state_dict": published}, tmp_path / "theirs.pth")
+    convert_checkpoint.main([str(tmp_path / "theirs.pth"), str(tmp_path / "ours.safetensors")])
+    convert_checkpoint.main([str(tmp_path / "ours.safetensors"), str(tmp_path / "back.pth"), "--to", "crkd"])
+    assert "4 of them geometry" in capsys.readouterr().out
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
+    assert {k: tuple(v.shape) for k, v in back.items()} == tensors(name)
+    view = "encoders.camera.vtransform."
+    assert torch.allclose(back[f"{view}dx"], torch.tensor([0.6, 0.6, 20.0]))
+    assert torch.allclose(back[f"{view}bx"], torch.tensor([-53.7, -53.7, 0.0]))
+    assert back[f"{view}nx"].tolist() == [180, 180, 1]
+    assert back[f"{view}frustum"][-1, -1, -1].tolist() == [703, 255, 59.0]
+
+    (tmp_path / "ours.json").unlink()
+    convert_checkpoint.main([str(tmp_path / "ours.safetensors"), str(tmp_path / "bare.pth"), "--to", "crkd"])
+    assert "not in it: vtransform.dx, bx, nx and frustum" in capsys.readouterr().out
+    bare = torch.load(tmp_path / "bare.pth", weights_only=True)["state_dict"]
+    assert published.keys() - bare.keys() == {f"{view}{n}" for n in ("dx", "bx", "nx", "frustum")}
+    words = [str(tmp_path / "ours.safetensors"), str(tmp_path / "named.pth"), "--to", "crkd", "--config", config]
+    convert_checkpoint.main(words)
+    assert torch.load(tmp_path / "named.pth", weights_only=True)["state_dict"].keys() == published.keys()
+
+
+def test_a_file_without_tensors_is_refused(tmp_path) -> None:
+    save_file({}, tmp_path / "in.safetensors")
+    with pytest.raises(ValueError, match=r"in\.safetensors holds no weights"):
+        convert_checkpoint.main([str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors")])
+
+
 def test_the_programs_that_the_command_offers_are_those_that_there_are() -> None:
     assert tuple(PROGRAMS) == convert_checkpoint._PROGRAMS
 
@@ -303,7 +392,10 @@ def test_files_of_ours_and_of_nobody_change_their_container_alone(tmp_path, caps
         convert_checkpoint.main([str(tmp_path / name), str(tmp_path / f"{name}.safetensors")])
     assert "is of no program that is known" in capsys.readouterr().out
     assert read_weights(tmp_path / "ours.safetensors.safetensors")[0].keys() == state.keys()
-    with pytest.raises(ValueError, match="not recognised"):
-        convert_checkpoint.main([str(tmp_path / "other.pth"), str(tmp_path / "a.pth"), "--part", "student"])
+    for name, message in (("other.pth", "not recognised"), ("ours.safetensors", "is a file of this project")):
+        with pytest.raises(ValueError, match=f"--part is about published distillations, and .*{message}"):
+            convert_checkpoint.main([str(tmp_path / name), str(tmp_path / "a.pth"), "--part", "student"])
+    with pytest.raises(ValueError, match="leave out --part, or name the --config"):
+        convert_checkpoint.main([*(str(tmp_path / n) for n in ("other.pth", "a.pth")), "--part=teacher", "--prefix=x"])
     with pytest.raises(ValueError, match=r"--to crkd writes a file for another program, a \.pth"):
         convert_checkpoint.main([str(tmp_path / "ours.safetensors"), str(tmp_path / "a.safetensors"), "--to", "crkd"])

@@ -56,7 +56,7 @@ def test_from_training_to_submission(main, world: Path, tmp_path: Path, capsys: 
         ]
     )
     output = capsys.readouterr().out
-    assert "1 frames, checkpoint: " in output and "epoch_1.safetensors (epoch 1)" in output
+    assert "1 frame, checkpoint: " in output and "epoch_1.safetensors (epoch 1)" in output
     with zipfile.ZipFile(run / "evaluation" / "test-epoch_1" / "kitti_results.zip") as archive:
         assert archive.namelist() == ["000000.txt"]
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -323,3 +324,16 @@ def test_mpi_without_a_meeting_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"without MASTER_HOST=host:port.*torchpack dist-run"):
         distributed.init()
+
+
+@pytest.mark.parametrize("seconds", ["1e300", "1e-12", "0", "-5", "nan", "inf", "2592001", "soon", ""])
+def test_a_timeout_out_of_bounds_is_refused(seconds: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch cannot count, and what is no time to wait at all."""
+    from mmdet3d.engine import distributed
+
+    monkeypatch.setenv(distributed.TIMEOUT, seconds)
+    with pytest.raises(ValueError, match=f"TIMEOUT must be a number of seconds from 1 to 2592000 .*'{seconds}'"):
+        distributed._timeout()
+    for fine in ("1", "2592000"):
+        monkeypatch.setenv(distributed.TIMEOUT, fine)
+        assert distributed._timeout() == timedelta(seconds=int(fine))

@@ -98,5 +98,5 @@ def test_mistakes_in_the_config(changes: dict[str, Any], message: str) -> None:
 def test_mistakes_in_the_batch() -> None:
     with pytest.raises(ValueError, match="BEVFusion needs `history`"):
         model("camera", "radar").predict(make_batch())
-    with pytest.raises(ValueError, match=r"model.history is 2, but the batch holds 1 earlier frames.*key_offsets"):
+    with pytest.raises(ValueError, match=r"model.history is 2, but the batch holds 1 earlier frame;.*key_offsets"):
         model("camera", "radar").predict(batch(1))

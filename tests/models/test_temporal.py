@@ -170,6 +170,7 @@ def test_loss_terms_and_depth_of_the_key_frame_alone() -> None:
     ("changes", "message"),
     [
         ({"history": 0}, "model.history must be at least 1, got 0"),
+        ({"history": 10**9}, "model.history must be at most 100 earlier frames.*got 1000000000"),
         ({"history": 3}, r"in_channels is 18, but 1 \+ history = 4 frames of 6 channels make 24"),
         ({"fuser": {"type": "ConvFuser"}}, "fuser of a TemporalCamera must be null"),
         ({"encoders": {"lidar": {}}}, r"unknown config key model\.encoders\.lidar"),
@@ -183,7 +184,7 @@ def test_mistakes_in_the_config(changes: dict[str, Any], message: str) -> None:
 def test_mistakes_in_the_batch() -> None:
     with pytest.raises(ValueError, match="TemporalCamera needs `history`"):
         model().predict(bev_models.make_batch())
-    with pytest.raises(ValueError, match=r"model.history is 2, but the batch holds 1 earlier frames.*key_offsets"):
+    with pytest.raises(ValueError, match=r"model.history is 2, but the batch holds 1 earlier frame;.*key_offsets"):
         model().predict(make_batch(1))
 
 

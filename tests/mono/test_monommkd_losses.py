@@ -300,7 +300,7 @@ def test_large_features_stay_finite():
         ({"weight_mode": "x"}, "weight_mode must be one of logits, map"),
         ({"levels": [2, 4, 8]}, "levels must be strides out of 32, 16, 8, 4"),
         ({"levels": [4]}, "with a number of channels each"),
-        ({"temperature": 0}, "temperature must be positive"),
+        ({"temperature": 0}, "temperature must be above 0"),
         ({"balance": "epoch"}, "needs `epochs`"),
     ],
 )

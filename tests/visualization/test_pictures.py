@@ -315,6 +315,21 @@ def test_real_frame(shared: Path) -> None:
     assert checked > 5
 
 
+def test_the_legend_names_no_sensor_without_points(calibration: Calibration) -> None:
+    layers = [Layer("detections", Boxes3D.empty(), torch.zeros(0, dtype=torch.int64))]
+    none, some = torch.zeros(0, 7), torch.tensor([[5.0, 0, 0, 0, 1, 0, 0]])
+
+    def frame(**sensors: torch.Tensor | None) -> bytes:
+        return draw_frame(layers, ["car"], calibration, **sensors).tobytes()
+
+    assert frame(points=none, radar=none) == frame(points=None, radar=None)
+
+    def columns(radar: torch.Tensor | None) -> bytes:
+        return draw_panels([Panel("one", "", layers, calibration, radar=radar)], ["car"], 40, width=200).tobytes()
+
+    assert columns(none) == columns(None) != columns(some)
+
+
 def test_text_above_a_column_is_as_large_as_fits() -> None:
     text = "cameras + radar: 14 hit, 16 false (5 not drawn), 27 missed"
     size = fitting(text, 400, 22)

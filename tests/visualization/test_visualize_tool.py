@@ -80,9 +80,9 @@ def test_command_line_draws_ground_truth(config: Path) -> None:
     command = [sys.executable, str(TOOL), str(config), "--mode", "gt", "--out-dir", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert [p.name for p in out.iterdir()] == ["1000000-small.png"] and "1 pictures" in done.stdout
+    assert [p.name for p in out.iterdir()] == ["1000000-small.png"] and "1 picture: " in done.stdout
     assert Image.open(out / "1000000-small.png").width <= 1920
-    assert "ground truth: 2 of 3 annotated objects in 1 frames; left out: 1 animal of no class here" in done.stdout
+    assert "ground truth: 2 of 3 annotated objects in 1 frame; left out: 1 animal of no class here" in done.stdout
 
 
 @pytest.mark.parametrize("mode", ["pred", "both"])

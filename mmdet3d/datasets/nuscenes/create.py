@@ -17,6 +17,7 @@ from mmdet3d.datasets.nuscenes.resumable import digest, digest_files, resumable_
 from mmdet3d.datasets.nuscenes.source import NUSCENES, Source
 from mmdet3d.io.files import check_place
 from mmdet3d.io.pickles import load_pickle
+from mmdet3d.shell import number_of
 
 __all__ = ["check_scenes", "create_nuscenes", "list_frames"]
 
@@ -134,7 +135,10 @@ def _create_infos(
     records = [record_from_dict(f) for r in results for f in r["frames"]]
     missing = sorted({m for r in results for m in r["missing"]})
     write_infos(records, {**metadata, "missing": len(missing)}, path)
-    print(f"{path}: {len(records)} frames" + (f"; {len(missing)} files missing, e.g. {missing[0]}" if missing else ""))
+    print(
+        f"{path}: {number_of(len(records), 'frame')}"
+        + (f"; {number_of(len(missing), 'file')} missing, e.g. {missing[0]}" if missing else "")
+    )
     for line in report(records, missing, source):
         print(f"  {line}")
     return True

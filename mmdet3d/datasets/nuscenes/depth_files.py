@@ -17,6 +17,7 @@ from mmdet3d.datasets.records import CameraRecord, FrameRecord
 from mmdet3d.datasets.transforms.depth import DEPTH_FOLDER
 from mmdet3d.datasets.transforms.lidar import read_points
 from mmdet3d.io.files import atomic_write
+from mmdet3d.shell import number_of
 from mmdet3d.structures import project
 
 __all__ = ["create_depth", "project_scan"]
@@ -65,8 +66,8 @@ def create_depth(
     parts = folder.with_name(f".{folder.name}.{digest([version, tables, missing])}.parts")
     written = sum(resumable_map(write, pieces, parts, workers, f"{folder}, {_FRAMES_PER_PIECE} frames each"))
     images = sum(len(f.cameras) for f in frames)
-    absent = f"; {len(missing)} files missing, e.g. {missing[0]}" if missing else ""
-    print(f"{folder}: {images} images, {written} written now{absent}")
+    absent = f"; {number_of(len(missing), 'file')} missing, e.g. {missing[0]}" if missing else ""
+    print(f"{folder}: {number_of(images, 'image')}, {written} written now{absent}")
     return folder
 
 

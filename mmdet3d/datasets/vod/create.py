@@ -23,6 +23,7 @@ from mmdet3d.evaluation.kitti_objects import DONT_CARE
 from mmdet3d.evaluation.vod import CLASSES
 from mmdet3d.io.files import check_place
 from mmdet3d.progress import progress_bar
+from mmdet3d.shell import number_of
 
 __all__ = ["CAMERA", "RADAR", "check_vod", "create_vod"]
 
@@ -66,7 +67,7 @@ def create_vod(root: str | Path, out_dir: str | Path, tag: str = "vod", radar: s
         for record in records:
             if record.names is not None:
                 tally.add(record.names.tolist(), CLASSES, record.left_out)
-        print(f"{path}: {len(records)} frames" + (f"; {tally}" if tally.frames else ""))
+        print(f"{path}: {number_of(len(records), 'frame')}" + (f"; {tally}" if tally.frames else ""))
     return written
 
 

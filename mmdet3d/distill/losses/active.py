@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmdet3d.blocks import not_negative
 from mmdet3d.distill.losses.base import DistillLoss, full_precision, require_same_shape
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch
@@ -32,7 +33,8 @@ class ActiveFeatureLoss(DistillLoss):
 
     def __init__(self, shared: float = 0.0768, alone: float = 0.0128, activity: float = 1.0) -> None:
         super().__init__()
-        self.shared, self.alone, self.activity = shared, alone, activity
+        self.shared, self.alone = not_negative(shared, "shared"), not_negative(alone, "alone")
+        self.activity = not_negative(activity, "activity")
 
     @full_precision
     def forward(self, student_value: Tensor, teacher_value: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.blocks import ConfigKeyError
 from mmdet3d.distill.outline import Outline, head_of
 from mmdet3d.distill.rasters import strided
 from mmdet3d.models.detectors.base import Detector
@@ -24,6 +25,7 @@ __all__ = [
     "level_grid",
     "raster_of",
     "require_same_shape",
+    "side_channels",
     "sum_of",
 ]
 
@@ -138,6 +140,14 @@ def require_same_shape(loss: DistillLoss, student: Tensor, teacher: Tensor) -> N
             f"{type(loss).__name__} compares maps of shapes {tuple(student.shape)} and {tuple(teacher.shape)}; "
             "give `projection: [student's channels, teacher's channels]` if only the channels differ"
         )
+
+
+def side_channels(value: Sequence[int], key: str = "projection") -> tuple[int, int]:
+    """Channels of a layer that brings the student's map to the teacher's; raises ConfigKeyError if they are none."""
+    wrong = any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in value)
+    if wrong or len(value) != 2:
+        raise ConfigKeyError(key, f" must be [student's channels, teacher's channels], got {list(value)}")
+    return value[0], value[1]
 
 
 def sum_of(terms: Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mmdet3d.blocks import number
 from mmdet3d.distill.losses.base import full_precision
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
 from mmdet3d.distill.losses.response import quality_focal
@@ -40,7 +41,7 @@ class CenterResponseLoss(CenterHeadLoss):
         if target not in ("teacher", "product"):
             raise ValueError(f"CenterResponseLoss: target must be teacher or product, got {target!r}")
         self.target = target
-        self.min_score = min_score
+        self.min_score = number(min_score, "min_score")
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         super().bind(teacher, student)

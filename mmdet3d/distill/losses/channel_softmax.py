@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmdet3d.blocks import not_negative, number
 from mmdet3d.distill.losses.base import full_precision, require_same_shape
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
 from mmdet3d.models.losses import clamped_sigmoid
@@ -31,7 +32,8 @@ class ChannelSoftmaxLoss(CenterHeadLoss):
 
     def __init__(self, objects: float = 5.0, inventions: float = 1.0, threshold: float = 0.1) -> None:
         super().__init__()
-        self.objects, self.inventions, self.threshold = objects, inventions, threshold
+        self.objects, self.inventions = not_negative(objects, "objects"), not_negative(inventions, "inventions")
+        self.threshold = number(threshold, "threshold")
 
     @full_precision
     def forward(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.blocks import at_least, not_negative
 from mmdet3d.distill.losses.base import DistillLoss, full_precision, sum_of
 from mmdet3d.distill.losses.relation import adapter, affinity_distance, resize
 from mmdet3d.ops.soft_rank import soft_rank
@@ -52,7 +53,9 @@ class CorrelationLoss(DistillLoss):
             raise ValueError(f"CorrelationLoss ranks must be teacher_shift or both, got {ranks!r}")
         if not correlation and not affinity:
             raise ValueError("CorrelationLoss has neither correlation nor affinity; switch the loss off with null")
-        self.correlation, self.affinity, self.ranks = correlation, affinity, ranks
+        self.correlation = not_negative(correlation, "correlation")
+        self.affinity, self.ranks = not_negative(affinity, "affinity"), ranks
+        [at_least(1, c, "channels") for c in channels]
         self.adapters = nn.ModuleList(adapter(c) if adapt else nn.Identity() for c in channels)
 
     @full_precision

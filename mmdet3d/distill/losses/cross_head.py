@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.distill.losses.base import Shared, full_precision, require_same_shape
+from mmdet3d.blocks import not_negative
+from mmdet3d.distill.losses.base import Shared, full_precision, require_same_shape, side_channels
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss, center_head
 from mmdet3d.distill.losses.response import quality_focal_loss
 from mmdet3d.distill.outline import Outline
@@ -46,8 +47,8 @@ class CrossHeadLoss(CenterHeadLoss):
         velocity: bool = True,
     ) -> None:
         super().__init__()
-        self.projection = nn.Identity() if projection is None else nn.Conv2d(projection[0], projection[1], 1)
-        self.align, self.beta = align, beta
+        self.projection = nn.Identity() if projection is None else nn.Conv2d(*side_channels(projection), 1)
+        self.align, self.beta = align, not_negative(beta, "beta")
         self.quantities = [name for name in REGRESSION if velocity or name != "vel"]
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:

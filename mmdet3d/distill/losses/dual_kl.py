@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdet3d.blocks import at_least, positive
 from mmdet3d.distill.losses.base import DistillLoss, full_precision
 from mmdet3d.distill.losses.relation import adapter
 from mmdet3d.models.heads.mono.depth_bins import IGNORED
@@ -92,8 +93,9 @@ class DualKLLoss(DistillLoss):
                 f"DualKLLoss levels must be strides out of {', '.join(map(str, _STRIDES))} with a number of channels "
                 f"each, got levels {list(levels)} and channels {list(channels)}"
             )
-        if not temperature > 0:
-            raise ValueError(f"DualKLLoss temperature must be positive, got {temperature}")
+        positive(temperature, "temperature")
+        if epochs is not None:
+            at_least(1, epochs, "epochs")
         if balance == "epoch" and not epochs:
             raise ValueError("DualKLLoss with balance: epoch needs `epochs`, the length of the training")
         self.levels, self.temperature, self.standardise, self.epochs = tuple(levels), temperature, standardise, epochs

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdet3d.distill.losses.base import DistillLoss, detection_head, full_precision, raster_of, require_same_shape
+from mmdet3d.distill.losses.base import (
+    DistillLoss,
+    detection_head,
+    full_precision,
+    raster_of,
+    require_same_shape,
+    side_channels,
+)
 from mmdet3d.distill.masks import enlarge, footprint_mask
 from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
@@ -36,7 +43,7 @@ class FeatureLoss(DistillLoss):
         self.projection = (
             nn.Identity()
             if projection is None
-            else nn.Sequential(*conv_bn_relu(projection[0], projection[1], 3, padding=1))
+            else nn.Sequential(*conv_bn_relu(*side_channels(projection), 3, padding=1))
         )
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:

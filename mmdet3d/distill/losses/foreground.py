@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdet3d.blocks import at_least, not_negative
 from mmdet3d.distill.losses.base import DistillLoss, full_precision, sum_of
 from mmdet3d.distill.losses.relation import adapter, affinity_distance, resize
 from mmdet3d.models.heads.mono.targets import MonoTargets
@@ -63,8 +64,8 @@ class ForegroundLoss(DistillLoss):
         super().__init__()
         if not foreground and not affinity:
             raise ValueError("ForegroundLoss has neither foreground nor affinity; switch the loss off with null")
-        self.foreground, self.affinity = foreground, affinity
-        deep_first = list(channels)[::-1]
+        self.foreground, self.affinity = not_negative(foreground, "foreground"), not_negative(affinity, "affinity")
+        deep_first = [at_least(1, c, "channels") for c in channels][::-1]
         self.fusions = nn.ModuleList(_Fusion(c, deepest=i == 0) for i, c in enumerate(deep_first))
         self.adapters = nn.ModuleList(adapter(c) for c in deep_first)
 

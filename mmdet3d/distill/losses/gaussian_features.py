@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmdet3d.blocks import at_least, positive
 from mmdet3d.distill.losses.base import DistillLoss, full_precision, level_grid, raster_of, require_same_shape
 from mmdet3d.distill.losses.partition import masked_distance
 from mmdet3d.distill.masks import gaussian_mask
@@ -59,7 +60,7 @@ class TrajectoryFeatureLoss(GaussianFeatureLoss):
 
     def __init__(self, frames: int = 4, interval: float = 0.5) -> None:
         super().__init__()
-        self.frames, self.interval = frames, interval
+        self.frames, self.interval = at_least(1, frames, "frames"), positive(interval, "interval")
 
     @full_precision
     def forward(self, student_value: Tensor, teacher_value: Tensor, batch: Batch) -> Tensor:

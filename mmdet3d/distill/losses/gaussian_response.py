@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mmdet3d.blocks import positive
 from mmdet3d.distill.losses.base import full_precision
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
 from mmdet3d.distill.masks import gaussian_mask
@@ -30,7 +31,7 @@ class GaussianResponseLoss(CenterHeadLoss):
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature = positive(temperature, "temperature")
 
     @full_precision
     def forward(

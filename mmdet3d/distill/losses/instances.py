@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdet3d.distill.losses.base import DistillLoss, Shared, full_precision, level_grid, raster_of
+from mmdet3d.blocks import at_least, positive
+from mmdet3d.distill.losses.base import DistillLoss, Shared, full_precision, level_grid, raster_of, side_channels
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
 from mmdet3d.distill.losses.object_points import features_at
 from mmdet3d.distill.outline import Outline, head_of
@@ -36,7 +37,7 @@ class InstanceLoss(CenterHeadLoss):
 
     def __init__(self, count: int = 50) -> None:
         super().__init__()
-        self.count = count
+        self.count = at_least(1, count, "count")
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         super().bind(teacher, student)
@@ -89,8 +90,9 @@ class ContrastiveLoss(DistillLoss):
 
     def __init__(self, channels: Sequence[int], width: int = 512, temperature: float = 0.07) -> None:
         super().__init__()
-        self.projections = nn.ModuleList(_projection(c, width) for c in channels)
-        self.temperature = temperature
+        at_least(1, width, "width")
+        self.projections = nn.ModuleList(_projection(c, width) for c in side_channels(channels, "channels"))
+        self.temperature = positive(temperature, "temperature")
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         self._grid = raster_of(student, "ContrastiveLoss")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmdet3d.blocks import not_negative
 from mmdet3d.distill.losses.base import DistillLoss, full_precision, require_same_shape
 from mmdet3d.distill.losses.response import quality_focal
 from mmdet3d.distill.outline import Outline, head_of
@@ -31,7 +32,7 @@ class MapResponseLoss(DistillLoss):
 
     def __init__(self, beta: float = 2.0) -> None:
         super().__init__()
-        self.beta = beta
+        self.beta = not_negative(beta, "beta")
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         head = head_of(student, "map")

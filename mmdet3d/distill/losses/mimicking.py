@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdet3d.blocks import not_negative, number
 from mmdet3d.distill.losses.base import DistillLoss, full_precision
 from mmdet3d.models.heads.mono.depth_bins import IGNORED
 from mmdet3d.models.heads.mono.losses import mean_of
@@ -43,7 +44,8 @@ class MimickingLoss(DistillLoss):
             raise ValueError(f"MimickingLoss loss must be focal or ce, got {loss!r}")
         if gamma < 0 or 0 < gamma < 1:
             raise ValueError(f"MimickingLoss gamma must be 0 or at least 1, got {gamma}")
-        self.loss, self.alpha, self.gamma, self.object_weight = loss, alpha, gamma, object_weight
+        self.loss, self.alpha, self.gamma = loss, not_negative(alpha, "alpha"), number(gamma, "gamma")
+        self.object_weight = not_negative(object_weight, "object_weight")
 
     @full_precision
     def forward(self, student_value: list[Any], teacher_value: Any, batch: Batch) -> dict[str, Tensor]:

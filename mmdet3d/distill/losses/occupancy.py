@@ -12,7 +12,7 @@ from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.detectors.bevfusion import BEVFusion
 from mmdet3d.models.heads.gaussian import gaussian_radius
-from mmdet3d.models.vtransforms.base import BaseTransform
+from mmdet3d.models.vtransforms.base import BaseTransform, count_cells
 from mmdet3d.ops.bev_pool import PoolPlan, plan_pool
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, Boxes3D
@@ -38,9 +38,9 @@ class OccupancyLoss(DistillLoss):
         zbound: Sequence[float] = (-5.0, 3.0, 1.0),
     ) -> None:
         super().__init__()
-        bounds = (xbound, ybound, zbound)
-        self.lower, self.cell = [b[0] for b in bounds], [b[2] for b in bounds]
-        self.cells = [round((b[1] - b[0]) / b[2]) for b in bounds]
+        bounds = {"xbound": xbound, "ybound": ybound, "zbound": zbound}
+        self.cells = count_cells(bounds)
+        self.lower, self.cell = [b[0] for b in bounds.values()], [b[2] for b in bounds.values()]
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         self._views = [Shared(_view_transform(student, "student")), Shared(_view_transform(teacher, "teacher"))]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmdet3d.blocks import ConfigKeyError, at_least
 from mmdet3d.distill.losses.base import DistillLoss, detection_head, full_precision
 from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
@@ -65,6 +66,12 @@ class PartitionedFeatureLoss(DistillLoss):
                 "PartitionedFeatureLoss: student_channels and teacher_channels need one entry per level, got "
                 f"{list(student_channels)} and {list(teacher_channels)}"
             )
+        at_least(1, frames, "frames")
+        for key, channels in (("student_channels", student_channels), ("teacher_channels", teacher_channels)):
+            if not channels:
+                raise ConfigKeyError(key, " must have an entry per level, got []")
+            for count in channels:
+                at_least(1, count, key)
         if student_channels[0] % frames:
             raise ValueError(
                 f"PartitionedFeatureLoss: {student_channels[0]} channels of the first level are no {frames} frames "

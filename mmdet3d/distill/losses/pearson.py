@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.distill.losses.base import DistillLoss, full_precision, raster_of, require_same_shape
+from mmdet3d.distill.losses.base import DistillLoss, full_precision, raster_of, require_same_shape, side_channels
 from mmdet3d.distill.masks import footprint_mask
 from mmdet3d.distill.outline import Outline
 from mmdet3d.models.detectors.base import Detector
@@ -45,7 +45,7 @@ class PearsonFeatureLoss(DistillLoss):
             raise ValueError(f"PearsonFeatureLoss: region must be one of {', '.join(REGIONS)}, got {region!r}")
         self.region = region
         self.needs_labels = region == "objects"
-        self.projection = nn.Identity() if projection is None else nn.Conv2d(projection[0], projection[1], 1)
+        self.projection = nn.Identity() if projection is None else nn.Conv2d(*side_channels(projection), 1)
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         if self.region == "objects":

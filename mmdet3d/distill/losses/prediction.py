@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmdet3d.blocks import not_negative, number
 from mmdet3d.distill.losses.base import full_precision
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
 from mmdet3d.distill.losses.response import quality_focal_loss
@@ -29,8 +30,8 @@ class PredictionLoss(CenterHeadLoss):
 
     def __init__(self, positive: float = 0.1, box_beta: float = 1 / 9) -> None:
         super().__init__()
-        self.positive = positive
-        self.box_beta = box_beta
+        self.positive = number(positive, "positive")
+        self.box_beta = not_negative(box_beta, "box_beta")
 
     @full_precision
     def forward(

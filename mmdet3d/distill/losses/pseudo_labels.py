@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mmdet3d.blocks import nearest
+from mmdet3d.blocks import nearest, not_negative, number
 from mmdet3d.distill.losses.base import Shared, full_precision, sum_of
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
 from mmdet3d.distill.outline import Outline, head_of
@@ -44,7 +44,9 @@ class PseudoLabelLoss(CenterHeadLoss):
         super().__init__()
         if frames not in ("unlabelled", "all"):
             raise ValueError(f"PseudoLabelLoss: frames must be unlabelled or all, got {frames!r}")
-        self.min_score, self.frames, self.distance = min_score, frames, distance
+        for score in min_score.values() if isinstance(min_score, Mapping) else (min_score,):
+            number(score, "min_score")
+        self.min_score, self.frames, self.distance = min_score, frames, not_negative(distance, "distance")
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:
         super().bind(teacher, student)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmdet3d.distill.losses.base import full_precision, level_grid, require_same_shape
+from mmdet3d.blocks import at_least, not_negative, number
+from mmdet3d.distill.losses.base import full_precision, level_grid, require_same_shape, side_channels
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
 from mmdet3d.distill.masks import footprints
 from mmdet3d.models.layers import conv_bn_relu
@@ -59,13 +60,16 @@ class RegionFeatureLoss(CenterHeadLoss):
         threshold: float = 0.1,
     ) -> None:
         super().__init__()
+        at_least(0, blocks, "blocks")
         if blocks and projection is None:
             raise ValueError("RegionFeatureLoss: blocks need a projection, [student's channels, teacher's channels]")
-        self.projection = nn.Identity() if projection is None else _adapter(projection[0], projection[1], blocks)
+        self.projection = nn.Identity() if projection is None else _adapter(*side_channels(projection), blocks)
         self.spatial_conv = nn.Conv2d(1, 1, 3, padding=1) if spatial else None
-        self.foreground, self.false_positives, self.background = foreground, false_positives, background
-        self.spatial = spatial
-        self.attention, self.threshold = attention, threshold
+        self.foreground = not_negative(foreground, "foreground")
+        self.background = not_negative(background, "background")
+        self.false_positives = not_negative(false_positives, "false_positives")
+        self.spatial = not_negative(spatial, "spatial")
+        self.attention, self.threshold = attention, number(threshold, "threshold")
 
     @full_precision
     def forward(self, student_value: Tensor, teacher_value: Any, batch: Batch) -> dict[str, Tensor]:

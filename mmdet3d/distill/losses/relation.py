@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mmdet3d.blocks import at_least
 from mmdet3d.distill.losses.base import DistillLoss, full_precision, sum_of
 from mmdet3d.models.layers import PointwiseConv2d
 from mmdet3d.registry import MODELS
@@ -55,7 +56,8 @@ class AffinityLoss(DistillLoss):
 
     def __init__(self, sizes: Sequence[int] = (32, 16, 8, 4), channels: int = 256, adapt: bool = True) -> None:
         super().__init__()
-        self.sizes = tuple(sizes)
+        self.sizes = tuple(at_least(1, size, "sizes") for size in sizes)
+        at_least(1, channels, "channels")
         self.adapt_modules = nn.ModuleList(_Adapter(channels) if adapt else nn.Identity() for _ in self.sizes)
 
     @full_precision

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmdet3d.blocks import not_negative
 from mmdet3d.distill.losses.base import full_precision
 from mmdet3d.distill.losses.center_heads import CenterHeadLoss
 from mmdet3d.distill.outline import Outline
@@ -44,8 +45,8 @@ class ResponseLoss(CenterHeadLoss):
         unknown = [name for name in parameters if name not in REGRESSION]
         if unknown:
             raise ValueError(f"ResponseLoss: parameters {unknown} are not among {', '.join(REGRESSION)}")
-        self.task_weights = tuple(task_weights)
-        self.beta = beta
+        self.task_weights = tuple(not_negative(weight, "task_weights") for weight in task_weights)
+        self.beta = not_negative(beta, "beta")
         self.quantities = tuple(parameters)
 
     def bind(self, teacher: Detector | Outline, student: Detector) -> None:

@@ -19,11 +19,13 @@ from mmdet3d.models.steps import VOXELS, PointVoxels
 from mmdet3d.models.vtransforms.depth_map import DrawnPoints
 from mmdet3d.ops.bev_pool import PoolPlan
 from mmdet3d.registry import MODELS
+from mmdet3d.shell import number_of
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
 __all__ = ["BEVFusion", "build_camera"]
 
 # Whose data a field of a batch is, where the field has another name.
+_LONGEST_HISTORY = 100  # frames; a scene of nuScenes has 40 key frames
 _SENSORS = {"images": "camera", "points": "lidar"}
 
 DETECTION = "object"  # the head whose answers are detections
@@ -139,6 +141,11 @@ class BEVFusion(Detector):
     def _check_history(self, fuser: Mapping[str, Any] | None) -> None:
         if self.history < 0:
             raise ValueError(f"model.history must not be negative, got {self.history}")
+        if self.history > _LONGEST_HISTORY:
+            raise ValueError(
+                f"model.history must be at most {_LONGEST_HISTORY} earlier frames, each of which goes through the "
+                f"camera encoder, got {self.history}"
+            )
         if self.history and "camera" not in self.sensors:
             raise ValueError(f"model.history is {self.history}, but there is no camera to look back with; set it to 0")
         if self.history and fuser is not None:
@@ -225,8 +232,8 @@ class BEVFusion(Detector):
         frames = batch.require("history", type(self).__name__)
         if len(frames) != self.history:
             raise ValueError(
-                f"model.history is {self.history}, but the batch holds {len(frames)} earlier frames; make it the "
-                "number of key_offsets of LoadHistoryImages"
+                f"model.history is {self.history}, but the batch holds {number_of(len(frames), 'earlier frame')}; "
+                "make it the number of key_offsets of LoadHistoryImages"
             )
         return torch.cat([self._encode_frame(frame, batch) for frame in frames], dim=1)
 

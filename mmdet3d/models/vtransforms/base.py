@@ -5,6 +5,7 @@ Shapes: B samples, N cameras, D depth bins, h x w feature pixels, X x Y x Z cell
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmdet3d.blocks import ConfigKeyError
 from mmdet3d.models.layers import PointwiseConv2d, conv_bn_relu
 from mmdet3d.models.vtransforms.depth_map import DrawnPoints
 from mmdet3d.models.vtransforms.depth_supervision import depth_loss
@@ -19,7 +21,9 @@ from mmdet3d.ops.bev_pool import PlanCache, PoolPlan, plan_pool
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Batch, BEVGrid, Calibration, inverse_3x3
 
-__all__ = ["BaseTransform"]
+__all__ = ["BaseTransform", "count_cells"]
+
+_MOST_CELLS = 1 << 27  # of float32, half a gigabyte
 
 
 class BaseTransform(nn.Module, ABC):
@@ -65,7 +69,7 @@ class BaseTransform(nn.Module, ABC):
     ) -> None:
         super().__init__()
         bounds = {"xbound": xbound, "ybound": ybound, "zbound": zbound}
-        self.cells = tuple(_count(name, bound) for name, bound in bounds.items())
+        self.cells = count_cells(bounds)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.image_size = tuple(image_size)
@@ -299,13 +303,32 @@ def _rotate(matrix: Tensor, points: Tensor) -> Tensor:
     return points @ matrix.transpose(-1, -2)
 
 
-def _count(name: str, bound: Sequence[float]) -> int:
-    """Whole number of cells in (lower, upper, cell)."""
-    lower, upper, cell = bound
-    count = round((upper - lower) / cell) if cell > 0 else 0
-    if count < 1 or abs(lower + count * cell - upper) > 1e-3 * cell:
-        raise ValueError(f"{name} must be [lower, upper, cell] with a whole number of cells, got {list(bound)}")
-    return count
+def count_cells(bounds: Mapping[str, Sequence[float]], each: int = 1) -> tuple[int, ...]:
+    """Whole numbers of cells in (lower, upper, cell) of every axis.
+
+    Args:
+        bounds: by key of the config.
+        each: values that are kept per cell.
+
+    Raises:
+        ConfigKeyError: no such bounds, or more cells than `_MOST_CELLS`.
+    """
+    counts = {}
+    for name, bound in bounds.items():
+        known = len(bound) == 3 and all(b is not None and math.isfinite(b) for b in bound) and bound[2] > 0
+        count = round((bound[1] - bound[0]) / bound[2]) if known else 0
+        if count < 1 or abs(bound[0] + count * bound[2] - bound[1]) > 1e-3 * bound[2]:
+            problem = " must be [lower, upper, cell] with a whole number of cells"
+            raise ConfigKeyError(name, f"{problem}, got {list(bound)}")
+        counts[name] = count
+    if math.prod(counts.values()) * each > _MOST_CELLS:
+        name = max(counts, key=lambda axis: counts[axis])
+        raise ConfigKeyError(
+            name,
+            f" {list(bounds[name])} makes {counts[name]} cells along one axis, {math.prod(counts.values()) * each} in "
+            f"all; at most {_MOST_CELLS} are allowed, so enlarge the last number, the cell",
+        )
+    return tuple(counts.values())
 
 
 def _grid(lower: Sequence[float], cell: Sequence[float], cells: Sequence[int], downsample: int) -> BEVGrid:
@@ -326,7 +349,7 @@ def _frustum(image_size: Sequence[int], feature_size: Sequence[int], dbound: Seq
     Pixels are spread from the first to the last pixel of the image (corners, not the centres of feature cells).
     """
     near, _, step = dbound
-    d = near + step * torch.arange(_count("dbound", dbound))
+    d = near + step * torch.arange(count_cells({"dbound": dbound}, feature_size[0] * feature_size[1])[0])
     v = torch.linspace(0, image_size[0] - 1, feature_size[0])
     u = torch.linspace(0, image_size[1] - 1, feature_size[1])
     d, v, u = torch.meshgrid(d, v, u, indexing="ij")
