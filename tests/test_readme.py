@@ -27,10 +27,10 @@ from mmdet3d.zoo import read_card, weight_path
 
 ROOT = Path(__file__).resolve().parents[1]
 START, EXTENDING, SEEING = "docs/get_started.md", "docs/extending.md", "docs/seeing.md"
-ZOO = "docs/model_zoo.md"
+ZOO, SEGMENTATION = "docs/model_zoo.md", "docs/segmentation.md"
 SYSTEMS = tuple(f"docs/systems/{file.name}" for file in sorted((ROOT / "docs" / "systems").glob("*.md")))
 METHODS = "docs/methods.md"
-FIRST = ("README.md", START, EXTENDING, SEEING, ZOO, METHODS, *SYSTEMS)  # their commands are all typed somewhere
+FIRST = ("README.md", START, EXTENDING, SEEING, ZOO, METHODS, SEGMENTATION, *SYSTEMS)  # all their commands are typed
 BIN = Path(sys.executable).parent
 
 
@@ -59,7 +59,8 @@ def test_every_command_is_covered_here_or_elsewhere(document: str) -> None:
         r"python tools/create_data\.py kitti",  # tests/kitti/test_create.py
         r"python tools/train_val\.py",  # below, and tests/kitti/test_train_val.py
     )
-    here = {*commands("Synthetic data", START), *commands(document=SEEING), *commands(document=ZOO)}
+    here = {*commands("Synthetic data", START)}
+    here.update(*(commands(document=page) for page in (SEEING, ZOO, SEGMENTATION)))
     left = [c for c in commands(document=document) if c not in here and not any(re.match(p, c) for p in elsewhere)]
     assert left == []
 
@@ -151,6 +152,20 @@ def test_the_model_zoo_from_top_to_bottom(tmp_path: Path) -> None:
     expected = read_card("crkd-demo-distilled")["small_world"]["metrics"]
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-4)
     assert len(list((tmp_path / "runs/zoo/pictures").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_map_segmentation_from_top_to_bottom(tmp_path: Path) -> None:
+    """The commands of docs/segmentation.md, but for the recipe."""
+    for name in ("configs", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for command in commands("On the synthetic world", SEGMENTATION):
+        words = [sys.executable, *shlex.split(command)[1:]]
+        subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    found = json.loads((tmp_path / "runs/seg-test/metrics.json").read_text())["metrics"]
+    assert {"object/map", "map/mean/iou@max", "map/walkway/iou@0.50"} <= found.keys()
+    assert found["map/mean/iou@max"] > 0.05  # what an even guess has
+    assert len(list((tmp_path / "runs/seg-pictures").iterdir())) == 1
 
 
 @pytest.mark.slow
