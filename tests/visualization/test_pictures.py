@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmdet3d.datasets.transforms import Compose, empty_sample
-from mmdet3d.structures import Boxes3D, Calibration, Detections3D, project
+from mmdet3d.structures import BEVGrid, BEVMasks, Boxes3D, Calibration, Detections3D, project
 from mmdet3d.visualization import (
     PALETTE,
     RADAR,
+    Areas,
     Layer,
     Panel,
     box_segments,
@@ -28,6 +29,7 @@ from mmdet3d.visualization import (
     judge,
     verdict_layers,
 )
+from mmdet3d.visualization.areas import AREA_COLORS
 from mmdet3d.visualization.layers import INK, fitting, font
 from mmdet3d.visualization.legend import draw_legend
 
@@ -225,6 +227,21 @@ def test_one_guess_is_drawn_for_a_place() -> None:
     *_, false, hit = verdict_layers(truth, torch.tensor([1]), found)
     assert hit.boxes.centers[:, 0].tolist() == [0.5]
     assert false.boxes.centers[:, 0].tolist() == pytest.approx([10.9, 20, 21.1, 30, 30.5]) and false.hidden == 2
+
+
+def test_areas_lie_where_their_cells_are_and_later_classes_hide_earlier_ones() -> None:
+    values = torch.zeros(2, 4, 2, dtype=torch.bool)
+    values[0, 3] = True  # from x = 20 m on
+    values[1, 3, 1] = True  # of that, what lies ahead
+    masks = BEVMasks(values, ("drivable_area", "own_class"), BEVGrid((-40.0, -40.0), (20.0, 40.0), (4, 2)))
+    picture = Areas("map", masks, torch.eye(4)).ground(50.0, 100)
+    colors = {place: picture.getpixel(place) for place in [(80, 20), (80, 80), (60, 50), (95, 50)]}  # x right, y down
+    nothing = (240, 240, 240)
+    assert list(colors.values()) == [(150, 150, 150), AREA_COLORS["drivable_area"], nothing, nothing]
+    mirrored = Areas("map", masks, torch.diag(torch.tensor([-1.0, 1, 1, 1]))).ground(50.0, 100)
+    assert mirrored.getpixel((20, 20)) == (150, 150, 150) and mirrored.getpixel((80, 20)) == nothing
+    drawn = draw_bev([], (), extent=50.0, size=200, heat=Areas("map", masks, torch.eye(4)))
+    assert drawn.getpixel((170, 150)) == AREA_COLORS["drivable_area"]
 
 
 def test_line_styles_tell_verdicts_apart() -> None:
