@@ -29,6 +29,8 @@ RECIPES = (
     "crkd_small",
     "simdistill_small",
     "labeldistill_small",
+    "monoskd_taught",
+    "monommkd_taught",
     "monoskd_small",
     "monommkd_small",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -275,8 +275,10 @@ class Oracle(torch.nn.Module):
         super().__init__()
         self.dataset = dataset
 
-    def predict(self, batch: Batch) -> list[Detections3D]:
-        return [self.dataset.ground_truth(self.dataset.tokens.index(token)) for token in batch.tokens]
+    tasks = ("object",)
+
+    def predict_tasks(self, batch: Batch, tasks: Collection[str]) -> dict[str, list[Detections3D]]:
+        return {"object": [self.dataset.ground_truth(self.dataset.tokens.index(token)) for token in batch.tokens]}
 
 
 def test_every_image_is_scored(world: Path, tmp_path: Path) -> None:

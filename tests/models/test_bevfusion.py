@@ -318,7 +318,7 @@ def test_a_lidar_detector_starts_one_with_cameras(tmp_path: Path, caplog: pytest
         (("lidar",), {"encoders.lidra": {}}, "did you mean 'lidar'"),
         (("lidar",), {"encoders.lidar.voxelise": {}}, "did you mean 'voxelize'"),
         (("camera",), {"encoders.camera.neck": None}, r"encoders\.camera\.neck is missing"),
-        (("lidar",), {"heads.map": {"type": "BEVSegmentationHead"}}, r"unknown model type 'BEVSegmentationHead'"),
+        (("lidar",), {"heads.map": {"type": "BEVSegmentationHaed"}}, "unknown .*did you mean 'BEVSegmentationHead'"),
         (("lidar",), {"heads.object": None}, "model.heads names no head"),
         (("lidar",), {"decoder.neck": None}, r"decoder\.neck is missing"),
         (
