@@ -49,6 +49,7 @@ T = TypeVar("T")
 TIMEOUT = "DISTILL3D_TIMEOUT"  # environment variable: seconds that a rank waits for another
 _STALL = 600.0  # seconds without a step that are worth a warning, where no timeout is given
 _LONGEST = 30 * 24 * 3600  # seconds that a timeout may last: torch counts nanoseconds in 64 bits
+_GLOO = ("gloo/", "caused pair closure", "Connection closed by peer")  # its errors have no class of their own
 _HEAD_START = 2.0  # seconds for rank 0 to report
 
 _cpu_group: dist.ProcessGroup | None = None
@@ -264,7 +265,8 @@ def may_say_why() -> bool:
 
 def lost_contact(error: Exception) -> bool:
     """Whether an error is that of a collective whose other ranks ended or cannot be reached."""
-    return world_size() > 1 and (isinstance(error, dist.DistError) or "gloo/" in str(error))
+    said = any(words in str(error) for words in _GLOO)
+    return world_size() > 1 and (isinstance(error, dist.DistError) or said)
 
 
 def leave(code: int) -> None:
