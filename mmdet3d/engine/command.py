@@ -11,6 +11,7 @@ import logging
 import math
 import re
 import resource
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -143,6 +144,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         _leave(130)
     except Exception as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise a worker's death amid the report
         sentence = _sentence(error)
         if sentence is None or "--debug" in words:
             traceback.print_exc()

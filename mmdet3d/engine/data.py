@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -293,7 +294,7 @@ def batches(loader: DataLoader[Any], left_out: LeftOut | None = None) -> Iterato
     # launcher sends to the whole group, and with it the training process, before its checkpoint.
     with _deferred(signal.SIGTERM):
         source = iter(loader)
-    for batch in source:
+    for batch in _received(source):
         distributed.progress()
         if isinstance(batch, _Failure):
             raise batch.error
@@ -301,6 +302,19 @@ def batches(loader: DataLoader[Any], left_out: LeftOut | None = None) -> Iterato
             if left_out is not None:
                 left_out.add(batch.errors)
             batch = batch.content
+        yield batch
+
+
+def _received(source: Iterator[Any]) -> Iterator[Any]:
+    """What the workers send; RuntimeError, whose text begins with "DataLoader worker", if one of them is gone."""
+    while True:
+        try:
+            batch = next(source)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError) as error:  # of the pipe: those of a data set arrive as a `_Failure`
+            time.sleep(1.0)  # torch's handler of a child's death raises here, and knows which worker died of what
+            raise RuntimeError("DataLoader worker has ended while it sent a batch") from error
         yield batch
 
 
