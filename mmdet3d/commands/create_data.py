@@ -43,6 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _subcommand(commands: argparse._SubParsersAction, name: str, what: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    _add_workers(command)
+    return command
+
+
 def _add_workers(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--workers",
@@ -57,6 +65,20 @@ def count(word: str) -> int:
     return min(int(word), cpus())
 
 
+def _add_world(command: argparse.ArgumentParser, out_dir: str, val_fraction: float) -> None:
+    command.add_argument("--out-dir", default=out_dir, help="dataset root; finished scenes in it are kept")
+    command.add_argument("--seed", type=int, default=0, help="another number is another world")
+    command.add_argument("--val-fraction", type=float, default=val_fraction, help="share of the scenes for validation")
+
+
+def _add_optics(command: argparse.ArgumentParser, image_size: tuple[int, int], real: str) -> None:
+    command.add_argument(
+        "--image-size", type=int, nargs=2, default=image_size, metavar=("WIDTH", "HEIGHT"), help=f"pixels; {real}"
+    )
+    command.add_argument("--difficulty", type=float, default=1.0, help="0 clean ... 1 as in life ... 3 hard")
+    command.add_argument("--reach", type=float, default=45.0, help="populated road before and behind the car, metres")
+
+
 def _add_check(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--check",
@@ -66,17 +88,12 @@ def _add_check(command: argparse.ArgumentParser) -> None:
 
 
 def _add_nuscenes(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "nuscenes",
-        help="info files and ground-truth database of a nuScenes-format data set",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    command = _subcommand(commands, "nuscenes", "info files and ground-truth database of a nuScenes-format data set")
     command.add_argument("--root-path", default="./data/nuscenes", help="dataset root")
     command.add_argument("--out-dir", default=None, help="where info files go; the dataset root if not given")
     command.add_argument("--extra-tag", default="nuscenes", help="prefix of the info files")
     command.add_argument("--version", default="v1.0", help="v1.0 (trainval), v1.0-mini, v1.0-test or v1.0-synthetic")
     command.add_argument("--max-sweeps", type=int, default=10, help="LiDAR sweeps recorded per key frame")
-    _add_workers(command)
     command.add_argument(
         "--allow-missing",
         action="store_true",
@@ -105,15 +122,12 @@ def _nuscenes(args: argparse.Namespace) -> None:
 
 
 def _add_depth(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "depth",
-        help="depth labels of the key-frame images as files (GTDepth in a pipeline needs none)",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    command = _subcommand(
+        commands, "depth", "depth labels of the key-frame images as files (GTDepth in a pipeline needs none)"
     )
     command.add_argument("--root-path", default="./data/nuscenes", help="dataset root")
     command.add_argument("--out-dir", default=None, help="where depth_gt/ goes; the dataset root if not given")
     command.add_argument("--version", default="v1.0", help="v1.0 (trainval), v1.0-mini or v1.0-synthetic")
-    _add_workers(command)
     command.add_argument("--allow-missing", action="store_true", help="use what exists of an incomplete data set")
     command.set_defaults(run=_depth)
 
@@ -125,14 +139,11 @@ def _depth(args: argparse.Namespace) -> None:
 
 
 def _add_kitti(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "kitti",
-        help="check a KITTI folder and name what is missing; make dense depth from the LiDAR",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    command = _subcommand(
+        commands, "kitti", "check a KITTI folder and name what is missing; make dense depth from the LiDAR"
     )
     command.add_argument("--root-path", default="./data/KITTI3D", help="dataset root, with training and testing")
     command.add_argument("--depth", action="store_true", help="make missing maps of training/depth_dense first")
-    _add_workers(command)
     command.add_argument("--class-map", nargs="+", default=[], metavar="OWN=KITTI", help="what own classes count as")
     _add_check(command)
     command.set_defaults(run=_kitti)
@@ -154,17 +165,12 @@ def _kitti(args: argparse.Namespace) -> None:
 
 
 def _add_truckscenes(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "truckscenes",
-        help="info files of MAN TruckScenes",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    command = _subcommand(commands, "truckscenes", "info files of MAN TruckScenes")
     command.add_argument("--root-path", default="./data/truckscenes", help="dataset root")
     command.add_argument("--out-dir", default=None, help="where info files go; the dataset root if not given")
     command.add_argument("--extra-tag", default="truckscenes", help="prefix of the info files")
     command.add_argument("--version", default=None, help="folder of the tables; the only one if not given")
     command.add_argument("--max-sweeps", type=int, default=6, help="earlier scans of each LiDAR per key frame")
-    _add_workers(command)
     command.add_argument(
         "--allow-missing",
         action="store_true",
@@ -197,18 +203,13 @@ def _truckscenes(args: argparse.Namespace) -> None:
 
 
 def _add_vod(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "vod",
-        help="info files of View-of-Delft",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    command = _subcommand(commands, "vod", "info files of View-of-Delft")
     command.add_argument("--root-path", default="./data/view_of_delft", help="dataset root, with lidar, radar, ...")
     command.add_argument("--out-dir", default=None, help="where info files go; the dataset root if not given")
     command.add_argument("--extra-tag", default="vod", help="prefix of the info files")
     command.add_argument(
         "--radar", default="radar_5_scans", help="folder of the radar points: radar, radar_3_scans or radar_5_scans"
     )
-    _add_workers(command)
     _add_check(command)
     command.set_defaults(run=_vod)
 
@@ -222,24 +223,13 @@ def _vod(args: argparse.Namespace) -> None:
 
 
 def _add_synthetic(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "synthetic",
-        help="a procedural driving world in the nuScenes format",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    command.add_argument("--out-dir", default="data/synthetic", help="dataset root; finished scenes in it are kept")
+    command = _subcommand(commands, "synthetic", "a procedural driving world in the nuScenes format")
+    _add_world(command, "data/synthetic", val_fraction=0.2)
     command.add_argument("--scenes", type=int, default=60, help="how many scenes")
-    command.add_argument("--seed", type=int, default=0, help="another number is another world")
-    _add_workers(command)
     command.add_argument("--keyframes", type=int, default=6, help="per scene, at 2 Hz")
     command.add_argument("--lidar-sweeps", type=int, default=4, help="between two key frames; 9 give the real 20 Hz")
     command.add_argument("--radar-sweeps", type=int, default=5, help="between two key frames")
-    command.add_argument(
-        "--image-size", type=int, nargs=2, default=(400, 225), metavar=("WIDTH", "HEIGHT"), help="pixels of an image"
-    )
-    command.add_argument("--difficulty", type=float, default=1.0, help="0 clean ... 1 as in life ... 3 hard")
-    command.add_argument("--reach", type=float, default=45.0, help="populated road before and behind the car, metres")
-    command.add_argument("--val-fraction", type=float, default=0.2, help="share of the scenes in synthetic_val")
+    _add_optics(command, (400, 225), "nuScenes' is 1600 900")
     command.add_argument("--cameras", type=int, default=6, help="1 ahead, 4 around, nuScenes' 6, or 8 around")
     command.set_defaults(run=_synthetic)
 
@@ -264,19 +254,16 @@ def _synthetic(args: argparse.Namespace) -> None:
 
 
 def _add_synthetic_truckscenes(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
+    command = _subcommand(
+        commands,
         "synthetic-truckscenes",
-        help="the procedural world through the sensors of a truck, in the layout of MAN TruckScenes",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "the procedural world through the sensors of a truck, in the layout of MAN TruckScenes",
     )
-    command.add_argument("--out-dir", default="data/synthetic-truckscenes", help="dataset root")
+    _add_world(command, "data/synthetic-truckscenes", val_fraction=0.2)
     command.add_argument("--scenes", type=int, default=30, help="how many scenes")
-    command.add_argument("--seed", type=int, default=0, help="another number is another world")
-    _add_workers(command)
     command.add_argument("--keyframes", type=int, default=6, help="per scene, at 2 Hz")
     command.add_argument("--lidar-sweeps", type=int, default=1, help="between two key frames; 4 give the real 10 Hz")
     command.add_argument("--radar-sweeps", type=int, default=3, help="between two key frames; 9 give the real 20 Hz")
-    command.add_argument("--val-fraction", type=float, default=0.2, help="share of the scenes in synthetic_val")
     command.set_defaults(run=_synthetic_truckscenes)
 
 
@@ -298,24 +285,11 @@ def _synthetic_truckscenes(args: argparse.Namespace) -> None:
 
 
 def _add_synthetic_kitti(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        "synthetic-kitti",
-        help="the procedural world through one camera, in KITTI layout",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    command.add_argument(
-        "--out-dir", default="data/synthetic-kitti", help="dataset root; finished scenes in it are kept"
-    )
+    command = _subcommand(commands, "synthetic-kitti", "the procedural world through one camera, in KITTI layout")
+    _add_world(command, "data/synthetic-kitti", val_fraction=0.25)
     command.add_argument("--frames", type=int, default=400, help="labelled frames, in scenes of four")
     command.add_argument("--test-frames", type=int, default=20, help="frames without labels, in the folder testing")
-    command.add_argument("--seed", type=int, default=0, help="another number is another world")
-    _add_workers(command)
-    command.add_argument(
-        "--image-size", type=int, nargs=2, default=(640, 192), metavar=("WIDTH", "HEIGHT"), help="KITTI's is 1242 375"
-    )
-    command.add_argument("--difficulty", type=float, default=1.0, help="0 clean ... 1 as in life ... 3 hard")
-    command.add_argument("--reach", type=float, default=45.0, help="populated road before and behind the car, metres")
-    command.add_argument("--val-fraction", type=float, default=0.25, help="share of the scenes in the split val")
+    _add_optics(command, (640, 192), "KITTI's is 1242 375")
     command.set_defaults(run=_synthetic_kitti)
 
 
@@ -337,21 +311,14 @@ def _synthetic_kitti(args: argparse.Namespace) -> None:
 
 
 def _add_synthetic_vod(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
+    command = _subcommand(
+        commands,
         "synthetic-vod",
-        help="the procedural world through camera, LiDAR and 4-D radar, in the layout of View-of-Delft",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "the procedural world through camera, LiDAR and 4-D radar, in the layout of View-of-Delft",
     )
-    command.add_argument("--out-dir", default="data/synthetic-vod", help="dataset root; finished scenes in it are kept")
+    _add_world(command, "data/synthetic-vod", val_fraction=0.25)
     command.add_argument("--frames", type=int, default=400, help="frames, in scenes of two")
-    command.add_argument("--seed", type=int, default=0, help="another number is another world")
-    _add_workers(command)
-    command.add_argument(
-        "--image-size", type=int, nargs=2, default=(968, 608), metavar=("WIDTH", "HEIGHT"), help="the real is 1936 1216"
-    )
-    command.add_argument("--difficulty", type=float, default=1.0, help="0 clean ... 1 as in life ... 3 hard")
-    command.add_argument("--reach", type=float, default=45.0, help="populated road before and behind the car, metres")
-    command.add_argument("--val-fraction", type=float, default=0.25, help="share of the scenes in the split val")
+    _add_optics(command, (968, 608), "the real is 1936 1216")
     command.set_defaults(run=_synthetic_vod)
 
 
