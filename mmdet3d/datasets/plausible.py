@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["are_implausible", "check_scan"]
+from mmdet3d.evaluation.kitti_objects import DONT_CARE, Objects
+
+__all__ = ["are_implausible", "check_objects", "check_scan"]
 
 _ENOUGH = 1000  # points that tell
 _FARTHEST = 1e4  # metres
@@ -36,6 +38,16 @@ def are_implausible(places: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """(N,) bool: which objects at `places` (N, 3) from the sensor, of `sizes` (N, 3), there cannot be; metres."""
     near = (np.abs(places) <= _FARTHEST).all(axis=1)
     return ~(near & (sizes > 0).all(axis=1) & (sizes <= _LARGEST).all(axis=1))
+
+
+def check_objects(objects: Objects, path: Path) -> None:
+    """See whether there can be objects such as a label file of KITTI's layout describes; ValueError if not."""
+    objects = objects[objects.names != DONT_CARE]
+    for k in np.flatnonzero(are_implausible(objects.locations, objects.sizes)):
+        raise ValueError(
+            f"label file {path}: object {k} ({objects.names[k]}) of size {objects.sizes[k].tolist()} at "
+            f"{objects.locations[k].tolist()} cannot be; correct it"
+        )
 
 
 def _is_scene(values: np.ndarray, width: int) -> bool:

@@ -97,6 +97,7 @@ NUSCENES = {
     "a singular calibration": ("calibration", lambda root: edit(root, "calibrated_sensor", singular)),
     "no velocity": ("velocity", lambda root: edit(root, "sample_annotation", without_velocity)),
 }
+FAR = "Car 0 0 1.85 387.63 181.54 423.81 203.12 1.67 1.87 3.69 -16.53 2.39 1e300 1.57\n"
 KITTI = {
     "a cut image": ("image", lambda root: cut(first(root, "training/image_2/*"))),
     "a short point file": ("points", lambda root: cut(first(root, "training/velodyne/*"))),
@@ -107,6 +108,7 @@ KITTI = {
     ),
     "a missing label": ("missing file", lambda root: first(root, "training/label_2/*").unlink()),
     "a bad label": ("label", lambda root: first(root, "training/label_2/*").write_text("Car 1 2\n")),
+    "an object that cannot be": ("label", lambda root: first(root, "training/label_2/*").write_text(FAR)),
     "a singular calibration": (
         "calibration",
         lambda root: first(root, "training/calib/*").write_text(f"P2: {'0 ' * 12}\n"),

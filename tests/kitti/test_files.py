@@ -128,7 +128,6 @@ def test_blank_lines_case_and_scores() -> None:
         ("Car", r"here, line 2: expected 15 or 16 columns, found 1$"),
         (LABEL.replace("Car", "Pedestrain"), r"line 2: unknown class 'Pedestrain', did you mean 'Pedestrian'\?"),
         (LABEL.replace("1.85", "inf"), r"line 2: column 4 is inf, not a finite number"),
-        (LABEL.replace("3.69", "1e300"), r"line 2: column 11 is 1e300, more than any number of pixels, metres or"),
         (LABEL.replace("3.69", "3,69"), r"line 2: not a number: '3,69'"),
     ],
 )

@@ -10,6 +10,7 @@ from mmdet3d.datasets.checking import REPORT, Fault, Looked, check_all, is_singu
 from mmdet3d.datasets.kitti.create import check_image, check_png, existing_root, listed_ids
 from mmdet3d.datasets.kitti.files import image_file, read_calibration, read_depth, read_scan
 from mmdet3d.datasets.kitti.labels import read_labels
+from mmdet3d.datasets.plausible import check_objects
 from mmdet3d.datasets.transforms.images import read_image
 
 __all__ = ["check_kitti"]
@@ -54,7 +55,7 @@ def _files(folder: Path, frame: str, class_map: Mapping[str, str]) -> Iterator[t
         return
     label, depth = folder / "label_2" / f"{frame}.txt", folder / "depth_dense" / f"{frame}.png"
     scan = folder / "velodyne" / f"{frame}.bin"
-    yield "label", label, partial(read_labels, label, class_map)
+    yield "label", label, lambda: check_objects(read_labels(label, class_map), label)
     yield "depth", depth, partial(_read_depth, depth, image)
     if scan.is_file():
         yield "points", scan, partial(read_scan, scan)

@@ -30,7 +30,6 @@ __all__ = [
 
 NO_SCORE = -1.0
 _NUMBERS = 14  # of a label line, after the class
-_LARGEST = 1e6  # of them
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
@@ -120,9 +119,6 @@ def _numbers(words: Sequence[str], scored: bool) -> list[float]:
     if not all(map(math.isfinite, values)):
         column = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ValueError(f"column {column + 2} is {words[column]}, not a finite number")
-    column = int(np.abs(values[:_NUMBERS]).argmax())
-    if abs(values[column]) > _LARGEST:
-        raise ValueError(f"column {column + 2} is {words[column]}, more than any number of pixels, metres or radians")
     return values if len(values) > _NUMBERS else [*values, NO_SCORE]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmdet3d.datasets.checking import REPORT, Fault, Looked, check_all
 from mmdet3d.datasets.nuscenes.infos import check_calibration, drop_bad_boxes, write_infos
-from mmdet3d.datasets.plausible import are_implausible
+from mmdet3d.datasets.plausible import check_objects
 from mmdet3d.datasets.records import CameraRecord, FrameRecord, SensorRecord
 from mmdet3d.datasets.tally import Tally
 from mmdet3d.datasets.transforms.images import image_size, read_image
@@ -179,14 +179,4 @@ def _files(root: Path, files: FrameFiles, annotated: bool) -> Iterator[tuple[str
     yield "calibration", files.lidar_calibration, partial(read_matrices, root, files)
     yield "pose", files.pose, partial(read_pose, root / files.pose)
     if annotated:
-        yield "label", files.label, partial(_read_label, root / files.label)
-
-
-def _read_label(path: Path) -> None:
-    objects = read_truth(path)
-    objects = objects[objects.names != DONT_CARE]
-    for k in np.flatnonzero(are_implausible(objects.locations, objects.sizes)):
-        raise ValueError(
-            f"label file {path}: object {k} ({objects.names[k]}) of size {objects.sizes[k].tolist()} at "
-            f"{objects.locations[k].tolist()} cannot be; correct it"
-        )
+        yield "label", files.label, lambda: check_objects(read_truth(root / files.label), root / files.label)
