@@ -144,8 +144,8 @@ def _heads(tables: Mapping[str, Mapping[str, Any]]) -> str:
     A further control and a further distillation of a table have rows of their own.
     """
     lines = [
-        "| recipe | metric | teacher | control | distilled | gain, 95 % interval | verdict |",
-        "|---|---|---|---|---|---|---|",
+        "| recipe | pairs | metrics | teacher | control | distilled | gain, 95 % interval | verdict |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     rows = []
     for recipe, result in tables.items():
@@ -155,18 +155,28 @@ def _heads(tables: Mapping[str, Mapping[str, Any]]) -> str:
         arms |= {f"{recipe}, {name}": (control, runs) for name, runs in table.get("variants", {}).items()}
         arms |= {f"{recipe}, control {name}": (runs, distilled) for name, runs in table.get("controls", {}).items()}
         for name, (without, taught) in arms.items():
-            for metric in list(table["comparison"])[:2]:
-                pairs = zip(taught[metric]["runs"], without[metric]["runs"], strict=True)
-                comparison = Comparison(tuple(distilled - control for distilled, control in pairs))
-                # A variant may have a teacher of its own.
-                seen = "" if name.partition(", ")[2] in table.get("variants", {}) else _mean(teacher[metric])
-                means = [seen, _mean(without[metric]), _mean(taught[metric])]
-                rows.append(([name, metric, *means], comparison))
-    p_values = holm([comparison.p_value for _, comparison in rows])
-    for (cells, comparison), p_value in zip(rows, p_values, strict=True):
-        change = f"{comparison.mean:+.3f} ± {comparison.half_width:.3f}"
-        lines.append("| " + " | ".join([*cells, change, verdict(comparison, p_value)]) + " |")
+            # A variant may have a teacher of its own.
+            columns = (None if name.partition(", ")[2] in table.get("variants", {}) else teacher, without, taught)
+            rows.append((name, list(table["comparison"])[:2], columns))
+    gains = [
+        [_gain(without[metric], taught[metric]) for metric in metrics] for _, metrics, (_, without, taught) in rows
+    ]
+    p_values = iter(holm([gain.p_value for both in gains for gain in both]))
+    for (name, metrics, columns), both in zip(rows, gains, strict=True):
+        scale = 1 if any(column[metric]["mean"] > 1 for column in columns if column for metric in metrics) else 3
+        means = [
+            "" if column is None else ", ".join(f"{column[metric]['mean']:.{scale}f}" for metric in metrics)
+            for column in columns
+        ]
+        change = ", ".join(f"{gain.mean:+.{scale}f} ± {gain.half_width:.{scale}f}" for gain in both)
+        verdicts = list(dict.fromkeys(verdict(gain, next(p_values)) for gain in both))
+        cells = [name, str(len(both[0].differences)), ", ".join(metrics), *means, change, ", ".join(verdicts)]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _gain(without: Mapping[str, Any], taught: Mapping[str, Any]) -> Comparison:
+    return Comparison(tuple(b - a for a, b in zip(without["runs"], taught["runs"], strict=True)))
 
 
 def _by_class(result: Mapping[str, Any]) -> str:
@@ -196,10 +206,6 @@ def _class_ap(metrics: Mapping[str, float], name: str) -> float:
     """Mean over the distances of matching, as nuScenes defines the precision of a class."""
     values = [value for key, value in metrics.items() if key.startswith(f"object/{name}_ap_dist_")]
     return sum(values) / len(values)
-
-
-def _mean(summary: Mapping[str, Any]) -> str:
-    return f"{summary['mean']:.3f}" + ("" if summary["std"] is None else f" ± {summary['std']:.3f}")
 
 
 def _facts(report: Mapping[str, Any]) -> str:

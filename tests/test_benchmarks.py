@@ -222,10 +222,9 @@ def test_the_document_is_written_from_results(monkeypatch, tmp_path):
     row = {"median_ms": 12.0, "iqr_ms": 1.0, "runs": 9, "peak_bytes": 3e6, "file_bytes": None, "metrics": None}
     shipped = {"model": "student", "images": [6, 3, 64, 192], "gflops": 1.5, "frames": 42, "calibration": 30}
     (tmp_path / "shipping_cpu.json").write_text(json.dumps(found | shipped | {"rows": {"ONNX fixed": row}}))
-    document = tmp_path / "performance.md"
-    document.write_text(report.DOCUMENT.read_text())
+    copy_documents(monkeypatch, tmp_path)
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    monkeypatch.setattr(report, "DOCUMENT", document)
+    document = report.DOCUMENT
     report.main()
     first = document.read_text()
     assert "| bev_pool forward + backward | twin | time | 5 times ours | 4.0 | **missed** |" in first
@@ -243,13 +242,18 @@ def test_the_document_is_written_from_results(monkeypatch, tmp_path):
 
 def test_documents_show_what_the_stored_results_say(monkeypatch, tmp_path):
     """As `python -m benchmarks.report` leaves them."""
-    names = ("DOCUMENT", "CONTROL_TABLES", "README")
-    texts = {name: getattr(report, name).read_text() for name in names}
-    for name, text in texts.items():
-        monkeypatch.setattr(report, name, tmp_path / f"{name}.md")
-        getattr(report, name).write_text(text)
+    texts = copy_documents(monkeypatch, tmp_path)
     report.main()
-    assert {name: getattr(report, name).read_text() for name in names} == texts
+    assert {name: getattr(report, name).read_text() for name in texts} == texts
+
+
+def copy_documents(monkeypatch, folder):
+    """Let `report` write into `folder`, where its documents lie as they are; their texts."""
+    texts = {name: getattr(report, name).read_text() for name in ("DOCUMENT", "CONTROL_TABLES", "README", "ZOO")}
+    for name, text in texts.items():
+        monkeypatch.setattr(report, name, folder / f"{name}.md")
+        getattr(report, name).write_text(text)
+    return texts
 
 
 def test_a_row_that_an_earlier_table_has_is_not_shown_again():
@@ -275,16 +279,16 @@ def test_control_tables_go_to_their_page_and_their_heads_to_the_readme(monkeypat
     )
     (tmp_path / "crkd_small.json").write_text(json.dumps({"table": table.to_dict(), "text": str(table)}))
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    for name in ("DOCUMENT", "CONTROL_TABLES", "README"):
-        copy = tmp_path / f"{name}.md"
-        copy.write_text(getattr(report, name).read_text())
-        monkeypatch.setattr(report, name, copy)
+    copy_documents(monkeypatch, tmp_path)
     report.main()
     assert str(table) in (tmp_path / "CONTROL_TABLES.md").read_text()
     readme = (tmp_path / "README.md").read_text()
-    assert "| crkd_small | mAP | 0.600 | 0.250 ± 0.071 | 0.350 ± 0.071 | +0.100 ± 0.000 | better |" in readme
-    assert "| crkd_small, more | mAP |  | 0.250 ± 0.071 | 0.450 ± 0.071 | +0.200 ± 1.271 | within noise |" in readme
-    assert "| crkd_small, control inherited | mAP | 0.600 | 0.250 ± 0.071 | 0.350 ± 0.071 | +0.100 ± 1.271" in readme
+    values = "0.600, 0.600 | 0.250, 0.250 | 0.350, 0.350"
+    assert f"| crkd_small | 2 | mAP, NDS | {values} | +0.100 ± 0.000, +0.100 ± 0.000 | better |" in readme
+    assert "| crkd_small, more | 2 | mAP, NDS |  | 0.250, 0.250 | 0.450, 0.450 | +0.200 ± 1.271, +0" in readme
+    assert (
+        f"| crkd_small, control inherited | 2 | mAP, NDS | {values} | +0.100 ± 1.271, +0.100 ± 1.271 | within" in readme
+    )
 
 
 def test_gains_by_class_are_of_the_mean_over_distances(monkeypatch, tmp_path):
