@@ -17,6 +17,7 @@ import logging
 import mmap
 import os
 import shutil
+import stat
 import sys
 import zlib
 from collections.abc import Callable, Sequence
@@ -74,8 +75,13 @@ def open_cache(kind: str, root: Path, limit: float) -> Callable[..., Content]:
     check_cache(kind, limit)
     if kind == "none":
         return read_anew
-    disk = Path(os.environ.get(VARIABLE) or root / ".cache")
-    return ReadCache(_ram_folder() if kind == "ram" else disk, limit)
+    if kind == "disk":
+        return ReadCache(Path(os.environ.get(VARIABLE) or root / ".cache"), limit)
+    try:
+        return ReadCache(_ram_folder(), limit)
+    except OSError as error:
+        logging.getLogger("mmdet3d").warning("nothing is cached: %s; set data.cache: disk, or none", error)
+        return read_anew
 
 
 class ReadCache:
@@ -249,6 +255,9 @@ def _ram_folder() -> Path:
     """A folder in shared memory that all trainings of this user share; the last one to end removes it."""
     folder = SHARED_MEMORY / f"distill3d-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():  # anybody may make files in shared memory
+        raise PermissionError(f"{folder} is somebody else's")
     lock = (folder / "lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_SH)
     atexit.register(_leave, folder, lock)

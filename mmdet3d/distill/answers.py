@@ -4,12 +4,13 @@
     FOLDER/TEACHER/DATA/TOKEN.PLACE.VIEW.safetensors    its answers to one sample
     FOLDER/TEACHER/TOKEN.safetensors            its answers to a frame without augmentation, by other programs
 
-TEACHER is the digest of its weights and config, `DATA/TOKEN.PLACE.VIEW` the name of the sample (`Sample.view`), which
-is `DATA/TOKEN` where nothing augments it. A file holds a tensor per tap, as the teacher answers to a batch of this one
-sample; of a tap that is a list or a dict, one per entry, named `TAP/INDEX` or `TAP/KEY`, and so on within these;
-`TAP/[]` and `TAP/{}` stand for an empty one. Numbers about augmented samples are float16, or float32 where that is too
-narrow; all others, integers and booleans are as they are. `sample` holds numbers that tell the sample from others, see
-`describe`. docs/teachers.md says it for those who write such files.
+TEACHER is the digest of its weights and config, with `-bfloat16` or `-float16` behind it if it answered under autocast;
+`DATA/TOKEN.PLACE.VIEW` is the name of the sample (`Sample.view`), which is `DATA/TOKEN` where nothing augments it. A
+file holds a tensor per tap, as the teacher answers to a batch of this one sample; of a tap that is a list or a dict, one
+per entry, named `TAP/INDEX` or `TAP/KEY`, and so on within these; `TAP/[]` and `TAP/{}` stand for an empty one. Numbers
+about augmented samples are float16, or float32 where that is too narrow; all others, integers and booleans are as they
+are. `sample` holds numbers that tell the sample from others, see `describe`. docs/teachers.md
+says it for those who write such files.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Answers:
         except FileNotFoundError:
             return {}
         except SafetensorError as error:
-            self._warn(f"{path} is damaged ({error}); the teacher answers anew, as for every such file in this folder")
+            self._warn_of(path, error)
             return {}
 
     def write(self, sample: Batch, answers: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,8 +111,16 @@ class Answers:
     def _others(self, path: Path) -> dict[str, Tensor]:
         try:
             with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError):
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                checksums = file.metadata() or {}
+                for name, tensor in tensors.items():  # also what was looked at before: it is about to be stored anew
+                    if checksums.get(name, checksum := _checksum(tensor)) != checksum:
+                        raise SafetensorError(f"the checksum of {name} is another one")
+                return tensors
+        except FileNotFoundError:
+            return {}
+        except SafetensorError as error:
+            self._warn_of(path, error)
             return {}
 
     def _check(self, sample: Batch, stored: Tensor, path: Path) -> None:
@@ -130,29 +139,36 @@ class Answers:
                     raise SafetensorError(f"the checksum of {name} is another one")
                 self._checked.add((str(path), name))
 
-    def _warn(self, message: str) -> None:
+    def _warn_of(self, path: Path, error: SafetensorError) -> None:
         if not self._warned:
-            logging.getLogger("mmdet3d").warning(message)
+            logging.getLogger("mmdet3d").warning(
+                "%s is damaged (%s); the teacher answers anew, as for every such file in this folder", path, error
+            )
         self._warned = True
 
 
 def describe(sample: Batch) -> Tensor:
     """(K,) float64 on the CPU: what tells the sample, a batch of one, from others and from its other views.
 
-    The matrices of the augmentation, means of images (per camera) and depths, number and means of points, radar
-    detections, boxes and labels, whichever are there, and those of the history. Equal to about 1e-4 wherever the sample
-    is loaded.
+    The matrices of the augmentation; means of images (per camera) and depths and of their squares; number and means of
+    points, radar detections, boxes and labels, and of the products of neighbouring columns, which are others where rows
+    are the same and belong together otherwise; whichever are there, and those of the history. Equal to about 1e-4
+    wherever the sample is loaded.
     """
     calibration = sample.calibration
     parts = [calibration.lidar_aug, calibration.image_aug]
-    parts += [value.mean((-3, -2, -1)) for value in (sample.images, sample.depths) if value is not None]
+    maps = [value for value in (sample.images, sample.depths) if value is not None]
+    parts += [v.mean((-3, -2, -1)) for value in maps for v in (value, value.square())]
     ragged: list[list[Tensor] | None] = [sample.points, sample.radar]
     ragged += [None if sample.boxes is None else [b.tensor for b in sample.boxes], sample.labels]
     ragged.append(None if sample.objects is None else [objects.boxes2d for objects in sample.objects])
     for values in ragged:
         if values is not None:
-            rows = values[0].nan_to_num()
-            parts += [rows.new_tensor([len(rows)]), rows.sum(0, dtype=torch.float64) / max(len(rows), 1)]
+            rows = values[0].nan_to_num().double()
+            count = max(len(rows), 1)
+            parts += [rows.new_tensor([len(rows)]), rows.sum(0) / count]
+            if rows.ndim == 2:
+                parts.append((rows[:, 1:] * rows[:, :-1]).sum(0) / count)
     parts += [describe(past) for past in sample.history or ()]
     return torch.cat([part.flatten().double() for part in parts]).cpu()
 
@@ -168,8 +184,8 @@ def join(answers: Sequence[Any], device: torch.device) -> Any:
         return {key: join(own.get(key) or [a[key] for a in answers], device) for key in first}
     if isinstance(first, list):
         return [join(entries, device) for entries in zip(*answers, strict=True)]
-    joined = torch.cat(list(answers)).to(device)
-    return joined.float() if joined.is_floating_point() else joined
+    # Numbers become float32 first: autocast on a CPU refuses to join halves.
+    return torch.cat([a.to(device).float() if a.is_floating_point() else a.to(device) for a in answers])
 
 
 def _flat(name: str, value: Any) -> dict[str, Tensor]:

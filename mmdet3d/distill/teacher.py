@@ -178,7 +178,8 @@ class LiveTeacher(Teacher):
 class StoredTeacher(Teacher):
     """A teacher whose answers are kept on disk; the teacher itself is asked what it was not asked before.
 
-    What it says is what the file says, also when it has just been written, see `answers`.
+    What it says is what the file says, also when it has just been written, see `answers`. What it says under autocast
+    is kept apart: it differs from its answers in full precision by more than the rounding of the file.
 
     Args:
         source: the teacher.
@@ -186,9 +187,12 @@ class StoredTeacher(Teacher):
     """
 
     def __init__(self, source: Teacher, folder: str | Path) -> None:
+        if not str(folder):
+            raise ValueError("model.teacher.answers is empty; name a folder for the answers, or set it to null")
         self.source, self.model, self.digest = source, source.model, source.digest
         self.about = {**source.about, "digest": source.digest, **plain_outline(source.model)}
         self.answers = Answers(Path(folder) / self.digest, self.about)
+        self._rounded: dict[torch.dtype, Answers] = {}
 
     def extract(self, batch: Batch, taps: Collection[str]) -> dict[str, Any]:
         """
@@ -203,7 +207,8 @@ class StoredTeacher(Teacher):
                     "would never be asked about again; set views to the number of fixed augmentations per sample "
                     "(such as 4), or model.teacher.answers to null"
                 )
-        found = [self._answer(batch.alone(k), taps) for k in range(len(batch))]
+        answers = self._kept_on(batch.device)
+        found = [self._answer(batch.alone(k), taps, answers) for k in range(len(batch))]
         return {tap: join([answer[tap] for answer in found], batch.device) for tap in taps}
 
     def loaded(self) -> Detector | Outline:
@@ -212,12 +217,22 @@ class StoredTeacher(Teacher):
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
         self.source.move(function)
 
-    def _answer(self, sample: Batch, taps: Collection[str]) -> dict[str, Any]:
-        stored = self.answers.read(sample, taps)
+    def _kept_on(self, device: torch.device) -> Answers:
+        if not torch.is_autocast_enabled(device.type):
+            return self.answers
+        dtype = torch.get_autocast_dtype(device.type)
+        if dtype not in self._rounded:
+            precision = str(dtype).removeprefix("torch.")
+            folder = self.answers.folder.with_name(f"{self.digest}-{precision}")
+            self._rounded[dtype] = Answers(folder, {**self.about, "precision": precision})
+        return self._rounded[dtype]
+
+    def _answer(self, sample: Batch, taps: Collection[str], answers: Answers) -> dict[str, Any]:
+        stored = answers.read(sample, taps)
         missing = [tap for tap in taps if tap not in stored]
         if missing:
-            answers = self.source.extract(sample, missing)
-            stored |= self.answers.write(sample, {tap: answers[tap] for tap in missing})
+            said = self.source.extract(sample, missing)
+            stored |= answers.write(sample, {tap: said[tap] for tap in missing})
         return stored
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from mmdet3d.datasets.synthetic.tables import VERSION
 from mmdet3d.engine.data import TrainSampler, batches, build_loader
 from mmdet3d.engine.settings import Settings
 
+RAM_FOLDER = cache._ram_folder.__wrapped__
 WORLD = WorldSettings(scenes=3, keyframes=2, lidar_sweeps=2, radar_sweeps=1, image_size=(128, 72), reach=20)
 # History, a random choice among sweeps, a random subset of radar points.
 CASES = {
@@ -292,6 +294,24 @@ def test_shared_memory_is_freed_by_the_last_process(tmp_path: Path):
     assert shared.stat().st_mode & 0o777 == 0o700
     second.communicate()
     assert not shared.exists()
+
+
+@pytest.mark.parametrize("trouble", ["none", "a file", "a link"])
+def test_without_shared_memory_all_is_read_anew_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
+):
+    monkeypatch.setattr(cache, "SHARED_MEMORY", tmp_path / "nowhere" if trouble == "none" else tmp_path)
+    monkeypatch.setattr(cache, "_ram_folder", RAM_FOLDER)
+    place = tmp_path / f"distill3d-{os.getuid()}"
+    if trouble == "a file":
+        place.touch()
+    elif trouble == "a link":
+        (tmp_path / "other").mkdir()
+        place.symlink_to(tmp_path / "other")
+    logging.getLogger("mmdet3d").propagate = True
+    assert open_cache("ram", tmp_path, 1) is cache.read_anew
+    (record,) = caplog.records
+    assert "nothing is cached: " in record.message and "set data.cache: disk, or none" in record.message
 
 
 @pytest.mark.parametrize(("key", "value"), [("cache", "dusk"), ("cache", None), ("cache_limit", 0)])

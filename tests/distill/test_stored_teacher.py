@@ -176,13 +176,46 @@ def test_a_damaged_file_is_answered_anew_with_one_warning(files, caplog):
     assert all(safe_open(path, "pt") for path in paths) and len(paths) == 2
 
 
+def test_damage_is_not_stored_anew_beside_the_answers_of_another_tap(files):
+    expected = stored(files).extract(named(), {"fuser"})
+    path, _ = sorted((stored(files).answers.folder / "data").glob("*"))
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 0x55  # of the last tensor
+    path.write_bytes(content)
+    stored(files).extract(named(), {"heads.object"})
+    assert_close(stored(files).extract(named(), {"fuser"}), expected, **EXACT)
+
+
+def test_answers_under_autocast_are_kept_apart(files, monkeypatch):
+    full = stored(files).extract(named(), {"fuser"})["fuser"]
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = live(files).extract(named(), {"fuser"})["fuser"].float()
+        rounded = stored(files).extract(named(), {"fuser"})["fuser"]
+        forbid_loading(monkeypatch)
+        assert_close(stored(files).extract(named(), {"fuser"})["fuser"], rounded, **EXACT)
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded, full)
+    assert_close(rounded, expected, **HALF)
+    assert_close(stored(files).extract(named(), {"fuser"})["fuser"], full, **EXACT)
+    folder = stored(files).answers.folder
+    about = json.loads((folder.with_name(f"{folder.name}-bfloat16") / "metadata.json").read_text())
+    assert about["precision"] == "bfloat16"
+
+
 def test_answers_to_another_sample_are_refused(files):
     stored(files).extract(named(), TAPS)
-    turned = named()
+    turned, shuffled = named(), named()
     turned.calibration = replace(turned.calibration, lidar_aug=1.01 * turned.calibration.lidar_aug)
-    for other in (named(seed=3), turned):
+    first = shuffled.points[0].clone()
+    first[:, :3] = first[:, :3].flip(0)  # the same places and the same features, of other points
+    shuffled.points = [first, *shuffled.points[1:]]
+    for other in (named(seed=3), turned, shuffled):
         with pytest.raises(ValueError, match=r"another sample than 0 .*delete the folder .*answers/[0-9a-f]{16}/data"):
             stored(files).extract(other, TAPS)
+
+
+def test_no_folder_is_not_the_current_one(files):
+    with pytest.raises(ValueError, match=r"model\.teacher\.answers is empty"):
+        stored(files | {"answers": ""})
 
 
 def test_samples_that_do_not_come_back_are_refused(files):
