@@ -27,7 +27,9 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--run-dir", default="runs/demo", help="where everything but the data goes (default: runs/demo)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the synthetic world and of the training (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the world and the training that follow the picture (default: 0)"
+    )
     parser.add_argument("--data-dir", default="data", help="where the worlds go (default: data)")
     parser.add_argument("--recipe", default=RECIPE, help=f"what is trained (default: {RECIPE})")
     parser.add_argument("--only-first", action="store_true", help="train nothing")
@@ -53,8 +55,9 @@ def main(words: list[str]) -> None:
     if not args.only_first:
         recipe.check(overrides)
     run_dir, data = writable_folder(args.run_dir), Path(args.data_dir)
+    print("making a scene, and drawing what the models in pretrained/zoo find in it", flush=True)
     picture = draw_first(data / "demo-first-scene", run_dir / "first")
-    print(f"picture: {picture} ({time.monotonic() - began:.0f} s), what the models in pretrained/zoo find", flush=True)
+    print(f"picture: {picture} ({time.monotonic() - began:.0f} s)", flush=True)
     if args.only_first:
         return
     root = data / f"{Path(args.recipe).stem}-world-{args.seed}"
@@ -63,4 +66,5 @@ def main(words: list[str]) -> None:
     recipe.make_data(root, args.seed, cpus())
     summary = run_recipe(recipe, run_dir, [args.seed], overrides, root)
     print(f"\n{summary.get('text', '')}\n")
+    print("the distilled student also begins with parts of its teacher; docs/results.md tells the two effects apart")
     print(f"results: {run_dir / 'results.json'}\npictures: {run_dir / 'pictures'}")

@@ -6,11 +6,11 @@
 
 TEACHER is the digest of its weights and config, with `-bfloat16` or `-float16` behind it if it answered under autocast;
 `DATA/TOKEN.PLACE.VIEW` is the name of the sample (`Sample.view`), which is `DATA/TOKEN` where nothing augments it. A
-file holds a tensor per tap, as the teacher answers to a batch of this one sample; of a tap that is a list or a dict, one
-per entry, named `TAP/INDEX` or `TAP/KEY`, and so on within these; `TAP/[]` and `TAP/{}` stand for an empty one. Numbers
-about augmented samples are float16, or float32 where that is too narrow; all others, integers and booleans are as they
-are. `sample` holds numbers that tell the sample from others, see `describe`. docs/teachers.md
-says it for those who write such files.
+file holds a tensor per tap, as the teacher answers to a batch of this one sample; of a tap that is a list or a dict,
+one per entry, named `TAP/INDEX` or `TAP/KEY`, and so on within these; `TAP/[]` and `TAP/{}` stand for an empty one.
+Numbers about augmented samples are float16, or float32 where that is too narrow; all others, integers and booleans are
+as they are. `sample` holds numbers that tell the sample from others, see `describe`. docs/teachers.md says it for those
+who write such files.
 """
 
 from __future__ import annotations

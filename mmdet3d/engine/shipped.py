@@ -93,4 +93,4 @@ def _shrunk(picture: Image.Image, width: int) -> Image.Image:
 def _title(name: str) -> str:
     card = read_card(name)
     column = benchmark_of(load_config(card["config"]).data.val).columns[0]
-    return f"{card['run']}: {column.heading} {card['metrics'][column.key]:.3f}"
+    return f"{card['run']} ({column.heading} {card['metrics'][column.key]:.3f} in its own world)"
