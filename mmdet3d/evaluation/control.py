@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -180,6 +181,19 @@ class ControlTable:
         return out
 
     def __str__(self) -> str:
+        return "\n".join([self._heading(), "", _markdown(self._rows()), "", self._verdicts()])
+
+    def to_latex(self) -> str:
+        """The same table for a paper: a `tabular` that needs the package booktabs, heading and verdicts as comments."""
+        _, *rows = self._rows()
+        head = ["", *(f"{name} {'↑' if up else '↓'}" for _, name, up in self.columns)]
+        lines = ["\\begin{tabular}{l" + "r" * len(self.columns) + "}", "\\toprule", _latex_row(head), "\\midrule"]
+        lines += [*map(_latex_row, rows), "\\bottomrule", "\\end{tabular}"]
+        notes = f"{self._heading()}\n{self._verdicts()}".splitlines()
+        return "\n".join([*(f"% {note}" for note in notes), *lines])
+
+    def _rows(self) -> list[list[str]]:
+        """Of the table, the headings first."""
         n, keys = self.decimals, [key for key, _, _ in self.columns]
         found = {name: comparison for name, (comparison, _) in self.comparisons().items()}
         rows = [["", *(name for _, name, _ in self.columns)]]
@@ -205,7 +219,7 @@ class ControlTable:
         for variant, runs in self.variants.items():
             role(variant, runs)
             gain("  gain over control", variant)
-        return "\n".join([self._heading(), "", _markdown(rows), "", self._verdicts()])
+        return rows
 
     def _heading(self) -> str:
         pairs = len(self.control)
@@ -222,15 +236,16 @@ class ControlTable:
         found = self.comparisons()
         count = f" ({len(found)} comparisons, corrected after Holm)" if len(found) > 1 else ""
         lines = []
-        for control in (None, *self.controls):
-            named = [(name, found[key, None, control][1]) for key, name, _ in self.columns]
+        arms = [("Distilled", None, c) for c in (None, *self.controls)] + [(v, v, None) for v in self.variants]
+        for arm, variant, control in arms:
+            named = [(name, found[key, variant, control][1]) for key, name, _ in self.columns]
             parts = []
             for outcome in ("better", "worse", "within noise"):
                 members = [name for name, v in named if v == outcome]
                 if members:
                     parts.append(f"{outcome}: {', '.join(members)}")
             against = "control" if control is None else control
-            lines.append(f"Distilled against {against}, 95 % over {len(self.control)} {self.unit}s{count}: ")
+            lines.append(f"{arm} against {against}, 95 % over {len(self.control)} {self.unit}s{count}: ")
             lines[-1] += "; ".join(parts) + "."
             count = ""
         return "\n".join(lines)
@@ -266,3 +281,11 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
     return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    signs = {"±": r"$\pm$", "%": r"\%", "_": r"\_", "&": r"\&", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
+    first, *others = ("".join(signs.get(c, c) for c in cell) for cell in cells)
+    if first.startswith("  "):  # a row about the one above
+        first = rf"\quad {first.strip()}"
+    return " & ".join([first, *(re.sub(r"^([+-])", r"$\1$", cell) for cell in others)]) + r" \\"

@@ -141,3 +141,29 @@ def test_the_distilled_student_is_compared_with_every_control() -> None:
     assert stored["worlds"] == 3 and stored["controls"]["inherited"]["mAP"]["gain"] == pytest.approx(0.01)
     with pytest.raises(ValueError, match="must be paired by world"):
         ControlTable([], t.control, t.distilled, controls={"inherited": []}, unit="world", columns=COLUMNS)
+
+
+def test_a_table_for_a_paper_has_the_cells_of_the_report() -> None:
+    runs = [metrics(0.3), metrics(0.4)]
+    found = ControlTable(
+        [metrics(0.6)],
+        runs,
+        [metrics(0.35), metrics(0.45)],
+        columns=[c for c in COLUMNS if c.heading in ("mAP", "mATE")],
+        variants={"w_2 & half": [metrics(0.2), metrics(0.2)]},
+        decimals=2,
+    )
+    lines = found.to_latex().splitlines()
+    notes = [line.removeprefix("% ") for line in lines if line.startswith("% ")]
+    assert "\n".join(notes) == f"{str(found).splitlines()[0]}\n{found._verdicts()}"
+    assert notes[2].startswith("w_2 & half against control, 95 % over 2 seeds: within noise: mAP")
+    assert lines[len(notes) :][:3] == [
+        r"\begin{tabular}{lrr}",
+        r"\toprule",
+        r" & mAP $\uparrow$ & mATE $\downarrow$ \\",
+    ]
+    assert r"control (student alone) & 0.35 $\pm$ 0.07 & 0.50 $\pm$ 0.00 \\" in lines
+    assert r"gap to the teacher closed & 20 \% & n/a \\" in lines
+    assert r"w\_2 \& half & 0.20 $\pm$ 0.00 & 0.50 $\pm$ 0.00 \\" in lines
+    assert r"\quad gain over control & $-$0.15 $\pm$ 0.64 & $+$0.00 $\pm$ 0.00 \\" in lines
+    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
