@@ -1,7 +1,8 @@
-"""`compile: true`: the dense stages of a model's detectors through `torch.compile`.
+"""How the stages of a model's detectors run in training: compiled (`compile`), or with less memory
+(`activation_checkpointing`).
 
-Not the whole step: voxels, targets and losses have shapes that depend on the data, where the compiler gives up again
-and again (docs/performance.md, Compiled).
+`compile: true` is not the whole step: voxels, targets and losses have shapes that depend on the data, where the
+compiler gives up again and again (docs/performance.md, Compiled).
 """
 
 from __future__ import annotations
@@ -14,7 +15,19 @@ from torch import nn
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.ops import build
 
-__all__ = ["compile_dense_stages"]
+__all__ = ["checkpoint_activations", "compile_dense_stages"]
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Have the stages of all detectors in `model` keep little for backward, which computes the rest again.
+
+    The model stays the module it is. A distiller's teacher, which has no backward, is no part of it.
+
+    Raises:
+        ValueError: nothing in the model has stages.
+    """
+    for detector in _detectors(model, "activation_checkpointing"):
+        detector.recompute_stages()
 
 
 def compile_dense_stages(model: nn.Module, device: torch.device, backend: str = "inductor") -> None:
@@ -27,13 +40,18 @@ def compile_dense_stages(model: nn.Module, device: torch.device, backend: str = 
         ValueError: what compiling on this device needs is not installed, or nothing in the model can be compiled.
     """
     _check_compiler(device)
+    for detector in _detectors(model, "compile"):
+        detector.compile_dense_stages(backend)
+
+
+def _detectors(model: nn.Module, key: str) -> list[Detector]:
     detectors = [m for m in model.modules() if isinstance(m, Detector)]
     if not detectors:
         raise ValueError(
-            f"config key compile is true, but {type(model).__name__} has no detector to compile; set compile: false"
+            f"config key {key} is true, but {type(model).__name__} has no detector, whose stages it is about; set "
+            f"{key}: false"
         )
-    for detector in detectors:
-        detector.compile_dense_stages(backend)
+    return detectors
 
 
 def _check_compiler(device: torch.device) -> None:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -28,6 +28,7 @@ __all__ = [
     "broadcast_buffers",
     "broadcast_object",
     "describe",
+    "each_on_any_rank",
     "gather_objects",
     "init",
     "is_main",
@@ -210,11 +211,16 @@ def on_main(function: Callable[[], T]) -> T:
 
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank; every rank must call."""
+    return each_on_any_rank([flag])[0]
+
+
+def each_on_any_rank(flags: Sequence[bool]) -> list[bool]:
+    """Per flag whether it is set on any rank; every rank must call, with as many."""
     if world_size() == 1:
-        return flag
-    value = torch.tensor([float(flag)])
-    dist.all_reduce(value, op=dist.ReduceOp.MAX, group=_cpu_group)
-    return bool(value.item())
+        return list(flags)
+    values = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX, group=_cpu_group)
+    return [bool(value) for value in values.tolist()]
 
 
 def raise_everywhere(error: Exception | None) -> None:

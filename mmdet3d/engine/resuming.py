@@ -32,6 +32,8 @@ MAY_CHANGE = (
     "data.on_error",
     "data.max_left_out",
     "compile",
+    "activation_checkpointing",
+    "fully_shard",
     "find_unused_parameters",
     "imports",
     "load_from",

@@ -215,6 +215,10 @@ class Settings:
         find_unused_parameters: as DistributedDataParallel; false saves a graph walk per step where every parameter
             takes part in every loss.
         compile: dense stages through `torch.compile`, see `compilation`.
+        activation_checkpointing: backward computes again what the stages of detectors held in between, which takes
+            time and saves most of the memory.
+        fully_shard: each rank holds its share of weights, gradients and optimiser state between steps (FSDP2), where
+            otherwise every rank holds all.
     """
 
     max_epochs: int
@@ -234,10 +238,15 @@ class Settings:
     resume_from: str | None = None
     find_unused_parameters: bool = True
     compile: bool = False
+    activation_checkpointing: bool = False
+    fully_shard: bool = False
 
     def __post_init__(self) -> None:
         at_least(1, self.max_epochs, "max_epochs")
         at_least(0, self.seed, "seed")
+        for key in ("activation_checkpointing", "fully_shard"):
+            if self.compile and getattr(self, key):
+                raise ConfigKeyError(key, " cannot be true together with compile; set one of the two to false")
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> Settings:

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mmdet3d import __version__
 from mmdet3d.datasets import benchmark_of
 from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import RunCheckpoints, load_start, random_state, read_training_state, set_random_state
-from mmdet3d.engine.compilation import compile_dense_stages
+from mmdet3d.engine.compilation import checkpoint_activations, compile_dense_stages
 from mmdet3d.engine.data import DetectionDataset, LeftOut, batches, build_loader, train_sampler
 from mmdet3d.engine.divergence import Divergence
 from mmdet3d.engine.ema import EMA
@@ -29,6 +28,15 @@ from mmdet3d.engine.interrupt import Interrupt, Interrupted
 from mmdet3d.engine.logging import Window, Writer, finite, get_logger
 from mmdet3d.engine.loss_sum import LossSum
 from mmdet3d.engine.optimizer import build_optimizer
+from mmdet3d.engine.parallel import (
+    accumulating,
+    cut_like,
+    cut_optimizer_state,
+    gathered,
+    replicate,
+    share_out,
+    whole,
+)
 from mmdet3d.engine.resuming import model_changes
 from mmdet3d.engine.schedule import LearningRate, Momentum
 from mmdet3d.engine.settings import AUTO, GradClip, Settings, autocast_dtype
@@ -95,6 +103,8 @@ class Trainer:
         self.model = model.to(device)
         if s.compile:
             compile_dense_stages(self.model, device)
+        if s.activation_checkpointing:
+            checkpoint_activations(self.model)
         self._val_dataset = val_dataset
         self._benchmark = benchmark_of(s.data.val)
         rank, world = distributed.rank(), distributed.world_size()
@@ -172,7 +182,7 @@ class Trainer:
         """Bring model, optimiser and position to where training starts; whether an evaluation was cut off there."""
         s = self.settings
         seed_everything(s.seed, s.deterministic)
-        resumed = None
+        resumed = average = None
         with distributed.together():
             if s.resume_from:
                 resumed = read_training_state(s.resume_from)
@@ -182,7 +192,7 @@ class Trainer:
                         f"the new one from these weights: --load_from {s.resume_from}"
                     )
                 self._check_resumable(resumed[0])
-                self._load_resumed_weights(resumed[0])
+                average = self._load_resumed_weights(resumed[0])
             elif s.load_from:
                 get_logger().info("loaded %s", load_start(self.model, s.load_from))
             else:
@@ -196,19 +206,19 @@ class Trainer:
             return self.evaluate(model, "setup")
 
         self.model.setup_training(evaluate)
-        self._step_module = self._parallel(LossSum(self.model))
+        self._parallelize()
         self._ema = EMA(self.model, s.ema.decay, s.ema.ramp) if s.ema else None
         # The ranks need different dropout.
         seed_everything(s.seed + distributed.rank(), s.deterministic)
-        return self._restore(*resumed) if resumed else False
+        return self._restore(*resumed, average) if resumed else False
 
-    def _parallel(self, module: nn.Module) -> nn.Module:
-        if distributed.world_size() == 1:
-            return module
-        devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            module, device_ids=devices, find_unused_parameters=self.settings.find_unused_parameters
-        )
+    def _parallelize(self) -> None:
+        s = self.settings
+        if s.fully_shard:
+            self._step_module = share_out(LossSum(self.model), self.device)
+            self.optimizer = build_optimizer(self.model, s.optimizer)  # over this rank's parts
+        else:
+            self._step_module = replicate(LossSum(self.model), self.device, s.find_unused_parameters)
 
     def _check_resumable(self, state: Mapping[str, Any]) -> None:
         source, world = self.settings.resume_from, distributed.world_size()
@@ -225,23 +235,26 @@ class Trainer:
             wanted = "with" if state["model"] is not None else "without"
             raise ValueError(f"{source} was trained {wanted} an averaged model; resume {wanted} the config key ema")
 
-    def _load_resumed_weights(self, state: Mapping[str, Any]) -> None:
+    def _load_resumed_weights(self, state: Mapping[str, Any]) -> dict[str, Tensor] | None:
+        """Into the model; returns the average, where one is kept."""
         source = str(self.settings.resume_from)
+        load_checkpoint(self.model, source)
         if state["model"] is None:
-            load_checkpoint(self.model, source)
-        else:
-            load_state(self.model, state["model"], source=source)
+            return None
+        average = {k: v.clone() for k, v in self.model.state_dict().items()}
+        load_state(self.model, state["model"], source=source)
+        return average
 
-    def _restore(self, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
+    def _restore(
+        self, state: Mapping[str, Any], metadata: Mapping[str, Any], average: Mapping[str, Tensor] | None
+    ) -> bool:
         source = str(self.settings.resume_from)
         self._restore_optimizer(state["optimizer"])
         if self._scaler.is_enabled() and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
-        if self._ema:
-            current = {k: v.clone() for k, v in self.model.state_dict().items()}
-            load_checkpoint(self.model, source)
-            self._ema.load(self.model.state_dict(), state["ema_steps"])
-            self.model.load_state_dict(current)
+        if self._ema and average is not None:
+            shares = {k: cut_like(average[k], like) for k, like in self._ema.state.items()}
+            self._ema.load(shares, state["ema_steps"])
         if state.get("method"):
             self.model.load_training_state(state["method"])
         self.epoch, within = state["epoch"], state["batch"] > 0
@@ -262,7 +275,7 @@ class Trainer:
         source = self.settings.resume_from
         configured = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         try:
-            self.optimizer.load_state_dict(dict(state))
+            self.optimizer.load_state_dict(cut_optimizer_state(state, self.optimizer))
         except ValueError as error:
             raise ValueError(
                 f"the optimiser state of {source} does not fit this config ({error}); "
@@ -328,11 +341,9 @@ class Trainer:
         self.model.start_step(self.iteration / (s.max_epochs * self.epoch_iters))
         self._lr.apply(self.optimizer, self.epoch, self.iteration)
         self._momentum.apply(self.optimizer, self.epoch, self.iteration)
-        module = self._step_module
-        waits = module.no_sync() if isinstance(module, DistributedDataParallel) and not steps else None
-        with waits or contextlib.nullcontext():
+        with accumulating(self._step_module, waits=not steps):
             with torch.autocast(self.device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None):
-                total, values = module(batch)
+                total, values = self._step_module(batch)
             self._scaler.scale(total / group).backward()
         self._divergence.saw(batch, values)
         if steps:
@@ -345,7 +356,9 @@ class Trainer:
         clip = self.settings.optimizer_config.grad_clip or GradClip(math.inf)  # the norm is needed in any case
         self._scaler.unscale_(self.optimizer)
         parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, clip.max_norm, clip.norm_type).detach()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = whole(nn.utils.get_total_norm(gradients, clip.norm_type).detach())
+        nn.utils.clip_grads_with_norm_(parameters, clip.max_norm, norm)
         if self._divergence.may_step(norm, f"epoch {self.epoch + 1}, iteration {self.batch + 1}"):
             self._scaler.step(self.optimizer)
         self._scaler.update()
@@ -388,9 +401,10 @@ class Trainer:
 
     def _evaluate_epoch(self) -> None:
         with self._ema.applied() if self._ema else contextlib.nullcontext():
-            weights = self.model.state_dict()
+            weights = whole(self.model.state_dict())
             self._divergence.check_weights(weights)
-            self.metrics = self.evaluate(self.model, f"epoch_{self.epoch}")
+            with gathered(self._step_module):
+                self.metrics = self.evaluate(self.model, f"epoch_{self.epoch}")
             distributed.on_main(lambda: self._keep_metrics(weights))
         position = {"epoch": self.epoch, "iter": 0, "iteration": self.iteration}
         if distributed.is_main() and self._writer is not None:
@@ -452,8 +466,8 @@ class Trainer:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _save(self, name: str) -> Path:
-        own = self.model.state_dict()
-        weights = self._ema.state if self._ema else own
+        own = whole(self.model.state_dict())
+        weights = whole(self._ema.state) if self._ema else own
         for tensors in (own, weights):
             self._divergence.check_weights(tensors)
         randoms = distributed.gather_objects(random_state())
@@ -465,7 +479,7 @@ class Trainer:
             "samples": self._sampler.size,
             "whole": self._sampler.whole,
             "world_size": distributed.world_size(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict()),
             "scaler": self._scaler.state_dict(),
             "ema_steps": self._ema.steps if self._ema else 0,
             "method": self.model.training_state(),

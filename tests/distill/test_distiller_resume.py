@@ -60,6 +60,7 @@ def trainer(
     kill: int | None = None,
     epochs: int = EPOCHS,
     accumulated: int = 1,
+    **changes: Any,
 ) -> Trainer:
     """Of a distiller with balanced losses; goes on from what is in the folder, and may be killed after a step."""
     run_dir.mkdir(exist_ok=True)
@@ -75,6 +76,7 @@ def trainer(
         "optimizer_config": {"cumulative_iters": accumulated},
         "checkpoint_config": {"interval_iters": 1, "max_keep_ckpts": 1},
         "log_config": {"interval": 3},
+        **changes,
     }
     if saved := RunCheckpoints(run_dir).newest_intact():
         config["resume_from"] = str(saved)

@@ -65,7 +65,7 @@ def test_only_dense_stages_are_compiled_and_only_training_runs_them(monkeypatch)
 
 
 def test_what_is_missing_is_said(monkeypatch):
-    with pytest.raises(ValueError, match="Sequential has no detector to compile; set compile: false"):
+    with pytest.raises(ValueError, match="Sequential has no detector, whose stages it is about; set compile: false"):
         compile_dense_stages(torch.nn.Sequential(), CPU)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match=r"compile is true, which on cpu needs a C\+\+ compiler"):
@@ -75,7 +75,7 @@ def test_what_is_missing_is_said(monkeypatch):
 def test_the_trainer_reads_the_key(tmp_path):
     with pytest.raises(ValueError, match="config key compile must be true or false, got 'reduce'"):
         Settings.from_config(toy_config(compile="reduce"))
-    with pytest.raises(ValueError, match="EngineToyModel has no detector to compile"):
+    with pytest.raises(ValueError, match="EngineToyModel has no detector"):
         Trainer(EngineToyModel(), EngineToyDataset(4), None, toy_config(compile=True), tmp_path)
 
 

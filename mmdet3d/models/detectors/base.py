@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdet3d.blocks import nearest
+from mmdet3d.models.recompute import blocks_of, recompute_in_training
 from mmdet3d.structures import Batch, BEVGrid, Detections3D
 
 __all__ = ["Detector", "Stage", "Trainable"]
@@ -202,6 +203,23 @@ class Detector(Trainable):
     def _compiled_in_training(self, plain: Callable[..., Any], backend: str) -> Callable[..., Any]:
         compiled = torch.compile(plain, backend=backend)
         return lambda *values: (compiled if self.training else plain)(*values)
+
+    def recompute_stages(self) -> None:
+        """Have backward, while the detector is in training mode, compute again what its stages held in between.
+
+        Of a stage that runs the module of its name (`encoders.camera.backbone`), the blocks of that module one by one,
+        if it has any, for image backbones hold most; of any other, all at once. As with `compile_dense_stages`, copy
+        first.
+        """
+        modules = {name: m for name, m in self.named_modules() if not isinstance(m, nn.ModuleDict)}
+        for stage in {id(s): s for s in self._stages.values()}.values():
+            name = stage.outputs[0]
+            blocks = blocks_of(modules[name]) if name in modules else []
+            for block in blocks:
+                block.forward = recompute_in_training(block, block.forward)  # type: ignore[method-assign]
+            if not blocks:
+                again = replace(stage, run=recompute_in_training(self, stage.run))
+                self._stages.update(dict.fromkeys(stage.outputs, again))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         return self.supervised(self.extract(batch, self.loss_taps), batch)
