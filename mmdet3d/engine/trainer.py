@@ -28,15 +28,7 @@ from mmdet3d.engine.interrupt import Interrupt, Interrupted
 from mmdet3d.engine.logging import Window, Writer, finite, get_logger
 from mmdet3d.engine.loss_sum import LossSum
 from mmdet3d.engine.optimizer import build_optimizer
-from mmdet3d.engine.parallel import (
-    accumulating,
-    cut_like,
-    cut_optimizer_state,
-    gathered,
-    replicate,
-    share_out,
-    whole,
-)
+from mmdet3d.engine.parallel import Copies
 from mmdet3d.engine.resuming import model_changes
 from mmdet3d.engine.schedule import LearningRate, Momentum
 from mmdet3d.engine.settings import AUTO, GradClip, Settings, autocast_dtype
@@ -213,12 +205,14 @@ class Trainer:
         return self._restore(*resumed, average) if resumed else False
 
     def _parallelize(self) -> None:
-        s = self.settings
-        if s.fully_shard:
-            self._step_module = share_out(LossSum(self.model), self.device)
+        s, module = self.settings, LossSum(self.model)
+        if s.fully_shard and distributed.world_size() > 1:
+            from mmdet3d.engine.sharing import Shares
+
+            self._ranks: Copies = Shares(module, self.device)
             self.optimizer = build_optimizer(self.model, s.optimizer)  # over this rank's parts
         else:
-            self._step_module = replicate(LossSum(self.model), self.device, s.find_unused_parameters)
+            self._ranks = Copies(module, self.device, s.find_unused_parameters)
 
     def _check_resumable(self, state: Mapping[str, Any]) -> None:
         source, world = self.settings.resume_from, distributed.world_size()
@@ -253,7 +247,7 @@ class Trainer:
         if self._scaler.is_enabled() and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         if self._ema and average is not None:
-            shares = {k: cut_like(average[k], like) for k, like in self._ema.state.items()}
+            shares = {k: self._ranks.cut(average[k], like) for k, like in self._ema.state.items()}
             self._ema.load(shares, state["ema_steps"])
         if state.get("method"):
             self.model.load_training_state(state["method"])
@@ -275,7 +269,7 @@ class Trainer:
         source = self.settings.resume_from
         configured = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         try:
-            self.optimizer.load_state_dict(cut_optimizer_state(state, self.optimizer))
+            self.optimizer.load_state_dict(self._ranks.cut_state(state, self.optimizer))
         except ValueError as error:
             raise ValueError(
                 f"the optimiser state of {source} does not fit this config ({error}); "
@@ -341,9 +335,9 @@ class Trainer:
         self.model.start_step(self.iteration / (s.max_epochs * self.epoch_iters))
         self._lr.apply(self.optimizer, self.epoch, self.iteration)
         self._momentum.apply(self.optimizer, self.epoch, self.iteration)
-        with accumulating(self._step_module, waits=not steps):
+        with self._ranks.accumulating(waits=not steps):
             with torch.autocast(self.device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None):
-                total, values = self._step_module(batch)
+                total, values = self._ranks.module(batch)
             self._scaler.scale(total / group).backward()
         self._divergence.saw(batch, values)
         if steps:
@@ -357,7 +351,7 @@ class Trainer:
         self._scaler.unscale_(self.optimizer)
         parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = whole(nn.utils.get_total_norm(gradients, clip.norm_type).detach())
+        norm = self._ranks.whole(nn.utils.get_total_norm(gradients, clip.norm_type).detach())
         nn.utils.clip_grads_with_norm_(parameters, clip.max_norm, norm)
         if self._divergence.may_step(norm, f"epoch {self.epoch + 1}, iteration {self.batch + 1}"):
             self._scaler.step(self.optimizer)
@@ -401,9 +395,9 @@ class Trainer:
 
     def _evaluate_epoch(self) -> None:
         with self._ema.applied() if self._ema else contextlib.nullcontext():
-            weights = whole(self.model.state_dict())
+            weights = self._ranks.whole(self.model.state_dict())
             self._divergence.check_weights(weights)
-            with gathered(self._step_module):
+            with self._ranks.gathered():
                 self.metrics = self.evaluate(self.model, f"epoch_{self.epoch}")
             distributed.on_main(lambda: self._keep_metrics(weights))
         position = {"epoch": self.epoch, "iter": 0, "iteration": self.iteration}
@@ -466,8 +460,8 @@ class Trainer:
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def _save(self, name: str) -> Path:
-        own = whole(self.model.state_dict())
-        weights = whole(self._ema.state) if self._ema else own
+        own = self._ranks.whole(self.model.state_dict())
+        weights = self._ranks.whole(self._ema.state) if self._ema else own
         for tensors in (own, weights):
             self._divergence.check_weights(tensors)
         randoms = distributed.gather_objects(random_state())
@@ -479,7 +473,7 @@ class Trainer:
             "samples": self._sampler.size,
             "whole": self._sampler.whole,
             "world_size": distributed.world_size(),
-            "optimizer": whole(self.optimizer.state_dict()),
+            "optimizer": self._ranks.whole(self.optimizer.state_dict()),
             "scaler": self._scaler.state_dict(),
             "ema_steps": self._ema.steps if self._ema else 0,
             "method": self.model.training_state(),

@@ -15,6 +15,7 @@ from mmdet3d.engine.compilation import checkpoint_activations
 from mmdet3d.models.backbones.dla import DLA
 from mmdet3d.models.backbones.resnet import ResNet
 from mmdet3d.models.backbones.swin import SwinTransformer
+from mmdet3d.models.deformable import ModulatedDeformConv
 from mmdet3d.models.encoders.norm import VoxelBatchNorm
 from mmdet3d.models.layers import batch_norm_together
 from mmdet3d.models.recompute import blocks_of, recompute_in_training, recomputed
@@ -37,6 +38,7 @@ PARTS = {
     "mean of all batches": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None)),
     "norms together": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Together()),
     "voxels": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 5), VoxelBatchNorm(5), nn.Dropout(0.5)),
+    "deformable": lambda: nn.Sequential(ModulatedDeformConv(3, 4, 3, 1, 1), nn.BatchNorm2d(4)),
     "dropout": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5), nn.Conv2d(4, 4, 1), nn.Dropout2d(0.5)),
 }
 

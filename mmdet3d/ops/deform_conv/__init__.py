@@ -183,8 +183,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *grads, grad_mask = _convolve_backward(grad, *ctx.saved_tensors, ctx.numbers)
-    return *grads, None if ctx.saved_tensors[3] is None else grad_mask, None
+    saved = ctx.saved_tensors  # once: under activation checkpointing they can be had a single time
+    *grads, grad_mask = _convolve_backward(grad, *saved, ctx.numbers)
+    return *grads, None if saved[3] is None else grad_mask, None
 
 
 _convolve.register_autograd(_differentiate, setup_context=_save)
