@@ -1,7 +1,7 @@
 """Write tables of documents from the JSON files of benchmarks/results: python -m benchmarks.report
 
 Those of speed go to docs/performance.md, control tables of recipes to docs/results.md, their heads to README.md, the
-models of pretrained/zoo to docs/model_zoo.md.
+models of pretrained/zoo to docs/model_zoo.md, what is counted and predicted for many GPUs to docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import everyday, loading, ops, shipping, train_step, where, zoo
+from benchmarks import everyday, loading, ops, scaling, shipping, train_step, where, zoo
 from benchmarks.peers import compare
 from mmdet3d.evaluation.control import Comparison, holm, verdict
 
@@ -21,6 +21,7 @@ DOCUMENT = ROOT / "docs" / "performance.md"
 CONTROL_TABLES = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
 ZOO = ROOT / "docs" / "model_zoo.md"
+SCALING = ROOT / "docs" / "scaling.md"
 RESULTS = ROOT / "benchmarks" / "results"
 RECIPES = (
     "crkd_taught",
@@ -69,6 +70,10 @@ def main() -> None:
     if peer.is_file():
         parts["peer_mmdet3d"] = _with_facts(compare.table)(json.loads(peer.read_text()))
     _update(DOCUMENT, parts)
+    counted = RESULTS / "scaling_cpu.json"
+    if counted.is_file():
+        report = json.loads(counted.read_text())
+        _update(SCALING, {**scaling.tables(report), "scaling_facts": f"{_facts(report)}."})
     tables = _control_tables(RECIPES)
     _update(CONTROL_TABLES, _without_repeats({n: t["text"] for n, t in (tables | _control_tables(PARTS)).items()}))
     _update(CONTROL_TABLES, {f"{name}_classes": _by_class(tables[name]) for name in BY_CLASS if name in tables})
