@@ -134,6 +134,8 @@ def _outline(tensor: Tensor) -> Tensor:
 def _untouched_zeros(outline: Tensor) -> Tensor:
     """Of NumPy, which asks the system for zeros instead of writing them."""
     size = outline.untyped_storage().nbytes()
+    if size == 0:
+        return torch.empty_strided(outline.shape, outline.stride(), dtype=outline.dtype)
     flat = torch.from_numpy(np.zeros(size, np.uint8)).view(outline.dtype)
     return flat.as_strided(outline.shape, outline.stride())
 

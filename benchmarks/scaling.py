@@ -71,6 +71,7 @@ GPUS = {
 }
 # Shares of the peak rates that are reached, and the least time of an operation: assumed, for no GPU was there.
 COMPUTE, MEMORY, LINKS, LAUNCH = 0.35, 0.7, 0.7, 6e-6
+ASSUMED = {name: (gpu.rate * COMPUTE, gpu.bandwidth * MEMORY, LAUNCH) for name, gpu in GPUS.items()}
 PER_MACHINE = 8
 CONTEXT = 1.5e9  # bytes of the CUDA context, libraries and what convolutions need for themselves: assumed
 # Bytes per parameter: weight, AdamW's two moments; and what clipping and AdamW move.
@@ -138,8 +139,17 @@ def counted(cfg: Config, precision: torch.dtype | None = torch.bfloat16) -> Iter
         gc.collect()
 
 
-def count(model: Trainable, batch: Batch, precision: torch.dtype | None = None) -> Row:
-    """Forward and backward of one batch: see `Ledger` and `KeptBytes`; seconds are those on each assumed GPU."""
+def count(
+    model: Trainable,
+    batch: Batch,
+    precision: torch.dtype | None = None,
+    rates: Mapping[str, tuple[float, float, float]] = ASSUMED,
+) -> Row:
+    """Forward and backward of one batch: see `Ledger` and `KeptBytes`.
+
+    Args:
+        rates: operations and bytes per second, and least seconds of an operation, by what `seconds` calls them.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     known = [*model.parameters(), *model.buffers()]
     with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None), Ledger() as ledger:
@@ -158,11 +168,8 @@ def count(model: Trainable, batch: Batch, precision: torch.dtype | None = None) 
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained": sum(p.numel() for p in parameters),
         "seconds": {
-            name: {
-                str(batch_size): ledger.seconds(gpu.rate * COMPUTE, gpu.bandwidth * MEMORY, LAUNCH, batch_size)
-                for batch_size in (1, 2, 4, 6, 8, 16)
-            }
-            for name, gpu in GPUS.items()
+            name: {str(samples): ledger.seconds(*rate, samples) for samples in (1, 2, 4, 6, 8, 16)}
+            for name, rate in rates.items()
         },
     }
     for parameter in parameters:
@@ -217,7 +224,7 @@ def check(names: Sequence[str], runs: int = 3) -> dict[str, Row]:
         cfg = load_config(SYSTEMS[name][1])
         model = dict(roles(cfg, CPU))["distiller"]().train()
         batch = Batch.collate([_sample(cfg, 30_000)])
-        row = count(model, batch)
+        row = count(model, batch, rates={"here": (rate, bandwidth, 0.0)})
         step = training_step(model, Losses(model), batch, Settings.from_config(cfg))
         step()
         seconds, peaks = [], []
@@ -225,10 +232,9 @@ def check(names: Sequence[str], runs: int = 3) -> dict[str, Row]:
             start = time.process_time()
             peaks.append(peak_memory(step, CPU))
             seconds.append(time.process_time() - start)
-        said = _ledger_seconds(model, batch, rate, bandwidth)
         found[name] = {
             "seconds": statistics.median(seconds),
-            "predicted_seconds": said,
+            "predicted_seconds": row["seconds"]["here"]["1"],
             "peak_bytes": max(p for p in peaks if p is not None),
             "predicted_bytes": row["most_held"],
             "kept": row["kept"],
@@ -238,11 +244,13 @@ def check(names: Sequence[str], runs: int = 3) -> dict[str, Row]:
 
 
 def at_size() -> dict[str, Row]:
-    """Most bytes that a step of CRKD's models at the published size holds in float32, as counted and as measured.
+    """CRKD's models at the published size in float32: bytes and seconds of a step, as counted and as measured.
 
-    What was measured is in results/train_step_cpu.json; its frame is real, with one LiDAR scan.
+    What was measured, on a real frame with one LiDAR scan, and the rates of that machine are in results/.
     """
-    measured = json.loads((Path(__file__).parent / "results" / "train_step_cpu.json").read_text())
+    results = Path(__file__).parent / "results"
+    measured, floors = (json.loads((results / f"{name}_cpu.json").read_text()) for name in ("train_step", "ops"))
+    bandwidth, rate = floors["floors"].values()
     cfg = load_config(measured["config"])
     batch, found = Batch.collate([_sample(cfg, 30_000)]), {}
     with Ledger():
@@ -251,16 +259,16 @@ def at_size() -> dict[str, Row]:
         with Ledger():
             model = builders[role]().train()
             model.loss(batch)
-        peak = measured["models"][role]["peak_bytes"]
-        found[role] = {"peak_bytes": peak, "predicted_bytes": count(model, batch)["most_held"]}
+        row = measured["models"][role]
+        said = count(model, batch, rates={"here": (rate, bandwidth, 0.0)})
+        found[role] = {
+            "seconds": row["step"]["median_ms"] / 1e3,
+            "predicted_seconds": said["seconds"]["here"]["1"],
+            "peak_bytes": row["peak_bytes"],
+            "predicted_bytes": said["most_held"],
+        }
         print(role, found[role], flush=True)
     return found
-
-
-def _ledger_seconds(model: Trainable, batch: Batch, rate: float, bandwidth: float) -> float:
-    with Ledger() as ledger:
-        sum(v for k, v in model.loss(batch).items() if k.startswith("loss/")).backward()
-    return ledger.seconds(rate, bandwidth)
 
 
 def _cpu_rates() -> tuple[float, float]:
@@ -308,11 +316,7 @@ def tables(report: Mapping[str, Any]) -> dict[str, str]:
     if "check" in report:
         found["scaling_check"] = _check(report["check"])
     if "at_size" in report:
-        rows = [
-            [role, *(f"{row[k] / 1e6:.0f}" for k in ("peak_bytes", "predicted_bytes"))]
-            for role, row in report["at_size"].items()
-        ]
-        found["scaling_at_size"] = _lines("CRKD at its published size, float32 | peak MB | predicted", rows)
+        found["scaling_at_size"] = _measured("CRKD at its published size, float32", report["at_size"])
     if "feeding" in report:
         found["scaling_loader"] = _loader(report["feeding"])
     return found
@@ -380,17 +384,19 @@ def _feeding(pairs: Mapping[str, tuple[Row, Row]]) -> str:
 
 
 def _check(found: Mapping[str, Row]) -> str:
-    rates, rows = found["rates"], []
-    for name, row in found.items():
-        if name != "rates":
-            seconds, peak, said, held = (
-                row[k] for k in ("seconds", "peak_bytes", "predicted_seconds", "predicted_bytes")
-            )
-            cells = [f"{seconds:.2f}", f"{said:.2f}", f"{said / seconds:.2f}"]
-            rows.append([name, *cells, f"{peak / 1e6:.0f}", f"{held / 1e6:.0f}", f"{held / peak:.2f}"])
-    head = "small distiller | CPU s a step | predicted | ratio | peak MB | predicted | ratio"
+    rates = found["rates"]
     said = f"Rates of one thread: {rates['operations'] / 1e9:.0f} GFLOP/s, {rates['bytes'] / 1e9:.1f} GB/s."
-    return f"{said}\n\n{_lines(head, rows)}"
+    small = _measured("small distiller", {name: row for name, row in found.items() if name != "rates"})
+    return f"{said}\n\n{small}"
+
+
+def _measured(what: str, found: Mapping[str, Row]) -> str:
+    rows = []
+    for name, row in found.items():
+        seconds, peak, said, held = (row[k] for k in ("seconds", "peak_bytes", "predicted_seconds", "predicted_bytes"))
+        cells = [f"{seconds:.2f}", f"{said:.2f}", f"{said / seconds:.2f}"]
+        rows.append([name, *cells, f"{peak / 1e6:.0f}", f"{held / 1e6:.0f}", f"{held / peak:.2f}"])
+    return _lines(f"{what} | s a step | predicted | ratio | peak MB | predicted | ratio", rows)
 
 
 def _loader(found: Row) -> str:
