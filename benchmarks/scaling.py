@@ -359,7 +359,7 @@ def _time(pairs: Mapping[str, tuple[Row, Row]]) -> str:
             steps = [predicted(plain, gpu, ranks, batch)["seconds"] for ranks in RANKS]
             slower = predicted(again, gpu, 1, batch)["seconds"] / steps[0] - 1
             minutes = frames / (8 * batch) * steps[RANKS.index(8)] / 60
-            rows.append([name, gpu, batch, *(f"{t * 1e3:.0f}" for t in steps), f"{minutes:.0f}", f"{slower:+.0%}"])
+            rows.append([name, gpu, batch, *(f"{t * 1e3:.0f}" for t in steps), f"{minutes:.1f}", f"{slower:+.0%}"])
     return _lines("step | GPU | samples | 1 GPU, ms | 4 | 8 | 64 | minutes an epoch on 8 | again", rows)
 
 

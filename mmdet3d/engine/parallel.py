@@ -37,9 +37,10 @@ class Copies:
 
     def accumulating(self, waits: bool) -> contextlib.AbstractContextManager[None]:
         """For forward and backward of a step, whose gradients stay with this rank if more are to be added to them."""
-        alone = waits and isinstance(self.module, DistributedDataParallel)
-        context: contextlib.AbstractContextManager[None] = self.module.no_sync() if alone else contextlib.nullcontext()
-        return context
+        if waits and isinstance(self.module, DistributedDataParallel):
+            alone: contextlib.AbstractContextManager[None] = self.module.no_sync()
+            return alone
+        return contextlib.nullcontext()
 
     def gathered(self) -> contextlib.AbstractContextManager[None]:
         """Inside, any method of the model may be called, on as many batches as each rank likes."""

@@ -1,8 +1,8 @@
 """One model on several ranks, its weights, gradients and optimiser state shared out (`fully_shard: true`, FSDP2).
 
 It is one group: the ranks put all weights together before a forward pass and part with them after backward. The models
-here have some 50 million parameters, beside which activations are what fills a GPU (docs/scaling.md), so that gathering
-them in parts would save little, and cost the rule that the parts of a model may call each other in any way.
+here have 17 to 131 million parameters, beside which activations are what fills a GPU (docs/scaling.md), so that
+gathering them in parts would save little, and cost the rule that the parts of a model may call each other in any way.
 
 Tensors that are shared out are `DTensor`s. Nobody but the optimiser and the average calculates with them: files hold
 whole tensors (`whole`), and what is read from files is cut for this rank (`cut`).
@@ -40,7 +40,8 @@ class Shares(Copies):
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         module.register_forward_hook(_await_backward)  # before FSDP's own, so that it finds what the ranks agreed on
-        self.module = self._group = fully_shard(module, mesh=init_device_mesh(device.type, (distributed.world_size(),)))
+        self.module = module
+        self._group = fully_shard(module, mesh=init_device_mesh(device.type, (distributed.world_size(),)))
         self._group.set_force_sum_reduction_for_comms(device.type == "cpu")  # gloo knows no mean
 
     @contextlib.contextmanager
