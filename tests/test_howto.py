@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,12 +16,15 @@ from mmdet3d import build_model, load_config, plugins
 from mmdet3d.commands import create_data, test, train, visualize
 from mmdet3d.datasets import build_split
 from mmdet3d.datasets.nuscenes.create import create_nuscenes
+from mmdet3d.datasets.nuscenes.infos import read_infos
 from mmdet3d.datasets.synthetic import VERSION, WorldSettings, generate
-from mmdet3d.datasets.synthetic.worlds import make_scene
+from mmdet3d.datasets.synthetic.worlds import PREFIX, make_scene
+from mmdet3d.engine.agreement import disagreements
 from mmdet3d.engine.command import read_overrides
+from mmdet3d.engine.pictures import draw_sample
 from mmdet3d.models.detectors.base import Trainable
-from mmdet3d.registry import MODELS
-from mmdet3d.structures import Batch
+from mmdet3d.registry import MODELS, TRANSFORMS
+from mmdet3d.structures import Batch, sensor_of, sensors
 from mmdet3d.zoo import weight_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,10 +51,13 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of a user's own; what is imported from it is forgotten afterwards."""
     MODELS.names()  # filled before it is copied
-    monkeypatch.setattr(MODELS, "_classes", dict(MODELS._classes))
+    TRANSFORMS.names()
+    for registry in (MODELS, TRANSFORMS):
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    monkeypatch.setattr(sensors, "_known", dict(sensors._known))
     monkeypatch.setattr(plugins, "_imported", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in ("my_backbone", "my_teacher"):
+    for name in ("my_backbone", "my_sonar", "my_teacher"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -91,6 +98,46 @@ def test_a_sensor(folder: Path, scene: Path) -> None:
     values = model.eval().extract(batch, {"encoders.ahead", "fuser"})
     assert values["encoders.ahead"].shape == values["fuser"].shape and values["encoders.ahead"].abs().sum() > 0
     assert "encoders.ahead" not in model.extract(batch.without("radar"), {"encoders.lidar"})
+
+
+def test_a_sensor_of_another_kind(folder: Path, scene: Path) -> None:
+    """Loaded, augmented, batched, encoded, trained and drawn, by one file that is none of ours."""
+    (record,) = read_infos(scene / f"{PREFIX}_infos_val.pkl")[0]
+    echoes = np.random.RandomState(0).uniform(-20, 20, (40, 6)).astype(np.float32)
+    echoes[:, 2] = 0
+    echoes[30:, 2] = 99  # higher than the range, but a sonar measures no height
+    (scene / "sonar").mkdir()
+    echoes.tofile(scene / "sonar" / f"{record.token}.bin")
+    model, _, batch = trained("A sensor of another kind", scene)
+    assert model.inputs == ("lidar", "sonar")
+    assert len(batch.alone(0).to("cpu").clouds["sonar"][0]) == 40 and "sonar" not in batch.without("sonar").clouds
+
+    before = model.eval().extract(batch, {"encoders.sonar", "fuser"})
+    assert before["encoders.sonar"].abs().sum() > 0
+    with pytest.raises(ValueError, match="the sonar encoder needs `sonar`"):
+        model.extract(batch.without("sonar"), {"encoders.sonar"})
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoders["sonar"].parameters())
+    torch.optim.SGD(model.parameters(), lr=0.01).step()
+    assert not torch.equal(model.extract(batch, {"encoders.sonar"})["encoders.sonar"], before["encoders.sonar"])
+
+    config = load_config("lidar_sonar.yaml", {"dataset_root": f"{scene}/"})
+    assert not disagreements(config)
+    config.data.train.ann_file = config.data.val.ann_file
+    frames = build_split(config.data, "train", 0, model.training_inputs)
+    sample, found = frames[0], frames[0].clouds["sonar"].double()
+    moved = sample.calibration.lidar_aug.double() @ torch.linalg.inv(torch.from_numpy(frames.frame(0).lidar2ego))
+    raw = torch.from_numpy(echoes).double()
+    assert not torch.equal(sample.calibration.lidar_aug, torch.eye(4))
+    assert found[:, :3] == pytest.approx((raw[:, :3] @ moved[:3, :3].T + moved[:3, 3]).numpy(), abs=1e-4)
+    assert torch.equal(found[:, 3], raw[:, 3])
+    assert found[:, 4:] == pytest.approx((raw[:, 4:] @ moved[:2, :2].T).numpy(), abs=1e-4)
+
+    sonar = sensor_of("sonar")
+    picture, without = (np.asarray(draw_sample(sample, frames, sensors=seen)) for seen in (model.inputs, ("lidar",)))
+    # Around the car and in the legend below, but not where the model does not read it.
+    ground, legend = np.split(picture, [round(0.7 * len(picture))])
+    assert all((part == sonar.color).all(-1).any() for part in (ground, legend))
+    assert not (without == sonar.color).all(-1).any()
 
 
 def test_a_teacher(folder: Path, scene: Path) -> None:

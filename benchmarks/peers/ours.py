@@ -66,7 +66,7 @@ def read_frame(arrays: Mapping[str, np.ndarray]) -> Batch:
     sample = Sample(
         token="peer",
         calibration=Calibration(still, still, none, none, none, none, still),
-        points=torch.from_numpy(arrays["points"]),
+        clouds={"points": torch.from_numpy(arrays["points"])},
         boxes=Boxes3D(torch.from_numpy(arrays["boxes"])),
         labels=torch.from_numpy(arrays["labels"]),
     )

@@ -206,7 +206,7 @@ def _draw(sides: Sequence[_Side], token: str, tables: Any, root: Path, min_score
         counts = ", ".join(f"{len(layer.boxes)} {layer.title}" for layer in reversed(layers[1:]))
         images = list(sample.images) if sample.images is not None else []
         panels.append(
-            Panel(side.title, counts, layers, sample.calibration, images, list(record.cameras), sample.points)
+            Panel(side.title, counts, layers, sample.calibration, images, list(record.cameras), sample.clouds)
         )
     picture = draw_panels(panels, CLASSES, _EXTENT, width=1920)
     return picture.resize((_WIDTH, round(picture.height * _WIDTH / picture.width)))

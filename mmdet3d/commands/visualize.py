@@ -201,7 +201,7 @@ def _one(
         "min_score": args.bbox_score,
         "map_score": args.map_score,
         "scores": args.scores,
-        "sensors": ("lidar", "radar") if model is None else model.inputs,
+        "sensors": None if model is None else model.inputs,
     }
 
     def draw(index: int) -> tuple[Image.Image, Sample]:

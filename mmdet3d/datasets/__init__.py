@@ -73,7 +73,7 @@ def build_split(
     Args:
         data: of a config.
         split: train, val or test.
-        sensors: what is read of camera, lidar and radar, for a data set that can do without the others; beside those
+        sensors: what is read, such as camera and lidar, for a data set that can do without the others; beside those
             that its block names.
         seed, fixed: see `build_dataset`.
 

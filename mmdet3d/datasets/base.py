@@ -246,8 +246,7 @@ class FrameDataset(Frames):
             names=sample.meta["cameras"],
             boxes=sample.boxes,
             labels=sample.labels,
-            points=sample.points,
-            radar=sample.radar,
+            clouds=sample.clouds,
             from_detections=_TO_PICTURE if self.x_ahead else torch.eye(4),
             masks=masks,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -23,8 +24,7 @@ class Scene:
         names: of the cameras.
         boxes: ground truth; None where there is none.
         labels: (M,) of the boxes.
-        points: (P, >=3) LiDAR points, if any.
-        radar: (R, >=6), see `draw_bev`, if any.
+        clouds: points by the field of their sensor, as in a `Sample`.
         from_detections: (4, 4), the frame of a detector's boxes and maps to the scene's; it may mirror.
         masks: ground truth of the map, in the frame of a detector's maps.
         behind: metres of the ground behind the car that are worth showing; None: as many as ahead.
@@ -35,8 +35,7 @@ class Scene:
     names: list[str]
     boxes: Boxes3D | None = None
     labels: Tensor | None = None
-    points: Tensor | None = None
-    radar: Tensor | None = None
+    clouds: Mapping[str, Tensor] = field(default_factory=dict)
     from_detections: Tensor = field(default_factory=lambda: torch.eye(4))
     behind: float | None = None
     masks: BEVMasks | None = None

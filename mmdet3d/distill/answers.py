@@ -151,7 +151,7 @@ def describe(sample: Batch) -> Tensor:
     """(K,) float64 on the CPU: what tells the sample, a batch of one, from others and from its other views.
 
     The matrices of the augmentation; means of images (per camera) and depths and of their squares; number and means of
-    points, radar detections, boxes and labels, and of the products of neighbouring columns, which are others where rows
+    points of each sensor, boxes and labels, and of the products of neighbouring columns, which are others where rows
     are the same and belong together otherwise; whichever are there, and those of the history. Equal to about 1e-4
     wherever the sample is loaded.
     """
@@ -159,7 +159,7 @@ def describe(sample: Batch) -> Tensor:
     parts = [calibration.lidar_aug, calibration.image_aug]
     maps = [value for value in (sample.images, sample.depths) if value is not None]
     parts += [v.mean((-3, -2, -1)) for value in maps for v in (value, value.square())]
-    ragged: list[list[Tensor] | None] = [sample.points, sample.radar]
+    ragged: list[list[Tensor] | None] = [sample.clouds[name] for name in sorted(sample.clouds)]
     ragged += [None if sample.boxes is None else [b.tensor for b in sample.boxes], sample.labels]
     ragged.append(None if sample.objects is None else [objects.boxes2d for objects in sample.objects])
     for values in ragged:

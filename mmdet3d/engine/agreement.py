@@ -21,6 +21,7 @@ from mmdet3d.engine.settings import AUTO
 from mmdet3d.io.files import read_json
 from mmdet3d.io.weights import metadata_path
 from mmdet3d.registry import MODELS
+from mmdet3d.structures import point_sensors
 
 __all__ = ["check_agreement", "disagreements"]
 
@@ -269,7 +270,7 @@ def _history(model: ModelSide, data: Sequence[DataSide]) -> Iterator[Disagreemen
 
 
 def _columns(model: ModelSide, data: Sequence[DataSide]) -> Iterator[Disagreement]:
-    for encoder, loader in (("lidar", "LoadPointsFromFile"), ("radar", "LoadRadarPointsMultiSweeps")):
+    for encoder, loader in ((sensor.name, loader) for sensor in point_sensors() for loader in sensor.loaders):
         for part in ("pts_voxel_encoder.in_channels", "in_channels"):
             key = f"encoders.{encoder}.backbone.{part}"
             for names, use_dim in _grouped(data, f"{loader}.use_dim") if model.has(key) else ():
@@ -282,7 +283,7 @@ def _columns(model: ModelSide, data: Sequence[DataSide]) -> Iterator[Disagreemen
 
 
 def _voxels(model: ModelSide, data: Sequence[DataSide]) -> Iterator[Disagreement]:
-    for encoder in ("lidar", "radar"):
+    for encoder in (sensor.name for sensor in point_sensors()):
         voxelize = f"encoders.{encoder}.voxelize"
         for part in ("point_cloud_range", "voxel_size"):
             key, own = f"{voxelize}.{part}", f"encoders.{encoder}.backbone.pts_voxel_encoder.{part}"

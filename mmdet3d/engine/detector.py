@@ -57,7 +57,7 @@ class Detector:
 
     @property
     def sensors(self) -> tuple[str, ...]:
-        """Whose data it reads, out of camera, lidar and radar."""
+        """Whose data it reads, such as camera, lidar and radar."""
         return self.facts.sensors
 
     @classmethod

@@ -32,7 +32,7 @@ class Facts:
 
     Args:
         classes: label -> name.
-        sensors: whose data is read, out of camera, lidar and radar.
+        sensors: whose data is read, such as camera, lidar and radar.
         data: block of the data set that reads frames for it: image size, normalisation, ranges.
         extent: half width of bird's-eye pictures, metres; None for as far as boxes reach.
         config: name of the config.

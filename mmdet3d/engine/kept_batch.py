@@ -41,8 +41,8 @@ def read_batch(path: str | Path) -> Batch:
             batch = read_state(Path(path)).get("batch")
     except Exception as error:
         raise ValueError(f"--batch {path} is damaged, or no batch that a training kept ({error})") from error
-    if not isinstance(batch, Batch):
-        raise ValueError(f"--batch {path} is no batch that a training kept")
+    if not isinstance(batch, Batch) or "clouds" not in vars(batch):
+        raise ValueError(f"--batch {path} is no batch that a training of this version kept")
     return batch
 
 

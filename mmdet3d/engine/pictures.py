@@ -24,7 +24,7 @@ from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.progress import progress_bar
 from mmdet3d.shell import number_of
-from mmdet3d.structures import Batch, BEVMasks, Boxes3D, Detections3D, Sample
+from mmdet3d.structures import Batch, BEVMasks, Boxes3D, Detections3D, Sample, by_sensor, point_sensors
 from mmdet3d.visualization import Areas, Heat, Layer, Panel, draw_frame, draw_panels, verdict_layers
 
 __all__ = [
@@ -46,7 +46,6 @@ Columns = Mapping[str, tuple[Trainable, PictureDataset]]
 
 _NEAR, _FAR = 55.0, 100.0  # metres, of a view that reaches as far as its boxes
 _STRENGTH = "weak to strong"
-_SENSORS = {"lidar": "LiDAR", "camera": "cameras", "radar": "radar"}
 
 
 def picture_extent(cfg: Mapping[str, Any]) -> float | None:
@@ -112,7 +111,7 @@ def draw_sample(
     only: Collection[int] = (),
     extent: float | None = None,
     scores: bool = False,
-    sensors: Collection[str] = ("lidar", "radar"),
+    sensors: Collection[str] | None = None,
     masks: BEVMasks | None = None,
     map_score: float = 0.5,
 ) -> Image.Image:
@@ -126,7 +125,7 @@ def draw_sample(
         only: labels to draw; all if empty.
         extent: half width of the bird's-eye view, metres; None for as far as the boxes reach.
         scores: write them beside the detections.
-        sensors: whose points are drawn, lidar and radar or those of them that a model reads.
+        sensors: whose points are drawn, such as those that a model reads; None for all.
         map_score: lowest probability at which a cell belongs to a class.
 
     Raises:
@@ -151,8 +150,7 @@ def draw_sample(
         scene.calibration,
         images=scene.images,
         names=scene.names,
-        points=scene.points if "lidar" in sensors else None,
-        radar=scene.radar if "radar" in sensors else None,
+        clouds=scene.clouds if sensors is None else _clouds_of(scene, sensors),
         extent=_reach(extent, layers),
         behind=scene.behind,
         areas=areas,
@@ -305,9 +303,8 @@ def _heat_panel(title: str, subtitle: str, heat: Heat, scene: Scene) -> Panel:
 
 
 def _truth_panel(truth: Layer, scene: Scene) -> Panel:
-    sensors = {"lidar": scene.points, "camera": scene.images or None, "radar": scene.radar}
-    seen = " + ".join(_SENSORS[name] for name, data in sensors.items() if data is not None)
-    subtitle = f"{seen}\n{number_of(len(truth.boxes), 'object')}"
+    there = [sensor.name for sensor, _ in by_sensor(scene.clouds)] + ["camera"] * bool(scene.images)
+    subtitle = f"{_titles(there)}\n{number_of(len(truth.boxes), 'object')}"
     return Panel(
         "ground truth",
         subtitle,
@@ -315,8 +312,7 @@ def _truth_panel(truth: Layer, scene: Scene) -> Panel:
         scene.calibration,
         scene.images,
         scene.names,
-        scene.points,
-        scene.radar,
+        scene.clouds,
         None if scene.masks is None else _true_areas(scene),
     )
 
@@ -330,12 +326,21 @@ def _panel(
     )
     return Panel(
         title,
-        f"{' + '.join(name for sensor, name in _SENSORS.items() if sensor in inputs)}\n{counts}",
+        f"{_titles(inputs)}\n{counts}",
         layers,
         scene.calibration,
         scene.images if "camera" in inputs else (),
         scene.names,
-        scene.points if "lidar" in inputs else None,
-        scene.radar if "radar" in inputs else None,
+        _clouds_of(scene, inputs),
         areas,
     )
+
+
+def _clouds_of(scene: Scene, sensors: Collection[str]) -> dict[str, Tensor]:
+    return {sensor.field: points for sensor, points in by_sensor(scene.clouds) if sensor.name in sensors}
+
+
+def _titles(sensors: Collection[str]) -> str:
+    """In words, in the order of point_sensors, the cameras after the first."""
+    first, *others = [(sensor.name, sensor.title) for sensor in point_sensors()]
+    return " + ".join(title for name, title in (first, ("camera", "cameras"), *others) if name in sensors)

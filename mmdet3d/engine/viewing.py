@@ -9,7 +9,7 @@ from mmdet3d.engine.data import PictureDataset
 from mmdet3d.engine.detector import Detector
 from mmdet3d.engine.pictures import in_scene
 from mmdet3d.progress import progress_bar
-from mmdet3d.structures import Sample
+from mmdet3d.structures import Sample, by_sensor
 from mmdet3d.visualization.layers import TRUTH
 from mmdet3d.visualization.recording import Recording
 
@@ -21,7 +21,7 @@ _MICROSECONDS = 1e6
 def record(
     detectors: Mapping[str, tuple[Detector, PictureDataset]], indices: Iterable[int], path: Path, min_score: float
 ) -> dict[str, int]:
-    """Write cameras, points, radar, ground truth and the boxes of every detector into a `.rrd` file.
+    """Write cameras, points of all sensors, ground truth and the boxes of every detector into a `.rrd` file.
 
     Args:
         detectors: by title a detector, and the frames as it reads them.
@@ -49,10 +49,8 @@ def record(
                 seconds = None if begin is None else (_time(sample) or 0.0) - begin
                 recording.begin(number, seconds)
                 recording.cameras(scene.calibration, scene.images, scene.names)
-                if scene.points is not None:
-                    recording.lidar(scene.points)
-                if scene.radar is not None:
-                    recording.radar(scene.radar)
+                for sensor, points in by_sensor(scene.clouds):
+                    recording.points(sensor, points)
                 if scene.boxes is not None and scene.labels is not None:
                     recording.boxes("truth", scene.boxes, scene.labels, color=TRUTH)
                     counts["truth"] = counts.get("truth", 0) + len(scene.boxes)

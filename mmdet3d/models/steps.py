@@ -34,7 +34,7 @@ class PointVoxels:
     """Points of one sensor to voxels.
 
     Args:
-        field: of the batch, `points` or `radar`.
+        field: of the batch, such as `points` or `radar`.
         voxelize: the voxeliser's block.
         reduce: a voxel is the mean of its points.
     """

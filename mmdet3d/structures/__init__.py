@@ -6,8 +6,11 @@ from mmdet3d.structures.grid import BEVGrid
 from mmdet3d.structures.image_objects import ImageObjects
 from mmdet3d.structures.masks import BEVMasks
 from mmdet3d.structures.sample import Batch, Detections3D, Sample
+from mmdet3d.structures.sensors import LIDAR, RADAR, PointSensor, add_sensor, by_sensor, point_sensors, sensor_of
 
 __all__ = [
+    "LIDAR",
+    "RADAR",
     "BEVGrid",
     "BEVMasks",
     "Batch",
@@ -15,9 +18,14 @@ __all__ = [
     "Calibration",
     "Detections3D",
     "ImageObjects",
+    "PointSensor",
     "Sample",
+    "add_sensor",
+    "by_sensor",
     "inverse_3x3",
     "limit_period",
+    "point_sensors",
     "project",
     "rotate_z",
+    "sensor_of",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,23 +13,60 @@ from mmdet3d.structures.boxes import Boxes3D
 from mmdet3d.structures.calibration import Calibration
 from mmdet3d.structures.image_objects import ImageObjects
 from mmdet3d.structures.masks import BEVMasks
+from mmdet3d.structures.sensors import LIDAR, RADAR
 
 __all__ = ["Batch", "Detections3D", "Sample"]
 
 _MOVABLE = (Tensor, Boxes3D, BEVMasks, Calibration, ImageObjects)
 _TRUTH = ("boxes", "labels", "masks", "objects")  # of a batch, of its samples with labels alone
 
+_Points = TypeVar("_Points")
+
+
+class _WithClouds(Generic[_Points]):
+    """What holds points by sensor: `points` (LiDAR) and `radar` are short for entries of `clouds`.
+
+    `clouds` itself is never changed, because copies by `dataclasses.replace` share it; `put` gives the holder another.
+    """
+
+    clouds: Mapping[str, _Points]
+
+    def put(self, name: str, points: _Points | None) -> None:
+        """Hold these points by that field of a `PointSensor`; None for none."""
+        others = {field: cloud for field, cloud in self.clouds.items() if field != name}
+        self.clouds = others if points is None else {**self.clouds, name: points}
+
+    def held(self, name: str) -> Any:
+        """The attribute, or the points, of that name; None where there is nothing."""
+        return getattr(self, name, None) if name in _names(self) else self.clouds.get(name)
+
+    @property
+    def points(self) -> _Points | None:
+        return self.clouds.get(LIDAR.field)
+
+    @points.setter
+    def points(self, value: _Points | None) -> None:
+        self.put(LIDAR.field, value)
+
+    @property
+    def radar(self) -> _Points | None:
+        return self.clouds.get(RADAR.field)
+
+    @radar.setter
+    def radar(self, value: _Points | None) -> None:
+        self.put(RADAR.field, value)
+
 
 @dataclass
-class Sample:
+class Sample(_WithClouds[Tensor]):
     """One key frame of a data set after its pipeline. A field that no transform loads stays None.
 
     Args:
         token: the sample's name in its data set.
         calibration: see `Calibration`.
         images: (N, 3, H, W) float, normalised RGB.
-        points: (P, 5) float: x, y, z, intensity, time lag in s; augmented LiDAR frame.
-        radar: (R, 45) float: x, y, z, rcs, vx, vy (compensated), time lag, one-hot states; augmented LiDAR frame.
+        clouds: by the field of each `PointSensor` its points, (P, C) float, augmented LiDAR frame. `points` of a LiDAR:
+            x, y, z, intensity, time lag in s. `radar`: x, y, z, rcs, vx, vy (compensated), time lag, one-hot states.
         boxes: ground truth, augmented LiDAR frame.
         labels: (M,) int64, index into the class list.
         depths: (N, H, W) float, metres, 0 where no LiDAR point falls.
@@ -46,8 +83,7 @@ class Sample:
     token: str
     calibration: Calibration
     images: Tensor | None = None
-    points: Tensor | None = None
-    radar: Tensor | None = None
+    clouds: Mapping[str, Tensor] = field(default_factory=dict)
     boxes: Boxes3D | None = None
     labels: Tensor | None = None
     depths: Tensor | None = None
@@ -70,7 +106,7 @@ class Sample:
 
 
 @dataclass
-class Batch:
+class Batch(_WithClouds[list[Tensor]]):
     """Samples side by side: dense fields are stacked, ragged ones are lists of B, `history` is a list of T batches.
 
     Samples without labels come last, and the ground truth (`boxes`, `labels`, `masks`, `objects`) is a list of the
@@ -83,8 +119,7 @@ class Batch:
     tokens: list[str]
     calibration: Calibration
     images: Tensor | None = None
-    points: list[Tensor] | None = None
-    radar: list[Tensor] | None = None
+    clouds: Mapping[str, list[Tensor]] = field(default_factory=dict)
     boxes: list[Boxes3D] | None = None
     labels: list[Tensor] | None = None
     depths: Tensor | None = None
@@ -108,7 +143,7 @@ class Batch:
             )
 
         def column(name: str, samples: Sequence[Sample] = samples) -> list[Any] | None:
-            values = [getattr(s, name) for s in samples]
+            values = [s.held(name) for s in samples]
             present = [v is not None for v in values]
             if any(present) and not all(present):
                 missing = samples[present.index(False)].token
@@ -134,8 +169,7 @@ class Batch:
             tokens=[s.token for s in samples],
             calibration=Calibration.stack([s.calibration for s in samples]),
             images=stacked("images"),
-            points=column("points"),
-            radar=column("radar"),
+            clouds={name: column(name) or [] for name in dict.fromkeys(name for s in samples for name in s.clouds)},
             boxes=column("boxes", labelled),
             labels=column("labels", labelled),
             depths=stacked("depths"),
@@ -173,6 +207,7 @@ class Batch:
 
         values = {f.name: pick(f.name, getattr(self, f.name)) for f in fields(self)}
         values["unlabelled"] = len(range(len(self))[chosen]) - labelled if self.unlabelled else 0
+        values["clouds"] = {name: cloud[chosen] for name, cloud in self.clouds.items()}
         values["history"] = self.history and [past._part(chosen) for past in self.history]
         return Batch(**values)
 
@@ -190,19 +225,21 @@ class Batch:
                 return value.to(device, non_blocking=non_blocking)
             if isinstance(value, list) and value and isinstance(value[0], movable):
                 return [move(v) for v in value]
-            return value
+            return {k: move(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
         return Batch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
     def without(self, *names: str) -> Batch:
         """The same batch with the named fields removed (`batch.without("points")`), from its history too."""
         history = None if self.history is None else [past.without(*names) for past in self.history]
-        changes: dict[str, Any] = {"history": history, **dict.fromkeys(names)}
+        clouds = {name: cloud for name, cloud in self.clouds.items() if name not in names}
+        changes: dict[str, Any] = {"history": history, "clouds": clouds}
+        changes |= dict.fromkeys(name for name in names if name in _names(self))
         return replace(self, **changes)
 
     def require(self, name: str, user: str) -> Any:
         """The field `name`, or a ValueError that says who needs it and that the pipeline does not load it."""
-        value = getattr(self, name)
+        value = self.held(name)
         if value is None:
             raise ValueError(
                 f"{user} needs `{name}`, which this batch does not hold; add its loader to the config's pipeline"
@@ -242,3 +279,7 @@ class Detections3D:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         values: dict[str, Any] = {name: None if v is None else function(v) for name, v in given.items()}
         return Detections3D(**values)
+
+
+def _names(value: Any) -> set[str]:
+    return {f.name for f in fields(value)}

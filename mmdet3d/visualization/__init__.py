@@ -6,12 +6,11 @@ from mmdet3d.visualization.cameras import box_segments, draw_camera, draw_camera
 from mmdet3d.visualization.compose import Panel, draw_frame, draw_panels
 from mmdet3d.visualization.film import check_film, write_film
 from mmdet3d.visualization.heat import Heat
-from mmdet3d.visualization.layers import PALETTE, RADAR, Layer
+from mmdet3d.visualization.layers import PALETTE, Layer
 from mmdet3d.visualization.verdicts import judge, verdict_layers
 
 __all__ = [
     "PALETTE",
-    "RADAR",
     "Areas",
     "Heat",
     "Layer",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from mmdet3d.structures import PointSensor, by_sensor
 from mmdet3d.visualization.areas import Areas
 from mmdet3d.visualization.heat import Heat
-from mmdet3d.visualization.layers import BACKGROUND, INK, POINT, RADAR, TRUTH, Color, Layer
+from mmdet3d.visualization.layers import BACKGROUND, INK, TRUTH, Color, Layer
 from mmdet3d.visualization.strokes import Pad
 
 __all__ = ["draw_bev"]
@@ -36,22 +38,20 @@ class _Ground:
 def draw_bev(
     layers: Sequence[Layer],
     classes: Sequence[str],
-    points: Tensor | None = None,
-    radar: Tensor | None = None,
+    clouds: Mapping[str, Tensor] = MappingProxyType({}),
     extent: float = 54.0,
     size: int = 800,
     behind: float | None = None,
     heat: Heat | Areas | None = None,
 ) -> Image.Image:
-    """Points, radar detections with their velocity, and boxes with heading and velocity over a second, from above.
+    """Points of all sensors with their velocity, and boxes with heading and velocity over a second, from above.
 
     Rings every 10 m around the car, and below on the left a bar of 10 m.
 
     Args:
         layers: drawn in order, later ones on top.
         classes: class list of the labels.
-        points: (P, >=2) metres, in the frame of the boxes.
-        radar: (R, >=6): x, y, ., ., vx, vy; metres and m/s, in the frame of the boxes.
+        clouds: by the field of its sensor points as a `Sample` holds them, in the frame of the boxes.
         extent: half the side of the picture, metres.
         size: side of the picture, pixels.
         behind: cut the picture off so many metres behind the car.
@@ -62,10 +62,8 @@ def draw_bev(
     for layer in layers:
         if layer.style == "filled":
             _areas(ground, layer)
-    if points is not None:
-        ground.pad.dots(ground.pixels(points[:, :2].cpu()), POINT, size=0.5)
-    if radar is not None:
-        _radar(ground, radar)
+    for sensor, points in by_sensor(clouds):
+        _points(ground, sensor, points.cpu())
     for layer in layers:
         if layer.style != "filled":
             _boxes(ground, layer, classes)
@@ -99,11 +97,15 @@ def _areas(ground: _Ground, layer: Layer) -> None:
         ground.pad.polygon(corners, fill=TRUTH)
 
 
-def _radar(ground: _Ground, radar: Tensor) -> None:
-    places = radar[:, :2].cpu()
-    for start, end in zip(ground.pixels(places), ground.pixels(places + radar[:, 4:6].cpu()), strict=True):
-        ground.pad.ring(start, 3, RADAR, width=1)
-        ground.pad.arrow(start, end, RADAR, width=1)
+def _points(ground: _Ground, sensor: PointSensor, points: Tensor) -> None:
+    starts = ground.pixels(points[:, :2])
+    if sensor.mark == "dot":
+        ground.pad.dots(starts, sensor.color, size=0.5)
+        return
+    for start, end in zip(starts, ground.pixels(points[:, :2] + sensor.velocities(points)), strict=True):
+        ground.pad.ring(start, 3, sensor.color, width=1)
+        if sensor.velocity is not None:
+            ground.pad.arrow(start, end, sensor.color, width=1)
 
 
 def _boxes(ground: _Ground, layer: Layer, classes: Sequence[str]) -> None:

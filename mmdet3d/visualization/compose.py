@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from PIL import Image
 from torch import Tensor
 
-from mmdet3d.structures import Calibration
+from mmdet3d.structures import Calibration, PointSensor, by_sensor
 from mmdet3d.visualization.areas import Areas
 from mmdet3d.visualization.bev import draw_bev
 from mmdet3d.visualization.cameras import box_segments, draw_camera, draw_cameras
@@ -35,7 +36,7 @@ class Panel:
         calibration: of the images.
         images: one per camera; none if the model has no cameras.
         names: of the cameras.
-        points, radar: see `draw_bev`; None what the model does not have.
+        clouds: points of the sensors that the model has, see `draw_bev`.
         heat: a map below the boxes, over the ground or over the images.
     """
 
@@ -45,8 +46,7 @@ class Panel:
     calibration: Calibration
     images: Sequence[Image.Image] = ()
     names: Sequence[str] = field(default_factory=list)
-    points: Tensor | None = None
-    radar: Tensor | None = None
+    clouds: Mapping[str, Tensor] = field(default_factory=dict)
     heat: Heat | Areas | None = None
 
 
@@ -56,8 +56,7 @@ def draw_frame(
     calibration: Calibration,
     images: Sequence[Image.Image] = (),
     names: Sequence[str] | None = None,
-    points: Tensor | None = None,
-    radar: Tensor | None = None,
+    clouds: Mapping[str, Tensor] = MappingProxyType({}),
     extent: float = 54.0,
     behind: float | None = None,
     areas: Sequence[Areas] = (),
@@ -71,11 +70,11 @@ def draw_frame(
         mosaic = draw_cameras(images, calibration, layers, classes, names, width=_ALONE if len(images) == 1 else _TILE)
         shown = 1.0 if behind is None else (extent + behind) / (2 * extent)
         size = round(max(mosaic.height, 400) / shown)
-        views = [mosaic, *(draw_bev(layers, classes, points, radar, extent, size, behind, g) for g in grounds)]
+        views = [mosaic, *(draw_bev(layers, classes, clouds, extent, size, behind, g) for g in grounds)]
     else:
-        views = [draw_bev(layers, classes, points, radar, extent, behind=behind, heat=g) for g in grounds]
+        views = [draw_bev(layers, classes, clouds, extent, behind=behind, heat=g) for g in grounds]
     picture = _row(views)
-    legend = draw_legend(layers, classes, picture.width, _any(points), _any(radar), areas)
+    legend = draw_legend(layers, classes, picture.width, _measuring([clouds]), areas)
     return _stack([picture, legend])
 
 
@@ -118,19 +117,20 @@ def draw_panels(
             image = seeing.images[shown]
             views.append(_no_camera(column, round(image.height * column / image.width)))
         heat = None if isinstance(panel.heat, Heat) and panel.heat.grid is None else panel.heat
-        views.append(draw_bev(panel.layers, classes, panel.points, panel.radar, extent, column, behind, heat))
+        views.append(draw_bev(panel.layers, classes, panel.clouds, extent, column, behind, heat))
         columns.append(_stack(views))
     layers = [layer for panel in panels for layer in panel.layers]
-    sensors = [any(_any(p.points) for p in panels), any(_any(p.radar) for p in panels)]
+    sensors = _measuring(panel.clouds for panel in panels)
     picture = Image.new("RGB", (width, max(c.height for c in columns)), BACKGROUND)
     picture.paste(_row(columns), (0, 0))
     heats = [panel.heat for panel in panels if panel.heat is not None]
-    return _stack([picture, draw_legend(layers, classes, width, *sensors, heats)])
+    return _stack([picture, draw_legend(layers, classes, width, sensors, heats)])
 
 
-def _any(points: Tensor | None) -> bool:
-    """Whether the legend has to say what these are."""
-    return points is not None and len(points) > 0
+def _measuring(pictures: Iterable[Mapping[str, Tensor]]) -> list[PointSensor]:
+    """The sensors that the legend has to name: those of which there is a point."""
+    seen = {field: cloud for clouds in pictures for field, cloud in clouds.items() if len(cloud)}
+    return [sensor for sensor, _ in by_sensor(seen)]
 
 
 def _camera(panel: Panel, name: str | None) -> int:

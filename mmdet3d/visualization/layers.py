@@ -16,8 +16,6 @@ __all__ = [
     "BACKGROUND",
     "INK",
     "PALETTE",
-    "POINT",
-    "RADAR",
     "SLIDE",
     "TRUTH",
     "Color",
@@ -49,8 +47,6 @@ PALETTE: dict[str, Color] = {
 _OTHER: Color = (110, 110, 110)
 BACKGROUND: Color = (255, 255, 255)
 INK: Color = (40, 40, 40)
-POINT: Color = (150, 155, 163)
-RADAR: Color = (70, 85, 95)
 TRUTH: Color = (205, 208, 213)
 SLIDE = 1920  # width of a slide, pixels
 

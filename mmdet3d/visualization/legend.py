@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from mmdet3d.structures import PointSensor
 from mmdet3d.visualization.areas import Areas
 from mmdet3d.visualization.heat import Heat
-from mmdet3d.visualization.layers import INK, POINT, RADAR, SLIDE, TRUTH, Color, Layer, Style, class_color, font
+from mmdet3d.visualization.layers import INK, SLIDE, TRUTH, Color, Layer, Style, class_color, font
 from mmdet3d.visualization.strokes import Pad
 
 __all__ = ["draw_legend"]
@@ -34,8 +35,7 @@ def draw_legend(
     layers: Sequence[Layer],
     classes: Sequence[str],
     width: int,
-    points: bool = False,
-    radar: bool = False,
+    sensors: Sequence[PointSensor] = (),
     heats: Sequence[Heat | Areas] = (),
 ) -> Image.Image:
     """The titles of maps and layers with their colours and line styles, the sensors, and on rows of their own the
@@ -46,7 +46,7 @@ def draw_legend(
     areas = {name: color for heat in heats if isinstance(heat, Areas) for name, color in heat.colors.items()}
     styles = {layer.title: layer.style for layer in layers}
     entries += [_line(title, style, INK) for title, style in styles.items()]
-    entries += [_Entry("LiDAR", _draw_points)] * points + [_Entry("radar, moving on for 1 s", _draw_radar)] * radar
+    entries += [_points(sensor) for sensor in sensors]
     present = sorted({label for layer in layers for label in layer.labels.tolist()})
     names = [(label, classes[label].replace("_", " ") if label >= 0 else "other class") for label in present]
     lines = [_line(name, "solid", class_color(k, classes)) for k, name in names]
@@ -92,13 +92,16 @@ def _heat(heat: Heat) -> _Entry:
     return _Entry(heat.title, draw)
 
 
-def _draw_points(pad: Pad, x: float, y: float, zoom: float) -> None:
-    pad.dots([(x + 6 * i * zoom, y + 4 * (-1) ** i * zoom) for i in range(1, 8)], POINT, size=3 * zoom)
+def _points(sensor: PointSensor) -> _Entry:
+    def draw(pad: Pad, x: float, y: float, zoom: float) -> None:
+        if sensor.mark == "dot":
+            pad.dots([(x + 6 * i * zoom, y + 4 * (-1) ** i * zoom) for i in range(1, 8)], sensor.color, size=3 * zoom)
+            return
+        pad.ring((x + 9 * zoom, y), 6 * zoom, sensor.color, width=2 * zoom)
+        if sensor.velocity is not None:
+            pad.arrow((x + 9 * zoom, y), (x + _SWATCH * zoom, y), sensor.color, 2 * zoom)
 
-
-def _draw_radar(pad: Pad, x: float, y: float, zoom: float) -> None:
-    pad.ring((x + 9 * zoom, y), 6 * zoom, RADAR, width=2 * zoom)
-    pad.arrow((x + 9 * zoom, y), (x + _SWATCH * zoom, y), RADAR, 2 * zoom)
+    return _Entry(sensor.title if sensor.velocity is None else f"{sensor.title}, moving on for 1 s", draw)
 
 
 def _wrap(entries: Sequence[_Entry], width: int, zoom: float) -> list[list[_Entry]]:

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdet3d.structures import Boxes3D, Calibration
-from mmdet3d.visualization.layers import POINT, RADAR, Color, class_color
+from mmdet3d.structures import Boxes3D, Calibration, PointSensor
+from mmdet3d.visualization.layers import Color, class_color
 
 __all__ = ["Recording", "check_recording"]
 
 _JPEG_QUALITY = 85
+_RADII = {"dot": 0.04, "ring": 0.15}  # metres, of points
 _PLANE = 3.0  # metres from a camera to where its image hangs in space
 
 
@@ -78,16 +79,15 @@ class Recording:
             picture = self._rr.EncodedImage(contents=buffer.getvalue(), media_type="image/jpeg")
             self._stream.log(f"{place}/image", picture)
 
-    def lidar(self, points: Tensor) -> None:
-        """(P, >=3) points."""
-        self._stream.log("world/lidar", self._rr.Points3D(points[:, :3].numpy(), colors=[POINT], radii=0.04))
-
-    def radar(self, radar: Tensor) -> None:
-        """(R, >=6) detections, see `draw_bev`, with their velocity as an arrow to where they are after a second."""
-        velocity = torch.nn.functional.pad(radar[:, 4:6], (0, 1))
-        arrows = self._rr.Arrows3D(origins=radar[:, :3].numpy(), vectors=velocity.numpy(), colors=[RADAR], radii=0.05)
-        self._stream.log("world/radar", self._rr.Points3D(radar[:, :3].numpy(), colors=[RADAR], radii=0.15))
-        self._stream.log("world/radar/velocity", arrows)
+    def points(self, sensor: PointSensor, points: Tensor) -> None:
+        """Those of a sensor, where it measures velocity with an arrow to where they are after a second."""
+        place, colors = f"world/{sensor.name}", [sensor.color]
+        drawn = self._rr.Points3D(points[:, :3].numpy(), colors=colors, radii=_RADII[sensor.mark])
+        self._stream.log(place, drawn)
+        if sensor.velocity is not None:
+            velocity = torch.nn.functional.pad(sensor.velocities(points), (0, 1)).numpy()
+            arrows = self._rr.Arrows3D(origins=points[:, :3].numpy(), vectors=velocity, colors=colors, radii=0.05)
+            self._stream.log(f"{place}/velocity", arrows)
 
     def boxes(
         self, title: str, boxes: Boxes3D, labels: Tensor, scores: Tensor | None = None, color: Color | None = None

@@ -149,7 +149,7 @@ def ready(files, **kwargs):
 def batch(seed=0):
     generator = torch.Generator().manual_seed(seed)
     sweeps = {name: [torch.rand(CELLS**2, 5, generator=generator) for _ in range(2)] for name in ("points", "radar")}
-    return batch_of([Boxes3D(BOX), Boxes3D(BOX)], **sweeps)
+    return batch_of([Boxes3D(BOX), Boxes3D(BOX)], clouds=sweeps)
 
 
 def test_loss_names_and_weights(files):

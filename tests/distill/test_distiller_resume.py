@@ -44,8 +44,7 @@ class Frames:
         return Sample(
             token=f"frame{index}",
             calibration=calibration,
-            points=points,
-            radar=radar,
+            clouds={"points": points, "radar": radar},
             boxes=Boxes3D(BOX),
             labels=torch.zeros(1, dtype=torch.int64),
             view=None if self.augment else f"data/frame{index}",

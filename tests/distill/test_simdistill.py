@@ -59,7 +59,7 @@ def batch() -> Batch:
         calibration=Calibration(eye, eye, both, both, intrinsics.repeat(2, 1, 1), eye.repeat(2, 1, 1), eye),
         images=torch.randn(2, 3, 128, 384, generator=generator),
         depths=40 * torch.rand(2, 128, 384, generator=generator),
-        points=points,
+        clouds={"points": points},
         boxes=Boxes3D(torch.tensor([[9.0, 1, -1, 4.5, 1.9, 1.6, 0.2, 1, 0], [-12.0, 3, -1, 0.7, 0.7, 1.7, 0, 0, 0]])),
         labels=torch.tensor([0, 8]),
     )

@@ -537,4 +537,4 @@ class Sweeps:
         one = batch().alone(index)
         calibration = Calibration(**{k: v[0] for k, v in vars(one.calibration).items()})
         points = {name: getattr(one, name)[0] for name in ("points", "radar")}
-        return Sample(str(index), calibration, **points, boxes=one.boxes[0], labels=torch.zeros(1).long())
+        return Sample(str(index), calibration, clouds=points, boxes=one.boxes[0], labels=torch.zeros(1).long())

@@ -93,7 +93,7 @@ class EngineToyDataset:
         return Sample(
             token=self.tokens[index],
             calibration=Calibration(eye, eye, cameras, cameras, cameras, cameras, eye),
-            points=torch.from_numpy(points).float(),
+            clouds={"points": torch.from_numpy(points).float()},
             boxes=Boxes3D(torch.from_numpy(box[None]).float()),
             labels=torch.zeros(1, dtype=torch.int64),
             meta={"index": index, "epoch": self.epoch},

@@ -84,7 +84,8 @@ def test_damage_is_named(prepare: Callable[[Path], Prepared], tmp_path: Path) ->
 def stored_answers(folder: Path) -> Prepared:
     eye = torch.eye(4)
     calibration = Calibration(eye, eye, eye[None], eye[None], eye[None], eye[None], eye)
-    batch = Batch.collate([Sample(token="a", calibration=calibration, points=torch.randn(9, 5), view="data/a.0.0")])
+    clouds = {"points": torch.randn(9, 5)}
+    batch = Batch.collate([Sample(token="a", calibration=calibration, clouds=clouds, view="data/a.0.0")])
     given = {"fuser": torch.randn(1, 3, 4), "heads": [torch.ones(2), torch.arange(5)]}
     Answers(folder, {"digest": "x"}).write(batch, given)
     # Anew each time, as each tensor is looked at once.

@@ -525,7 +525,7 @@ def test_one_camera_without_a_lidar(copied: Callable[..., Path], augment: dict) 
     sample = dataset[0]
     assert torch.equal(sample.calibration.intrinsics, whole.calibration.intrinsics)
     assert torch.equal(sample.objects.centers, whole.objects.centers)
-    assert dataset.scene(sample).points is None
+    assert not dataset.scene(sample).clouds
 
 
 def test_jpeg_images(copied: Callable[..., Path]) -> None:

@@ -49,7 +49,7 @@ def test_boxes_meet_pixels_and_points(name: str, request: pytest.FixtureRequest)
                 found = torch.cat([ends.min(0).values, ends.max(0).values])
                 np.testing.assert_allclose(found, wanted[i], atol=0.5)
         near = scene.boxes.centers.norm(dim=1) < 30
-        hit += (scene.boxes.contains(scene.points[::4]).sum(1)[near] > 5).sum()
+        hit += (scene.boxes.contains(scene.clouds["points"][::4]).sum(1)[near] > 5).sum()
         assert (scene.boxes.centers[:, 1] > 0).all()
     assert hit >= 2
 

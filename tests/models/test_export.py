@@ -149,7 +149,7 @@ def test_onnx_answers_as_pytorch_for_another_car(tmp_path: Path) -> None:
     assert exported.facts == FACTS
     few = another_car(make_batch(1, seed=1))
     few.points, few.radar = [few.points[0][:70]], [few.radar[0][:1]]
-    none = dataclasses.replace(few, radar=[few.radar[0][:0]])
+    none = dataclasses.replace(few, clouds={"points": few.points, "radar": [few.radar[0][:0]]})
     for one in (batch, few, none):
         agree(model, exported.interface, exported.run(exported.interface.prepare(one)), one)
     (found,), (wanted,) = exported.predict(few), model.predict(few)

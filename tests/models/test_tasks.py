@@ -169,7 +169,10 @@ def test_a_further_sensor_joins_without_an_edit_of_the_detector() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reads": "rader"}, r"encoders\.ahead\.reads is 'rader', which is no field of a batch, did you mean 'radar'"),
+        (
+            {"reads": "rader"},
+            r"encoders\.ahead\.reads is 'rader', in which no .*, did you mean 'radar'",
+        ),
         ({"voxelise": {}}, r"unknown config key .*encoders\.ahead\.voxelise, did you mean 'voxelize'"),
     ],
 )

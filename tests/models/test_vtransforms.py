@@ -262,7 +262,7 @@ def test_use_points_chooses_the_sensor(field: str) -> None:
     other = "radar" if field == "points" else "points"
     _, depth = transform(tiny_features(), batch)
     assert torch.equal(transform(tiny_features(), batch.without(other))[1], depth)
-    moved = replace(batch, **{field: [p * 0.5 for p in getattr(batch, field)]})
+    moved = replace(batch, clouds={**batch.clouds, field: [p * 0.5 for p in getattr(batch, field)]})
     assert not torch.equal(transform(tiny_features(), moved)[1], depth)
 
 
@@ -284,7 +284,7 @@ def test_depth_maps_of_images_that_eight_does_not_divide() -> None:
         ("DepthLSSTransform", {"feature_size": [2, 4]}, r"feature_size must be \[4, 8\]"),
         ("AwareBEVDepth", {"bevdepth_downsample": 16}, r"bevdepth_downsample 16 contradicts.*set it to 8"),
         ("AwareBEVDepth", {"feature_size": [5, 8]}, "multiple of feature_size"),
-        ("AwareDBEVDepth", {"use_points": "sonar"}, "lidar or radar"),
+        ("AwareDBEVDepth", {"use_points": "sonar"}, "one of lidar, radar, got"),
         ("AwareDBEVDepth", {"depth_input": "two-hot"}, "scalar or one-hot"),
         ("AwareDBEVDepth", {"feature_size": [16, 32]}, "stride of 4, 8"),
     ],
@@ -321,7 +321,7 @@ def test_real_size_shapes(crkd_values: dict, cfg: dict, bins: int) -> None:
         for name in ("camera2lidar", "camera2ego", "intrinsics", "image_aug")
     }
     points = [torch.tensor(crkd_values["depth raster lidar pts"])]
-    batch = Batch(["a"], replace(one, **six), points=points)
+    batch = Batch(["a"], replace(one, **six), clouds={"points": points})
     with torch.no_grad():
         bev, depth = transform(torch.randn(1, 6, cfg["in_channels"], 32, 88), batch)
     assert bev.shape == (1, 80, 180, 180)

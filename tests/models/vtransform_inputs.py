@@ -94,7 +94,7 @@ def tiny_batch() -> Batch:
     points = [torch.cat([(torch.rand(n, 3) - 0.5) * span, torch.rand(n, 2)], 1) for n in (300, 200)]
     radar = [torch.cat([(torch.rand(n, 3) - 0.5) * span, torch.rand(n, 42)], 1) for n in (30, 20)]
     depths = torch.rand(2, 2, 32, 64) * 14 * (torch.rand(2, 2, 32, 64) < 0.05)
-    return Batch(["a", "b"], tiny_calibration(), points=points, radar=radar, depths=depths)
+    return Batch(["a", "b"], tiny_calibration(), clouds={"points": points, "radar": radar}, depths=depths)
 
 
 def tiny_features() -> Tensor:

@@ -137,7 +137,9 @@ def test_geometry_keeps_its_precision_under_autocast() -> None:
 
 
 def test_collate_stacks_dense_and_lists_ragged() -> None:
-    samples = [Sample(str(i), make_calibration(), torch.zeros(2, 3, 4, 5), torch.zeros(i + 1, 5)) for i in range(3)]
+    samples = [
+        Sample(str(i), make_calibration(), torch.zeros(2, 3, 4, 5), {"points": torch.zeros(i + 1, 5)}) for i in range(3)
+    ]
     batch = Batch.collate(samples)
     assert batch.images.shape == (3, 2, 3, 4, 5)
     assert [len(p) for p in batch.points] == [1, 2, 3]
@@ -148,7 +150,7 @@ def test_collate_stacks_dense_and_lists_ragged() -> None:
 
 
 def test_collate_names_the_sample_that_lacks_a_field() -> None:
-    samples = [Sample("a", make_calibration(), points=torch.zeros(1, 5)), Sample("b", make_calibration())]
+    samples = [Sample("a", make_calibration(), clouds={"points": torch.zeros(1, 5)}), Sample("b", make_calibration())]
     with pytest.raises(ValueError, match="sample b has no points"):
         Batch.collate(samples)
 

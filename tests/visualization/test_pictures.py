@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmdet3d.datasets.transforms import Compose, empty_sample
-from mmdet3d.structures import BEVGrid, BEVMasks, Boxes3D, Calibration, Detections3D, project
+from mmdet3d.structures import RADAR, BEVGrid, BEVMasks, Boxes3D, Calibration, Detections3D, project
 from mmdet3d.visualization import (
     PALETTE,
-    RADAR,
     Areas,
     Layer,
     Panel,
@@ -145,7 +144,7 @@ def test_six_cameras_look_around_the_car(tmp_path: Path) -> None:
 
 def test_bev_puts_things_where_they_are() -> None:
     points = torch.tensor([[10.0, 20, 0], [99, 0, 0]])
-    picture = np.asarray(draw_bev([], [], points, extent=50, size=500))
+    picture = np.asarray(draw_bev([], [], {"points": points}, extent=50, size=500))
     assert tuple(picture[150, 300]) != WHITE and tuple(picture[350, 200]) == WHITE
     box = Boxes3D(torch.tensor([[20.0, -10, 0, 10, 4, 2, 0, 0, 5]]))
     picture = np.asarray(draw_bev([Layer("gt", box, torch.tensor([0]))], ["car"], extent=50, size=500))
@@ -161,9 +160,9 @@ def test_bev_puts_things_where_they_are() -> None:
 def test_bev_draws_radar_with_velocity() -> None:
     radar = torch.zeros(1, 45)
     radar[0, [0, 1, 4]] = torch.tensor([-20.0, 20, 10])
-    picture = np.asarray(draw_bev([], [], radar=radar, extent=50, size=500))
-    assert (picture[150, 155:200] == RADAR).all()
-    assert np.asarray(draw_bev([], [], radar=radar[:0])).shape == (800, 800, 3)
+    picture = np.asarray(draw_bev([], [], {"radar": radar}, extent=50, size=500))
+    assert (picture[150, 155:200] == RADAR.color).all()
+    assert np.asarray(draw_bev([], [], {"radar": radar[:0]})).shape == (800, 800, 3)
 
 
 # Machado, Oliveira and Fernandes, "A physiologically-based model for simulation of color vision deficiency": severity 1
@@ -261,11 +260,11 @@ def test_legend_names_what_occurs() -> None:
     )
     radar = torch.full((1, 45), 99.0)
     seen = []
-    for layers, shown in (([layer], radar), ([layer], None), ([], radar)):
-        picture = draw_frame(layers, ["car", "bus"], calibration, radar=shown)
+    for layers, shown in (([layer], {"radar": radar}), ([layer], {}), ([], {"radar": radar})):
+        picture = draw_frame(layers, ["car", "bus"], calibration, clouds=shown)
         assert picture.size[0] == 800 and picture.size[1] > 800
         strip = np.asarray(picture)[800:]
-        seen.append([bool((strip == c).all(-1).any()) for c in (PALETTE["bus"], PALETTE["car"], RADAR)])
+        seen.append([bool((strip == c).all(-1).any()) for c in (PALETTE["bus"], PALETTE["car"], RADAR.color)])
     assert seen == [[True, False, True], [True, False, False], [False, False, True]]
 
 
@@ -288,8 +287,8 @@ def test_panels_show_the_sensors_of_their_models(calibration: Calibration) -> No
     points, radar = torch.tensor([[20.0, 20, 0]]).repeat(50, 1), torch.zeros(1, 45)
     radar[0, :6] = torch.tensor([-20.0, 20, 0, 0, 10, 0])
     panels = [
-        Panel("teacher", "LiDAR", [layer], plain, points=points),
-        Panel("student", "cameras + radar", [layer], plain, images, ["a", "b"], radar=radar),
+        Panel("teacher", "LiDAR", [layer], plain, clouds={"points": points}),
+        Panel("student", "cameras + radar", [layer], plain, images, ["a", "b"], clouds={"radar": radar}),
     ]
     picture = draw_panels(panels, ["car"], extent=40)
     assert picture.width == 1920
@@ -301,7 +300,7 @@ def test_panels_show_the_sensors_of_their_models(calibration: Calibration) -> No
     place = round(954 * (1 - 20 / 40) / 2), round(954 * (1 + 20 / 40) / 2)  # row and column of the points
     around = (slice(place[0] - 1, place[0] + 2), slice(place[1] - 1, place[1] + 2))
     assert (bev[:, :954][around] != 255).any() and (bev[:, 966:][around] == 255).all()
-    assert not (bev[:, :954] == RADAR).all(-1).any() and (bev[:, 966:] == RADAR).all(-1).any()
+    assert not (bev[:, :954] == RADAR.color).all(-1).any() and (bev[:, 966:] == RADAR.color).all(-1).any()
     with pytest.raises(ValueError, match="at least one panel"):
         draw_panels([], ["car"], extent=40)
 
@@ -314,7 +313,7 @@ def test_real_frame(shared: Path) -> None:
     truth = Layer("ground truth", sample.boxes, sample.labels)
     found = Layer("detections", sample.boxes[:9], sample.labels[:9])
     both = draw_frame(
-        [truth, found], frames.CLASSES, sample.calibration, sample.images, sample.meta["cameras"], sample.points
+        [truth, found], frames.CLASSES, sample.calibration, sample.images, sample.meta["cameras"], sample.clouds
     )
     mosaic = draw_cameras(sample.images, sample.calibration, [truth], frames.CLASSES, sample.meta["cameras"])
     assert mosaic.size == (1920, 720) and both.size[0] > 1920 + 700 and both.size[1] > 720
@@ -336,15 +335,15 @@ def test_the_legend_names_no_sensor_without_points(calibration: Calibration) -> 
     layers = [Layer("detections", Boxes3D.empty(), torch.zeros(0, dtype=torch.int64))]
     none, some = torch.zeros(0, 7), torch.tensor([[5.0, 0, 0, 0, 1, 0, 0]])
 
-    def frame(**sensors: torch.Tensor | None) -> bytes:
-        return draw_frame(layers, ["car"], calibration, **sensors).tobytes()
+    def frame(**clouds: torch.Tensor) -> bytes:
+        return draw_frame(layers, ["car"], calibration, clouds=clouds).tobytes()
 
-    assert frame(points=none, radar=none) == frame(points=None, radar=None)
+    assert frame(points=none, radar=none) == frame()
 
-    def columns(radar: torch.Tensor | None) -> bytes:
-        return draw_panels([Panel("one", "", layers, calibration, radar=radar)], ["car"], 40, width=200).tobytes()
+    def columns(**clouds: torch.Tensor) -> bytes:
+        return draw_panels([Panel("one", "", layers, calibration, clouds=clouds)], ["car"], 40, width=200).tobytes()
 
-    assert columns(none) == columns(None) != columns(some)
+    assert columns(radar=none) == columns() != columns(radar=some)
 
 
 def test_text_above_a_column_is_as_large_as_fits() -> None:

@@ -158,7 +158,8 @@ def test_pictures_look_ahead(dataset: VodDataset) -> None:
     sample = dataset[0]
     scene = dataset.scene(sample)
     assert isinstance(scene.images[0], Image.Image)
-    assert scene.points[:, 1] == pytest.approx(sample.points[:, 0]) and scene.boxes.contains(scene.points[:, :3]).any()
+    points = scene.clouds["points"]
+    assert points[:, 1] == pytest.approx(sample.points[:, 0]) and scene.boxes.contains(points[:, :3]).any()
     assert scene.from_detections @ torch.tensor([1.0, 0, 0, 1]) == pytest.approx([0, 1, 0, 1])
 
 

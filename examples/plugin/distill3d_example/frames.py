@@ -75,7 +75,7 @@ class ThreeFrames:
         return Sample(
             token=token,
             calibration=Calibration(eye, eye, no_cameras, no_cameras, no_cameras, no_cameras, eye),
-            points=cloud,
+            clouds={"points": cloud},
             boxes=Boxes3D(boxes),
             labels=torch.zeros(2, dtype=torch.int64),
         )

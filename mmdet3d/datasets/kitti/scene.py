@@ -40,17 +40,17 @@ def kitti_scene(
         mirrored: whether a detector saw the mirror image, so that its boxes are mirrored.
     """
     camera2scene = _LEVEL_TO_SCENE @ CAMERA_TO_LEVEL.float()
-    points = None
+    clouds = {}
     if scan.is_file() and calibration.has_lidar:
         lidar2scene = camera2scene @ torch.from_numpy(calibration.lidar2rect).float()
-        points = torch.from_numpy(read_scan(scan))[:, :3] @ lidar2scene[:3, :3].T + lidar2scene[:3, 3]
+        clouds["points"] = torch.from_numpy(read_scan(scan))[:, :3] @ lidar2scene[:3, :3].T + lidar2scene[:3, 3]
     return Scene(
         calibration=replace(matrices, camera2lidar=camera2scene[None], camera2ego=camera2scene[None]),
         images=[image],
         names=["image_2"],
         boxes=None if truth is None else truth.boxes.transform(_LEVEL_TO_SCENE),
         labels=None if truth is None else truth.labels,
-        points=points,
+        clouds=clouds,
         from_detections=_LEVEL_TO_SCENE @ _MIRROR if mirrored else _LEVEL_TO_SCENE,
         behind=_BEHIND,
     )

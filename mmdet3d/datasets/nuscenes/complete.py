@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.datasets.records import FrameRecord
+from mmdet3d.structures import LIDAR, RADAR, point_sensors
 
-__all__ = ["SENSORS", "incomplete_frames"]
+__all__ = ["incomplete_frames"]
 
-SENSORS = ("camera", "lidar", "radar")
-_SCAN_READERS = {"LoadPointsFromFile", "LoadPointsOfScanners"}
-_RADAR_READERS = {"LoadRadarPointsMultiSweeps", "LoadRadarPoints4D"}
-_READERS = {"LoadMultiViewImageFromFiles"} | _SCAN_READERS | _RADAR_READERS
 _NAMED = 3  # frames that a message names
 
 
@@ -39,17 +36,18 @@ def incomplete_frames(
         ValueError: no frame can be used.
     """
     steps = {step.get("type") for step in pipeline if isinstance(step, Mapping)}
-    needed = set(SENSORS if sensors is None else sensors)
+    needed = {"camera", *(s.name for s in point_sensors())} if sensors is None else set(sensors)
     if "GTDepth" in steps and not test_mode:
         needed.add("lidar")
     # Batches hold the geometry of all cameras, so their number must be the same whatever is read.
-    channels = {c for r in records for c in r.cameras} if steps & _READERS else set()
+    readers = {"LoadMultiViewImageFromFiles"}.union(*(s.loaders for s in point_sensors()))
+    channels = {c for r in records for c in r.cameras} if steps & readers else set()
     blind = {r.token for r in records if not channels <= r.cameras.keys()}
-    reads_scan = bool(steps & _SCAN_READERS)
+    reads_scan = not steps.isdisjoint(LIDAR.loaders)
     scanless = {r.token for r in records if not (root / r.lidar.path).is_file()} if reads_scan else set()
     without_scan = scanless if "lidar" in needed else set()
     without_radar = {r.token for r in records if not any(r.radars.values())}
-    if not steps & _RADAR_READERS or "radar" not in needed or len(without_radar) == len(records):
+    if steps.isdisjoint(RADAR.loaders) or "radar" not in needed or len(without_radar) == len(records):
         without_radar = set()
     found = blind | without_scan | without_radar
     if not found:

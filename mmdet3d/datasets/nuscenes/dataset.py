@@ -11,7 +11,7 @@ import numpy as np
 
 from mmdet3d.blocks import ConfigKeyError, check_keys, nearest
 from mmdet3d.datasets.base import FrameDataset, unannotated, with_annotations
-from mmdet3d.datasets.nuscenes.complete import SENSORS, incomplete_frames
+from mmdet3d.datasets.nuscenes.complete import incomplete_frames
 from mmdet3d.datasets.nuscenes.create import list_frames
 from mmdet3d.datasets.nuscenes.ego_frame import in_ego_frame
 from mmdet3d.datasets.nuscenes.infos import read_infos
@@ -26,7 +26,7 @@ from mmdet3d.evaluation.tasks import Detection, Task
 from mmdet3d.io.files import file_digest
 from mmdet3d.registry import DATASETS
 from mmdet3d.shell import command, quote
-from mmdet3d.structures import Detections3D
+from mmdet3d.structures import Detections3D, point_sensors
 
 __all__ = ["NuScenesDataset"]
 
@@ -59,7 +59,7 @@ class NuScenesDataset(FrameDataset):
         views: fixed augmentations of each sample, the same for every seed; None augments anew in every epoch.
         tasks: what is scored, by the names of the heads, the most important first: `object`, the boxes, and `map`, the
             classes that `LoadBEVSegmentation` of the pipeline loads.
-        sensors: what a frame must have of camera, lidar and radar; None for all that the pipeline reads. The engine
+        sensors: what a frame must have, such as camera and radar; None for all that the pipeline reads. The engine
             adds what the model and its teachers read; `[lidar]` shows a student without teacher the frames of one with.
 
     Raises:
@@ -102,9 +102,10 @@ class NuScenesDataset(FrameDataset):
         self.task_names = _checked_tasks(tasks, pipeline)
         if load_interval < 1:
             raise ValueError(f"load_interval: {load_interval} must be at least 1")
+        known = ("camera", *(sensor.name for sensor in point_sensors()))
         for sensor in sensors or ():
-            if sensor not in SENSORS:
-                raise ConfigKeyError("sensors", f" may name {', '.join(SENSORS)}, got {sensor!r}")
+            if sensor not in known:
+                raise ConfigKeyError("sensors", f" may name {', '.join(known)}, got {sensor!r}")
         if frame not in ("lidar", "ego"):
             raise ValueError(f"frame: {frame!r} is unknown, use lidar or ego")
         info_file = _find_info_file(Path(dataset_root), ann_file, self.created_by)

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmdet3d.datasets.records import Context, Transform
 from mmdet3d.datasets.transforms.loading import need
 from mmdet3d.registry import TRANSFORMS
-from mmdet3d.structures import Sample
+from mmdet3d.structures import Sample, by_sensor
 
 __all__ = ["GlobalRotScaleTrans", "ImageAug3D", "PointShuffle", "RandomFlip3D", "transform_lidar_frame"]
 
@@ -21,12 +21,11 @@ logger = logging.getLogger(__name__)
 
 # Of the network's image; published augmentation leaves up to a seventh black.
 _LEAST_FILLED = 0.67
-# Compensated vx, vy of a radar point.
-_RADAR_VELOCITY = slice(4, 6)
 
 
 def transform_lidar_frame(sample: Sample, matrix: Tensor) -> Sample:
-    """Moves points, radar points with their velocities, and boxes by `matrix` (4, 4), composed into `lidar_aug`.
+    """Moves the points of all sensors, with what they measure of motion, and boxes by `matrix` (4, 4), composed into
+    `lidar_aug`.
 
     `matrix` is a similarity: rotation, mirror, uniform scale, translation. The sample is changed in place.
 
@@ -39,21 +38,12 @@ def transform_lidar_frame(sample: Sample, matrix: Tensor) -> Sample:
             "GlobalRotScaleTrans and RandomFlip3D in the pipeline"
         )
     matrix = matrix.float()
-    if sample.points is not None:
-        sample.points = _move(sample.points, matrix)
-    if sample.radar is not None:
-        sample.radar = _move(sample.radar, matrix)
-        sample.radar[:, _RADAR_VELOCITY] = sample.radar[:, _RADAR_VELOCITY] @ matrix[:2, :2].T
+    for sensor, points in by_sensor(sample.clouds):
+        sample.put(sensor.field, sensor.moved(points, matrix))
     if sample.boxes is not None:
         sample.boxes = sample.boxes.transform(matrix)
     sample.set_augmentation(lidar_aug=matrix @ sample.calibration.lidar_aug)
     return sample
-
-
-def _move(points: Tensor, matrix: Tensor) -> Tensor:
-    out = points.clone()
-    out[:, :3] = (points[:, :3] @ matrix[:3, :3].T).add_(matrix[:3, 3])
-    return out
 
 
 @TRANSFORMS.register

@@ -11,17 +11,17 @@ from torch import Tensor
 from mmdet3d.datasets.records import Context, Transform
 from mmdet3d.datasets.transforms.loading import need
 from mmdet3d.registry import TRANSFORMS
-from mmdet3d.structures import Boxes3D, Sample, limit_period, project
+from mmdet3d.structures import RADAR, Boxes3D, Sample, by_sensor, limit_period, project
 
 __all__ = ["ObjectNameFilter", "ObjectRangeFilter", "PointsInView", "PointsRangeFilter"]
 
 
 @TRANSFORMS.register
 class PointsRangeFilter(Transform):
-    """Keeps LiDAR points strictly inside `point_cloud_range`, radar points strictly inside `radar_range`.
+    """Keeps points strictly inside `point_cloud_range`, those of radars strictly inside `radar_range`.
 
     Args:
-        point_cloud_range: x0, y0, z0, x1, y1, z1 in metres.
+        point_cloud_range: x0, y0, z0, x1, y1, z1 in metres; of sensors that measure no height x and y alone.
         radar_range: x0, y0, x1, y1 in metres; radar does not measure height.
     """
 
@@ -32,10 +32,10 @@ class PointsRangeFilter(Transform):
         self.radar_lower, self.radar_upper = torch.tensor(radar_range, dtype=torch.float32).view(2, 2)
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
-        if sample.points is not None:
-            sample.points = _inside(sample.points, self.lower, self.upper)
-        if sample.radar is not None:
-            sample.radar = _inside(sample.radar, self.radar_lower, self.radar_upper)
+        for sensor, points in by_sensor(sample.clouds):
+            limits = (self.radar_lower, self.radar_upper) if sensor == RADAR else (self.lower, self.upper)
+            axes = 3 if sensor.measures_height else 2
+            sample.put(sensor.field, _inside(points, *(corner[:axes] for corner in limits)))
         return sample
 
 
@@ -50,7 +50,7 @@ def _inside(points: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 @TRANSFORMS.register
 class PointsInView(Transform):
-    """Keeps LiDAR and radar points that a camera sees, for data in which nothing else is labelled."""
+    """Keeps points that a camera sees, of all sensors, for data in which nothing else is labelled."""
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
         sizes = sample.meta.get("image_sizes")
@@ -59,12 +59,10 @@ class PointsInView(Transform):
         calibration = sample.calibration
         lidar2image = calibration.lidar2image.double() @ torch.linalg.inv(calibration.lidar_aug.double())
         limits = torch.tensor(sizes, dtype=torch.float64)[:, None]
-        for field in ("points", "radar"):
-            points = getattr(sample, field)
-            if points is not None:
-                pixels, depth = project(points.double(), lidar2image)
-                seen = (depth > 0) & (pixels >= 0).all(-1) & (pixels < limits).all(-1)
-                setattr(sample, field, points[seen.any(0)])
+        for field, points in sample.clouds.items():
+            pixels, depth = project(points.double(), lidar2image)
+            seen = (depth > 0) & (pixels >= 0).all(-1) & (pixels < limits).all(-1)
+            sample.put(field, points[seen.any(0)])
         return sample
 
 

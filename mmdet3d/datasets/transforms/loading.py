@@ -31,7 +31,7 @@ def read_bytes(path: Path, what: str) -> bytes:
 
 def need(sample: Sample, field: str, user: Transform, loader: str) -> Any:
     """The sample's `field`, or a ValueError that says which transform must run before `user`."""
-    value = getattr(sample, field)
+    value = sample.held(field)
     if value is None:
         raise ValueError(f"{type(user).__name__} needs {field}; put {loader} before it in the pipeline")
     return value

@@ -22,7 +22,7 @@ class Trainable(nn.Module, ABC):
     """What the engine knows. Entries of the loss dict named `loss/...` are summed, `stats/...` are only logged.
 
     Attributes:
-        inputs: sensors whose data detection reads, out of camera, lidar and radar.
+        inputs: sensors whose data detection reads: `camera`, and names of point sensors such as `lidar`.
         training_inputs: those whose data training reads, also through a teacher.
         tasks: what is predicted, names of heads.
         optional_parts: modules that a checkpoint to start training from may lack, each as a whole.

@@ -20,13 +20,11 @@ from mmdet3d.models.vtransforms.depth_map import DrawnPoints
 from mmdet3d.ops.bev_pool import PoolPlan
 from mmdet3d.registry import MODELS
 from mmdet3d.shell import number_of
-from mmdet3d.structures import Batch, BEVGrid, Detections3D
+from mmdet3d.structures import Batch, BEVGrid, Detections3D, sensor_of
 
 __all__ = ["BEVFusion", "build_camera"]
 
-# Whose data a field of a batch is, where the field has another name.
 _LONGEST_HISTORY = 100  # frames; a scene of nuScenes has 40 key frames
-_SENSORS = {"images": "camera", "points": "lidar"}
 
 DETECTION = "object"  # the head whose answers are detections
 
@@ -92,7 +90,8 @@ class BEVFusion(Detector):
     @property
     def inputs(self) -> tuple[str, ...]:
         """The sensors that the encoders read; what a model simulates is none."""
-        return tuple(dict.fromkeys(_SENSORS.get(field, field) for field in self._reads.values() if field is not None))
+        fields = [field for field in self._reads.values() if field is not None]
+        return tuple(dict.fromkeys("camera" if field == "images" else sensor_of(field).name for field in fields))
 
     @property
     def fused(self) -> tuple[str, ...]:

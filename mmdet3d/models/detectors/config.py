@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from mmdet3d.blocks import ConfigKeyError, nearest, read_block
 from mmdet3d.models.encoders.voxelizer import VoxelizeBlock
-from mmdet3d.structures import Batch
+from mmdet3d.structures import LIDAR, RADAR, point_sensors
 
 __all__ = [
     "CameraBlock",
     "CameraEncoder",
     "DecoderBlock",
     "Encoders",
-    "LidarBlock",
     "PointSensorBlock",
-    "RadarBlock",
     "SimulatedBlock",
     "SimulatedEncoders",
 ]
 
 Part = Mapping[str, Any]  # {type: NAME, ...}, which `MODELS` builds
-
-_FIELDS = tuple(field.name for field in fields(Batch))
 
 
 @dataclass(frozen=True)
@@ -52,44 +48,32 @@ class PointSensorBlock:
         voxelize: points to voxels.
         backbone: part, voxels to a BEV.
         voxelize_reduce: a voxel is the mean of its points; false hands all of them on.
-        reads: the field of a batch that holds the points.
+        reads: the field of a batch that holds the points; by default that of the sensor of the block's name.
     """
 
     voxelize: VoxelizeBlock
     backbone: Part
     voxelize_reduce: bool = True
-    reads: str = ""
+    reads: str | None = None
 
     def __post_init__(self) -> None:
-        if self.reads not in _FIELDS:
+        known = tuple(sensor.field for sensor in point_sensors())
+        if self.reads is not None and self.reads not in known:
             raise ConfigKeyError(
-                "reads", f" is {self.reads!r}, which is no field of a batch{nearest(self.reads, _FIELDS)}"
+                "reads",
+                f" is {self.reads!r}, in which no sensor has its points{nearest(self.reads, known)} (known: "
+                f"{', '.join(known)})",
             )
-
-
-@dataclass(frozen=True)
-class LidarBlock(PointSensorBlock):
-    """Points of a LiDAR to a BEV."""
-
-    reads: str = "points"
-
-
-@dataclass(frozen=True)
-class RadarBlock(PointSensorBlock):
-    """Points of radars to a BEV."""
-
-    reads: str = "radar"
 
 
 @dataclass(init=False)
 class Encoders:
-    """Of `BEVFusion`, by sensor. The fuser gets those that there are in this order.
+    """Of `BEVFusion`, by sensor. The fuser gets camera, lidar and radar first, then the others in the config's order.
 
     Args:
         camera: images to a BEV.
-        lidar: its points to a BEV.
-        radar: its points to a BEV.
-        others: by any further names, points to a BEV, with the keys of a `LidarBlock`; `reads` must be given.
+        sensors: by the name of each, `lidar`, `radar` or what a plugin adds, its points to a BEV, a
+            `PointSensorBlock`; by any other name one that says what it `reads`.
 
     Attributes:
         by_sensor: those that there are, in the fuser's order.
@@ -97,20 +81,21 @@ class Encoders:
 
     by_sensor: dict[str, CameraBlock | PointSensorBlock]
 
-    def __init__(
-        self,
-        camera: CameraBlock | None = None,
-        lidar: LidarBlock | None = None,
-        radar: RadarBlock | None = None,
-        **others: Any,
-    ) -> None:
-        given: dict[str, Any] = {"camera": camera, "lidar": lidar, "radar": radar}
-        for name, block in others.items():
-            if isinstance(block, Mapping) and "reads" not in block:
-                known = f"{', '.join(given)}; the block of any other sensor says what it `reads`"
-                raise ConfigKeyError(name, f"{nearest(name, given)} (known: {known})", "unknown config key")
-        given |= {name: block and read_block(PointSensorBlock, block, name) for name, block in others.items()}
-        self.by_sensor = {name: block for name, block in given.items() if block is not None}
+    def __init__(self, camera: CameraBlock | None = None, **sensors: PointSensorBlock | None) -> None:
+        self.by_sensor = {} if camera is None else {"camera": camera}
+        for name, block in ({LIDAR.name: None, RADAR.name: None} | sensors).items():
+            if block is not None:
+                self.by_sensor[name] = _point_sensor(name, block)
+
+
+def _point_sensor(name: str, given: Any) -> PointSensorBlock:
+    fields = {sensor.name: sensor.field for sensor in point_sensors()}
+    if name not in fields and isinstance(given, Mapping) and given.get("reads") is None:
+        hint = nearest(name, ["camera", *fields])
+        known = f"camera, {', '.join(fields)}; the block of any other sensor says what it `reads`"
+        raise ConfigKeyError(name, f"{hint} (known: {known})", "unknown config key")
+    block = read_block(PointSensorBlock, given, name)
+    return replace(block, reads=block.reads or fields[name])
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,9 @@ from mmdet3d.models.vtransforms.depth_map import DepthMap, DrawnPoints
 from mmdet3d.models.vtransforms.depth_net import DepthNet, FrustumRefinement, camera_vector
 from mmdet3d.ops.bev_pool import PoolPlan
 from mmdet3d.registry import MODELS
-from mmdet3d.structures import Batch
+from mmdet3d.structures import Batch, point_sensors
 
 __all__ = ["AwareBEVDepth", "AwareDBEVDepth"]
-
-_SOURCES = {"lidar": ("points", 5), "radar": ("radar", 45)}
 
 
 @MODELS.register
@@ -99,11 +97,11 @@ class AwareDBEVDepth(AwareBEVDepth):
     """Camera-aware depth from image features and from points drawn into the images (CRKD).
 
     Args:
-        use_points: `lidar` reads `batch.points`, `radar` reads `batch.radar`.
+        use_points: name of the sensor whose points are drawn, such as `lidar` or `radar`.
         depth_input: `scalar` draws depth in metres, `one-hot` one channel per depth bin.
         height_expand: draw each point as a column, for radar.
         add_depth_features: draw all values of a point too.
-        point_channels: values per point; None takes 5 for LiDAR and 45 for radar.
+        point_channels: values per point; None takes those of the sensor, 5 for LiDAR and 45 for radar.
         pixel_depth: `nearest` or `last`, see `DepthMap`.
         others: see `AwareBEVDepth` and `BaseTransform`.
 
@@ -152,18 +150,22 @@ class AwareDBEVDepth(AwareBEVDepth):
             mid_channels=mid_channels,
             pool_floor=pool_floor,
         )
-        if use_points not in _SOURCES:
-            raise ValueError(f"AwareDBEVDepth use_points must be lidar or radar, got {use_points!r}")
+        sensors = {sensor.name: sensor for sensor in point_sensors()}
+        if use_points not in sensors:
+            raise ValueError(f"AwareDBEVDepth use_points must be one of {', '.join(sensors)}, got {use_points!r}")
+        sensor = sensors[use_points]
+        if add_depth_features and not (point_channels or sensor.values):
+            raise ValueError(f"AwareDBEVDepth needs point_channels, the values per point of {use_points}, to draw them")
         if depth_input not in ("scalar", "one-hot"):
             raise ValueError(f"AwareDBEVDepth depth_input must be scalar or one-hot, got {depth_input!r}")
         if self.stride % 4:
             raise ValueError(f"AwareDBEVDepth needs features at a stride of 4, 8, 12, ... pixels, got {self.stride}")
-        self.source, values = _SOURCES[use_points]
+        self.source = sensor.field
         one_hot = depth_input == "one-hot"
         self.depth_map = DepthMap(
             self.image_size,
             dbound=self.dbound if one_hot else None,
-            point_channels=(point_channels or values) if add_depth_features else 0,
+            point_channels=(point_channels or sensor.values or 0) if add_depth_features else 0,
             height_expand=height_expand,
             pixel_depth=pixel_depth,
         )

@@ -139,7 +139,7 @@ class DrawnPoints:
     """Points of one sensor drawn into the images, for a view transform that measures depth.
 
     Args:
-        field: of the batch, `points` or `radar`.
+        field: of the batch, such as `points` or `radar`.
         depth_map: how they are drawn.
     """
 
