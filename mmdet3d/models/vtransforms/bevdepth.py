@@ -1,4 +1,7 @@
-"""Lifting with supervised, camera-aware depth (BEVDepth)."""
+"""Lifting with supervised, camera-aware depth (BEVDepth).
+
+A suffix of a name says its shape, with the letters of `vtransforms.base`.
+"""
 
 from __future__ import annotations
 
@@ -88,8 +91,8 @@ class AwareBEVDepth(BaseTransform):
     def splat(self, depth: Tensor, context: Tensor, geometry: Tensor | PoolPlan) -> Tensor:
         if self.refinement is None:
             return super().splat(depth, context, geometry)
-        lifted = self.refinement(depth[:, None] * context[:, :, None])  # (B*N, C, D, h, w)
-        return self._planned(geometry).pool_lifted(lifted.permute(0, 2, 3, 4, 1))
+        lifted_PCDhw = self.refinement(depth[:, None] * context[:, :, None])
+        return self._planned(geometry).pool_lifted(lifted_PCDhw.permute(0, 2, 3, 4, 1))
 
 
 @MODELS.register
@@ -183,5 +186,5 @@ class AwareDBEVDepth(AwareBEVDepth):
         return DrawnPoints(self.source, self.depth_map)
 
     def lift(self, features: Tensor, batch: Batch, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        measured = self.dtransform(self.draw(batch) if drawn is None else drawn)
-        return super().lift(torch.cat([measured, features], dim=1), batch)
+        measured_PChw = self.dtransform(self.draw(batch) if drawn is None else drawn)
+        return super().lift(torch.cat([measured_PChw, features], dim=1), batch)

@@ -1,4 +1,8 @@
-"""Camera-aware depth estimation of BEVDepth (Li et al., AAAI 2023). P = B*N images."""
+"""Camera-aware depth estimation of BEVDepth (Li et al., AAAI 2023).
+
+A suffix of a name says its shape: P = B*N images, V camera values, C channels, D depth bins, h x w feature pixels,
+R = P*h rows of pixels.
+"""
 
 from __future__ import annotations
 
@@ -138,12 +142,12 @@ class DepthNet(nn.Module):
 
     def forward(self, x: Tensor, cameras: Tensor) -> Tensor:
         """(P, in_channels, h, w) and camera vectors (P, 27) to (P, D + C, h, w)."""
-        cameras = self.bn(cameras)
-        x = self.reduce_conv(x)
-        context = self.context_conv(self.context_se(x, self.context_mlp(cameras)))
-        depth = self.depth_se(x, self.depth_mlp(cameras))
-        depth = self.depth_conv_3(self.depth_conv_2(self.depth_conv_1(depth)))
-        return torch.cat([depth, context], dim=1)
+        cameras_PV = self.bn(cameras)
+        features_PChw = self.reduce_conv(x)
+        context_PChw = self.context_conv(self.context_se(features_PChw, self.context_mlp(cameras_PV)))
+        gated_PChw = self.depth_se(features_PChw, self.depth_mlp(cameras_PV))
+        depth_PDhw = self.depth_conv_3(self.depth_conv_2(self.depth_conv_1(gated_PChw)))
+        return torch.cat([depth_PDhw, context_PChw], dim=1)
 
 
 class FrustumRefinement(nn.Module):
@@ -160,7 +164,7 @@ class FrustumRefinement(nn.Module):
     def forward(self, lifted: Tensor) -> Tensor:
         """(P, C, D, h, w) to the same shape."""
         p, c, d, h, w = lifted.shape
-        rows = lifted.permute(0, 3, 1, 4, 2).reshape(p * h, c, w, d)
-        rows = self.reduce_conv(rows)
-        rows = self.out_conv(self.conv(rows) + rows)
-        return rows.view(p, h, c, w, d).permute(0, 2, 4, 1, 3)
+        rows_RCwD = lifted.permute(0, 3, 1, 4, 2).reshape(p * h, c, w, d)
+        rows_RCwD = self.reduce_conv(rows_RCwD)
+        rows_RCwD = self.out_conv(self.conv(rows_RCwD) + rows_RCwD)
+        return rows_RCwD.view(p, h, c, w, d).permute(0, 2, 4, 1, 3)

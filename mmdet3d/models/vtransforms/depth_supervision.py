@@ -1,4 +1,8 @@
-"""Depth supervision of a view transform (BEVDepth, Li et al., AAAI 2023). P = B*N images, sample by sample."""
+"""Depth supervision of a view transform (BEVDepth, Li et al., AAAI 2023).
+
+A suffix of a name says its shape: P = B*N images, sample by sample, D depth bins, H x W pixels, h x w feature pixels,
+K feature pixels with a measurement.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +25,12 @@ def depth_loss(depth: Tensor, measured: Tensor, stride: int, dbound: tuple[float
     Returns:
         Scalar: the sum over bins, averaged over the feature pixels with a measurement; 0 if there are none.
     """
-    bins, valid = depth_targets(measured, stride, dbound)
+    bins_Phw, valid_Phw = depth_targets(measured, stride, dbound)
     with torch.autocast(depth.device.type, enabled=False):
-        predicted = depth.float().permute(0, 2, 3, 1)[valid]
-        target = F.one_hot(bins[valid], depth.shape[1]).float()
-        loss = F.binary_cross_entropy(predicted, target, reduction="sum")
-        return loss / valid.sum().clamp(min=1)
+        predicted_KD = depth.float().permute(0, 2, 3, 1)[valid_Phw]
+        target_KD = F.one_hot(bins_Phw[valid_Phw], depth.shape[1]).float()
+        loss = F.binary_cross_entropy(predicted_KD, target_KD, reduction="sum")
+        return loss / valid_Phw.sum().clamp(min=1)
 
 
 def depth_targets(depths: Tensor, stride: int, dbound: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
@@ -40,9 +44,9 @@ def depth_targets(depths: Tensor, stride: int, dbound: tuple[float, float, float
     Returns:
         Bin (P, h, w) int64, and (P, h, w) bool: whether the block has a measurement within the bounds.
     """
-    measured = depths.float().masked_fill(depths <= 0, torch.inf)
-    nearest = -F.max_pool2d(-measured[:, None], stride)[:, 0]
+    measured_PHW = depths.float().masked_fill(depths <= 0, torch.inf)
+    nearest_Phw = -F.max_pool2d(-measured_PHW[:, None], stride)[:, 0]
     near, far, step = dbound
-    position = (nearest - near) / step
-    valid = (position >= 0) & (position < round((far - near) / step))
-    return position.where(valid, 0).long(), valid
+    position_Phw = (nearest_Phw - near) / step
+    valid_Phw = (position_Phw >= 0) & (position_Phw < round((far - near) / step))
+    return position_Phw.where(valid_Phw, 0).long(), valid_Phw

@@ -3,6 +3,9 @@
 Sorted by cell, the frustum points are bags of (pixel, depth weight) pairs and a cell is the weighted sum of its pixels'
 context rows; sorted by pixel, the gradient of the context is the same operation with the roles exchanged. So the lifted
 tensor (B*N, D, h, w, C) never exists, and sums have a fixed order.
+
+A suffix of a name says its shape: R = P*h*w pixels of P = B*N images, Q = R*D points, pixel by pixel, K of them that
+lie in a cell, X x Y x Z cells of B samples, C channels.
 """
 
 from __future__ import annotations
@@ -33,12 +36,12 @@ def lift_splat(depth: Tensor, context: Tensor, cells: Tensor, batch_size: int, s
         (B, Z*C, X, Y), at least float32.
     """
     dtype = torch.promote_types(torch.promote_types(depth.dtype, context.dtype), torch.float32)
-    rows = context.to(dtype).permute(0, 2, 3, 1).reshape(-1, context.shape[1])
+    rows_RC = context.to(dtype).permute(0, 2, 3, 1).reshape(-1, context.shape[1])
     # Depth last, so that the points of one pixel are neighbours.
-    cells = cells.flatten(0, 1).permute(0, 2, 3, 1).reshape(-1)
-    weights = depth.to(dtype).permute(0, 2, 3, 1).reshape(-1)
-    kept = (cells >= 0).nonzero().squeeze(1)
-    return _raster(weights[kept], rows, kept // depth.shape[1], cells[kept], batch_size, shape)
+    cells_Q = cells.flatten(0, 1).permute(0, 2, 3, 1).reshape(-1)
+    weights_Q = depth.to(dtype).permute(0, 2, 3, 1).reshape(-1)
+    kept_K = (cells_Q >= 0).nonzero().squeeze(1)
+    return _raster(weights_Q[kept_K], rows_RC, kept_K // depth.shape[1], cells_Q[kept_K], batch_size, shape)
 
 
 def splat(features: Tensor, cells: Tensor, batch_size: int, shape: Sequence[int]) -> Tensor:
@@ -52,9 +55,9 @@ def _raster(
     weights: Tensor, rows: Tensor, pixels: Tensor, cells: Tensor, batch_size: int, shape: Sequence[int]
 ) -> Tensor:
     (nx, ny, nz), channels = shape, rows.shape[1]
-    bev = _LiftSplat.apply(weights, rows, pixels, cells, batch_size * nz * nx * ny)
-    bev = bev.view(batch_size, nz, nx, ny, channels).permute(0, 1, 4, 2, 3)
-    return bev.reshape(batch_size, nz * channels, nx, ny).contiguous()
+    sums = _LiftSplat.apply(weights, rows, pixels, cells, batch_size * nz * nx * ny)
+    bev_BZCXY = sums.view(batch_size, nz, nx, ny, channels).permute(0, 1, 4, 2, 3)
+    return bev_BZCXY.reshape(batch_size, nz * channels, nx, ny).contiguous()
 
 
 class _LiftSplat(torch.autograd.Function):

@@ -1,4 +1,8 @@
-"""Readable twin of lift-splat pooling: forms the lifted tensor, then adds its rows up."""
+"""Readable twin of lift-splat pooling: forms the lifted tensor, then adds its rows up.
+
+A suffix of a name says its shape: B samples, P = B*N images, D depth bins, h x w feature pixels, K points, X x Y x Z
+cells, C channels.
+"""
 
 from __future__ import annotations
 
@@ -50,20 +54,21 @@ def bev_pool(
 def lift(depth: Tensor, context: Tensor) -> Tensor:
     """(P, D, h, w) x (P, C, h, w) to (P, D, h, w, C), at least float32."""
     dtype = torch.promote_types(torch.promote_types(depth.dtype, context.dtype), torch.float32)
-    return depth.to(dtype)[..., None] * context.to(dtype).permute(0, 2, 3, 1)[:, None]
+    context_PhwC = context.to(dtype).permute(0, 2, 3, 1)
+    return depth.to(dtype)[..., None] * context_PhwC[:, None]
 
 
 def lift_splat(depth: Tensor, context: Tensor, cells: Tensor, batch_size: int, shape: Sequence[int]) -> Tensor:
     """(P, D, h, w) x (P, C, h, w) to (B, Z*C, X, Y), with `cells` (B, N, D, h, w) from `cell_indices`."""
-    lifted = lift(depth, context)
-    return splat(lifted.reshape(cells.numel(), context.shape[1]), cells.flatten(), batch_size, shape)
+    lifted_PDhwC = lift(depth, context)
+    return splat(lifted_PDhwC.reshape(cells.numel(), context.shape[1]), cells.flatten(), batch_size, shape)
 
 
 def splat(features: Tensor, cells: Tensor, batch_size: int, shape: Sequence[int]) -> Tensor:
     """(K, C) to (B, Z*C, X, Y), with `cells` (K,), -1 for points to drop."""
     (nx, ny, nz), channels = shape, features.shape[1]
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
-    kept = cells >= 0
-    bev = features.new_zeros(batch_size * nz * nx * ny, channels).index_add(0, cells[kept], features[kept])
-    bev = bev.view(batch_size, nz, nx, ny, channels).permute(0, 1, 4, 2, 3)
-    return bev.reshape(batch_size, nz * channels, nx, ny).contiguous()
+    features_KC = features.to(torch.promote_types(features.dtype, torch.float32))
+    kept_K = cells >= 0
+    sums = features_KC.new_zeros(batch_size * nz * nx * ny, channels).index_add(0, cells[kept_K], features_KC[kept_K])
+    bev_BZCXY = sums.view(batch_size, nz, nx, ny, channels).permute(0, 1, 4, 2, 3)
+    return bev_BZCXY.reshape(batch_size, nz * channels, nx, ny).contiguous()
