@@ -110,7 +110,7 @@ def _summary(page: Page, sides: Sequence[_Side]) -> None:
     page.add(table(["", *names], [[s.title, *(s.scored.metrics[key] for key in names.values())] for s in sides]))
     page.heading("Average precision by class")
     aps = {
-        s.title: {n: np.mean([s.scored.metrics[f"object/{n}_ap_dist_{d}"] for d in DISTANCES]) for n in CLASSES}
+        s.title: {n: float(np.mean([s.scored.metrics[f"object/{n}_ap_dist_{d}"] for d in DISTANCES])) for n in CLASSES}
         for s in sides
     }
     page.add(bars(aps))
@@ -137,7 +137,9 @@ def _errors(page: Page, sides: Sequence[_Side]) -> None:
     page.heading("Errors of what is found")
     for side in sides:
         head = [side.title, *(f"{short[1:]} ({unit})" for short, unit in zip(ERRORS.values(), _UNITS, strict=True))]
-        rows = [[name, *(side.scored.metrics[f"object/{name}_{error}"] for error in ERRORS)] for name in CLASSES]
+        rows: list[list[str | float]] = [
+            [name, *(side.scored.metrics[f"object/{name}_{error}"] for error in ERRORS)] for name in CLASSES
+        ]
         page.add(table(head, rows))
 
 
@@ -196,6 +198,7 @@ def _draw(sides: Sequence[_Side], token: str, tables: Any, root: Path, min_score
     steps = [{"type": "LoadMultiViewImageFromFiles"}] * bool(record.cameras)
     steps += [{"type": "LoadPointsFromFile"}] * bool(record.lidar.path)
     sample = Compose(steps).load(Context(record, root, np.random.RandomState(0), classes=CLASSES))
+    assert sample is not None, "a loader drops no sample"
     global2lidar = np.linalg.inv(record.ego2global @ record.lidar2ego)
     panels = []
     for side in sides:

@@ -89,13 +89,14 @@ def write(
     cfg: Config,
     split: str,
     dataset: Any,
-    results: Results,
+    results: Results | None,
     out_dir: Path,
 ) -> None:
     from mmdet3d.datasets import benchmark_of
     from mmdet3d.engine.evaluate import as_records, score
     from mmdet3d.engine.logging import finite
 
+    assert results is not None  # the main rank has those of all
     # Not configs.yaml, which in the folder of a training says what was trained.
     (out_dir / "test_configs.yaml").write_text(cfg.dump())
     if args.out:

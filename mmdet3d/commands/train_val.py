@@ -78,7 +78,7 @@ def write(
     cfg: Config,
     split: str,
     dataset: Any,
-    results: Results,
+    results: Results | None,
     report: LoadReport,
     out_dir: Path,
 ) -> None:
@@ -87,6 +87,7 @@ def write(
     from mmdet3d.engine.evaluate import score
     from mmdet3d.engine.logging import finite
 
+    assert results is not None  # the main rank has those of all
     (out_dir / "configs.yaml").write_text(cfg.dump())
     if split == "val":
         metrics = score(dataset, results, out_dir)

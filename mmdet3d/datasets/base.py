@@ -36,7 +36,7 @@ _SEES: Mapping[str, Callable[[FrameRecord], bool]] = {
 }
 
 
-class PackedRecords(Sequence):
+class PackedRecords:
     """Frame records in one buffer.
 
     Loader workers share the buffer with the main process; a list of objects would be copied into each of them, because
@@ -227,7 +227,7 @@ class FrameDataset(Frames):
             ValueError: the frame has no annotation.
         """
         record = self.frame(index)
-        if record.boxes is None:
+        if record.boxes is None or record.names is None:
             raise ValueError(f"sample {record.token} is not annotated")
         known = np.isin(record.names, self.classes)
         labels = [self.classes.index(n) for n in record.names[known]]
@@ -282,13 +282,13 @@ class FrameDataset(Frames):
         return self.filter_empty_gt and sample.labels is not None and not bool((sample.labels >= 0).any())
 
 
-def _names(record: FrameRecord) -> Sequence[str]:
+def _names(record: FrameRecord) -> Iterable[str]:
     return () if record.names is None else record.names
 
 
 def with_annotations(record: FrameRecord, mask: np.ndarray, why: str) -> FrameRecord:
     """The record with the annotations in `mask` (N,) bool only; `why` the others do not count."""
-    if record.boxes is None or mask.all():
+    if record.boxes is None or record.names is None or mask.all():
         return record
     fields = ("boxes", "names", "num_lidar_pts", "num_radar_pts")
     values = {f: getattr(record, f) for f in fields}

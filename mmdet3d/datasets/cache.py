@@ -22,7 +22,7 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol, TypeVar, cast
 
 import numpy as np
 import PIL
@@ -32,7 +32,7 @@ from safetensors.numpy import save
 
 from mmdet3d.io.files import atomic_write
 
-__all__ = ["KINDS", "Content", "ReadCache", "check_cache", "open_cache", "read_anew"]
+__all__ = ["KINDS", "Content", "Read", "ReadCache", "check_cache", "open_cache", "read_anew"]
 
 KINDS = ("none", "ram", "disk")
 VARIABLE = "DISTILL3D_CACHE"
@@ -42,12 +42,18 @@ _SCAN_EVERY = 64  # entries that a process writes before it looks again at what 
 _FORMAT = b"2"  # of an entry
 _NOTICES = ("full", "unwritable", "damaged")
 
-# What readers return, and what they are: `reader(files, *arguments)`.
-Content = list[np.ndarray | Image.Image]
-Reader = Callable[..., Content]
+# What an entry holds: what readers return, arrays or images.
+Content = Sequence[np.ndarray | Image.Image]
+Item = TypeVar("Item", np.ndarray, Image.Image)
 
 
-def read_anew(reader: Reader, files: Sequence[Path], *arguments: Any) -> Content:
+class Read(Protocol):
+    """`reader(files, *arguments)`, from the files or from what is kept of them."""
+
+    def __call__(self, reader: Callable[..., list[Item]], files: Sequence[Path], *arguments: Any) -> list[Item]: ...
+
+
+def read_anew(reader: Callable[..., list[Item]], files: Sequence[Path], *arguments: Any) -> list[Item]:
     """Reads without a cache."""
     return reader(files, *arguments)
 
@@ -60,7 +66,7 @@ def check_cache(kind: Any, limit: Any) -> None:
         raise ValueError(f"config key data.cache_limit must be a positive number of GB, got {limit!r}")
 
 
-def open_cache(kind: str, root: Path, limit: float) -> Callable[..., Content]:
+def open_cache(kind: str, root: Path, limit: float) -> Read:
     """What reads the files of a data set: `read(reader, files, *arguments)`.
 
     Args:
@@ -100,7 +106,7 @@ class ReadCache:
         self._checked: set[str] = set()
         self._said = mmap.mmap(-1, len(_NOTICES))  # shared with processes that are forked later
 
-    def __call__(self, reader: Reader, files: Sequence[Path], *arguments: Any) -> Content:
+    def __call__(self, reader: Callable[..., list[Item]], files: Sequence[Path], *arguments: Any) -> list[Item]:
         """`reader(files, *arguments)`, or what it returned for the same files and arguments before.
 
         Args:
@@ -111,11 +117,12 @@ class ReadCache:
             path = self.folder / _key(reader, files, arguments)
         except OSError:  # a missing file, for which readers have better words
             return reader(files, *arguments)
-        content = self._load(path)
-        if content is None:
-            content = reader(files, *arguments)
-            if self._open:
-                self._store(path, content)
+        kept = self._load(path)
+        if kept is not None:
+            return cast(list[Item], kept)  # the entry of this reader, so of its kind
+        content = reader(files, *arguments)
+        if self._open:
+            self._store(path, content)
         return content
 
     def _load(self, path: Path) -> Content | None:
@@ -126,11 +133,13 @@ class ReadCache:
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError, KeyError, TypeError) as error:
-            return self._damaged(path, error)
+            self._damaged(path, error)
+            return None
         # Once in each process: it takes as long as everything else here.
         if path.name not in self._checked:
             if _checksum(kinds, arrays) != checksum:
-                return self._damaged(path, "its checksum is another one")
+                self._damaged(path, "its checksum is another one")
+                return None
             self._checked.add(path.name)
         return [_UNPACK[kind](array) for kind, array in zip(kinds, arrays, strict=True)]
 
@@ -197,13 +206,13 @@ _UNPACK: dict[str, Callable[[np.ndarray], np.ndarray | Image.Image]] = {
 
 def _checksum(kinds: str, arrays: Sequence[np.ndarray]) -> str:
     head = f"{kinds}{[(array.dtype.str, array.shape) for array in arrays]}".encode()
-    return str(functools.reduce(lambda crc, array: zlib.crc32(array, crc), arrays, zlib.crc32(head)))
+    return str(functools.reduce(lambda crc, array: zlib.crc32(array.data, crc), arrays, zlib.crc32(head)))
 
 
 # -- keys -------------------------------------------------------------------------------------------------------------
 
 
-def _key(reader: Reader, files: Sequence[Path], arguments: Sequence[Any]) -> str:
+def _key(reader: Callable[..., object], files: Sequence[Path], arguments: Sequence[Any]) -> str:
     digest = hashlib.blake2b(_FORMAT + _source(reader.__module__), digest_size=20)
     digest.update(reader.__qualname__.encode())
     for file in files:
@@ -216,7 +225,9 @@ def _key(reader: Reader, files: Sequence[Path], arguments: Sequence[Any]) -> str
 @functools.cache
 def _source(module: str) -> bytes:
     """Digest of a module's source and of the versions that decide what a decoded file looks like."""
-    source = Path(sys.modules[module].__file__).read_bytes()
+    file = sys.modules[module].__file__
+    assert file is not None, f"{module} has no source"
+    source = Path(file).read_bytes()
     return hashlib.sha256(f"{np.__version__} {PIL.__version__} ".encode() + source).digest()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmdet3d.datasets.cache import Content, read_anew
+from mmdet3d.datasets.cache import Read, read_anew
 from mmdet3d.shell import command
 from mmdet3d.structures import Sample
 
@@ -135,7 +135,7 @@ class Context:
     classes: tuple[str, ...] = ()
     find: Callable[[str], FrameRecord | None] | None = None
     incomplete: Collection[str] = ()
-    read: Callable[..., Content] = read_anew
+    read: Read = read_anew
 
     def earlier(self, steps: int) -> FrameRecord | None:
         """The key frame `steps` before this one in its scene; None if the scene, or the data set, begins after it.
@@ -148,11 +148,12 @@ class Context:
                 f"sample {self.record.token} needs earlier frames, but the info file does not say which frame precedes "
                 f"which; create it anew with {command('create-data')}"
             )
-        frame: FrameRecord | None = self.record
+        frame = self.record
         for _ in range(steps):
-            frame = self.find(frame.prev_token) if frame.prev_token else None
-            if frame is None or frame.scene_token != self.record.scene_token:
+            before = self.find(frame.prev_token) if frame.prev_token else None
+            if before is None or before.scene_token != frame.scene_token:
                 return None
+            frame = before
         return frame
 
 

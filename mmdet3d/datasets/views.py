@@ -89,8 +89,8 @@ class SampleStream:
         return None if self._view is None else f"{self._digest}/{token}.{self._view}"
 
     def _state(self) -> tuple:
-        _, keys, position, *gauss = self.rng.get_state()
-        return (keys.tobytes(), position, *gauss)
+        _, keys, *rest = self.rng.get_state(legacy=True)
+        return (np.asarray(keys).tobytes(), *rest)
 
 
 def _plain(value: Any) -> Any:

@@ -68,7 +68,13 @@ class DetectionDataset(Protocol):
 
 
 class PictureDataset(DetectionDataset, Protocol):
-    """What is asked of a data set besides where pictures are drawn."""
+    """What is asked of a data set besides where pictures are drawn.
+
+    Attributes:
+        tokens: names of the samples.
+    """
+
+    tokens: list[str]
 
     @property
     def classes(self) -> Sequence[str]:

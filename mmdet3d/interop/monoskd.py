@@ -41,7 +41,7 @@ def student_state(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, 
     converted = {f"student.{k}": v for k, v in student.items()}
     for key in own:
         source = _source(key)
-        if source in state:
+        if source is not None and source in state:
             converted[key] = state[source]
     return converted
 

@@ -51,6 +51,7 @@ class GeometryCompensation(nn.Module):
         nn.init.uniform_(self.row_embed.weight)
         nn.init.uniform_(self.column_embed.weight)
         self.attention = MultiScaleDeformableAttention(channels, levels=1, heads=heads, points=points)
+        self.reference: Tensor
         offset = 0.0 if legacy_reference_points else 0.5
         self.register_buffer("reference", _reference_points(*self.size, offset), persistent=False)
 

@@ -36,6 +36,7 @@ class _DeformConv(nn.Module):
         offsets = per_tap * deform_groups * kernel_size**2
         self.conv_offset = nn.Conv2d(in_channels, offsets, kernel_size, stride, padding, dilation)
         nn.init.zeros_(self.conv_offset.weight)
+        assert self.conv_offset.bias is not None
         nn.init.zeros_(self.conv_offset.bias)
 
     def _convolve(self, x: Tensor, offset: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:

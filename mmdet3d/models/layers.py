@@ -41,7 +41,7 @@ def convolve_together(convolutions: Sequence[nn.Conv2d], x: Tensor) -> Tensor:
     """
     first = convolutions[0]
     weight = torch.cat([c.weight for c in convolutions])
-    bias = None if first.bias is None else torch.cat([c.bias for c in convolutions])
+    bias = None if first.bias is None else torch.cat([c.bias for c in convolutions if c.bias is not None])
     if first.kernel_size == (1, 1):
         return pointwise(x, weight, bias)
     return F.conv2d(x, weight, bias, first.stride, first.padding)
@@ -61,14 +61,17 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def batch_norm_together(norms: Sequence[nn.BatchNorm2d], x: Tensor) -> Tensor:
     """`norms`, all of one mode and with the same settings, applied to their shares of the channels of `x`."""
     first = norms[0]
-    mean, variance = (torch.cat([getattr(n, name) for n in norms]) for name in ("running_mean", "running_var"))
+    assert first.momentum is not None, "no norm of this project averages over all batches alike"
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    means, variances, steps = ([getattr(n, name) for n in norms] for name in buffers)
+    mean, variance = torch.cat(means), torch.cat(variances)
     weight, bias = torch.cat([n.weight for n in norms]), torch.cat([n.bias for n in norms])
     x = F.batch_norm(x, mean, variance, weight, bias, first.training, first.momentum, first.eps)
     if first.training:
         sizes = [n.num_features for n in norms]
-        torch._foreach_copy_([n.running_mean for n in norms], mean.split(sizes))
-        torch._foreach_copy_([n.running_var for n in norms], variance.split(sizes))
-        torch._foreach_add_([n.num_batches_tracked for n in norms], 1)
+        torch._foreach_copy_(means, mean.split(sizes))
+        torch._foreach_copy_(variances, variance.split(sizes))
+        torch._foreach_add_(steps, 1)
     return x
 
 

@@ -108,8 +108,8 @@ class Network(nn.Module):
         self.detector = detector.eval()
         self._fixed_calibration = batch.calibration if fixed_calibration else None
         self._known = _known(detector.stages([self._tap]), batch) if fixed_calibration else {}
-        outside = [s for s in detector.stages([self._tap], self._known) if s.step is not None]
-        steps = {stage.outputs[0]: stage.step() for stage in outside}
+        stages = detector.stages([self._tap], self._known)
+        steps = {stage.outputs[0]: stage.step() for stage in stages if stage.step is not None}
         # Structures of what the steps make, with names in place of tensors.
         self._made = {name: _named(step(batch), name) for name, step in steps.items()}
         reads = self._reads([*self._known, *steps])
@@ -187,7 +187,8 @@ def _named(value: Any, name: str) -> Any:
     return name
 
 
-def _flat(value: Any, name: str) -> dict[str, Tensor]:
+def _flat(value: Any, name: str) -> dict[str, Any]:
+    """What lies in lists and mappings, by the names of `_named`: tensors, or these names themselves."""
     if isinstance(value, Mapping):
         return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}").items()}
     if isinstance(value, (list, tuple)):

@@ -47,7 +47,7 @@ class PointVoxels:
         """By the names of `VOXELS` what `voxelize_batch` gives."""
         points = batch.require(self.field, "the network")
         voxelizer = build_voxelizer(self.voxelize).eval()
-        return dict(zip(VOXELS, voxelize_batch(voxelizer, points, self.reduce), strict=False))
+        return dict(zip(VOXELS, voxelize_batch(voxelizer, points, self.reduce)[:3], strict=True))
 
 
 @STEPS.register

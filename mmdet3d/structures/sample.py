@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from mmdet3d.structures.calibration import Calibration
 from mmdet3d.structures.image_objects import ImageObjects
 from mmdet3d.structures.masks import BEVMasks
 from mmdet3d.structures.sensors import LIDAR, RADAR
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["Batch", "Detections3D", "Sample"]
 
@@ -64,7 +67,7 @@ class Sample(_WithClouds[Tensor]):
     Args:
         token: the sample's name in its data set.
         calibration: see `Calibration`.
-        images: (N, 3, H, W) float, normalised RGB.
+        images: (N, 3, H, W) float, normalised RGB; within the pipeline, until `ImageNormalize`, N pictures.
         clouds: by the field of each `PointSensor` its points, (P, C) float, augmented LiDAR frame. `points` of a LiDAR:
             x, y, z, intensity, time lag in s. `radar`: x, y, z, rcs, vx, vy (compensated), time lag, one-hot states.
         boxes: ground truth, augmented LiDAR frame.
@@ -82,7 +85,7 @@ class Sample(_WithClouds[Tensor]):
 
     token: str
     calibration: Calibration
-    images: Tensor | None = None
+    images: Tensor | Sequence[Image] | None = None
     clouds: Mapping[str, Tensor] = field(default_factory=dict)
     boxes: Boxes3D | None = None
     labels: Tensor | None = None

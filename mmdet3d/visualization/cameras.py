@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmdet3d.structures import Boxes3D, Calibration
-from mmdet3d.visualization.layers import BACKGROUND, INK, Layer
+from mmdet3d.visualization.layers import BACKGROUND, INK, Layer, Style
 from mmdet3d.visualization.strokes import LINE, Pad
 
 __all__ = ["box_segments", "draw_camera", "draw_cameras"]
@@ -126,10 +126,12 @@ def draw_camera(
         segments, owner, depth = box_segments(layer.boxes.to("cpu"), calibration, camera, image.size)
         truth = layer.style == "filled"
         colors = [BACKGROUND] * len(layer.boxes) if truth else layer.colors(classes)
-        style, thickness = ("solid", 1) if truth else (layer.style, LINE)
+        style: Style = "solid" if truth else layer.style
+        thickness = 1 if truth else LINE
         ends = (segments * scale).tolist()
         for i in depth[owner].argsort(descending=True, stable=True).tolist():
-            pad.line(*ends[i], colors[owner[i]], thickness, style)
+            start, end = ends[i]
+            pad.line(start, end, colors[owner[i]], thickness, style)
         _write_scores(pad, layer, classes, segments * scale, owner)
     pad.text((8, 4), name, BACKGROUND, halo=INK)
     return pad.finish()

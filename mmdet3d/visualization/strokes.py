@@ -71,8 +71,9 @@ class Pad:
         self.image.paste(large, (round(place[0] * _ZOOM), round(place[1] * _ZOOM)))
 
     def text(self, place: Point, text: str, color: Color, size: int = 22, halo: Color | None = None) -> None:
-        options = {} if halo is None else {"stroke_width": 2 * _ZOOM, "stroke_fill": halo}
-        self._draw.text(tuple(_zoomed(place)), text, fill=color, font=font(size * _ZOOM), **options)
+        x, y = _zoomed(place)
+        rim = 0 if halo is None else 2 * _ZOOM
+        self._draw.text((x, y), text, fill=color, font=font(size * _ZOOM), stroke_width=rim, stroke_fill=halo)
 
 
 def _zoomed(numbers: Point) -> list[float]:

@@ -116,7 +116,9 @@ def check_tree(root: str | Path, class_map: Mapping[str, str] | None = None) -> 
     parts = [(part, listed_ids(root, "trainval")) for part in training]
     if (root / "testing").is_dir():
         parts += [(part, listed_ids(root, "test")) for part in _TESTING]
-    lines, missing, damaged = [], [], []
+    lines: list[str] = []
+    missing: list[str] = []
+    damaged: list[str] = []
     for part, ids in parts:
         absent = [f"{i}{part.suffix}" for i in ids if not part.file(root, i).is_file()]
         lines.append(f"{part.folder}: {len(ids) - len(absent)} of {len(ids)} files")

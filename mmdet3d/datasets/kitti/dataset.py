@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -311,7 +312,7 @@ class KittiDataset(Frames):
             raise ValueError(f"{len(detections)} results for {len(self)} frames; each frame needs one")
         folder = Path(out_dir) / "data"
         for index, (token, found) in enumerate(zip(self.tokens, detections, strict=True)):
-            objects = to_objects(found, self.classes, lambda k=index: self._camera(k))
+            objects = to_objects(found, self.classes, partial(self._camera, index))
             write_results(folder / f"{token}.txt", objects, self.score_decimals)
         return folder
 
@@ -446,4 +447,5 @@ def _checked_names(names: Sequence[str], known: Sequence[str], key: str) -> tupl
 def _checked_size(size: Sequence[int]) -> tuple[int, int]:
     if len(size) != 2 or not all(isinstance(n, int) and n > 0 and n % 32 == 0 for n in size):
         raise ValueError(f"image_size must be a height and a width that are multiples of 32, got {list(size)}")
-    return tuple(size)
+    height, width = size
+    return height, width

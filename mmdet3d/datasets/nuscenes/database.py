@@ -135,7 +135,10 @@ def cut_objects(frame: FrameRecord, root: Path, folder: Path) -> list[DatabaseRe
     if frame.boxes is None or not len(frame.boxes):
         return []
     context = Context(frame, root, np.random.RandomState(0), training=False)
-    points = Compose(_SCANS).load(context).points
+    sample = Compose(_SCANS).load(context)
+    assert sample is not None and sample.points is not None, "a loader drops no sample"
+    assert frame.names is not None and frame.num_lidar_pts is not None and frame.num_radar_pts is not None
+    points = sample.points
     seen = np.flatnonzero(frame.num_lidar_pts + frame.num_radar_pts > 0)
     found = []
     for k in seen:

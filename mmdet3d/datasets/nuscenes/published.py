@@ -68,8 +68,8 @@ def _complete_order(records: Sequence[FrameRecord]) -> None:
 
 def _is_old_convention(infos: Iterable[Mapping[str, Any]]) -> bool:
     """True where the sizes are width, length, height (the fourth column is below the fifth for cars)."""
-    sizes = [i["gt_boxes"][np.isin(i["gt_names"], _ELONGATED), 3:5] for i in infos if len(i.get("gt_boxes", ()))]
-    sizes = np.concatenate(sizes) if sizes else np.zeros((0, 2))
+    found = [i["gt_boxes"][np.isin(i["gt_names"], _ELONGATED), 3:5] for i in infos if len(i.get("gt_boxes", ()))]
+    sizes = np.concatenate(found) if found else np.zeros((0, 2))
     sizes = sizes[(sizes > 0).all(axis=1)]
     if len(sizes):
         return bool(np.median(np.log(sizes[:, 1] / sizes[:, 0])) > 0)

@@ -43,14 +43,14 @@ def _sensors(sort: str, known: Sequence[str], frames: Sequence[Mapping[str, obje
 def _objects(annotated: Sequence[FrameRecord], source: Source) -> Iterator[str]:
     tally = Tally()
     for record in annotated:
-        tally.add(record.names.tolist(), source.classes, record.left_out)
+        tally.add(_names(record), source.classes, record.left_out)
     yield str(tally)
     if not tally.annotated:
         return
     if not tally.counting:
         known = ", ".join(source.classes)
         yield f"no object is of a detection class ({known}), so there is nothing to train on or to score"
-    names = {name for record in annotated for name in record.names.tolist()}
+    names = {name for record in annotated for name in _names(record)}
     for name in sorted(names - {*source.classes, *source.categories}):
         number = tally.left_out[f"{name} of no class here"]
         yield (
@@ -63,8 +63,12 @@ def _objects(annotated: Sequence[FrameRecord], source: Source) -> Iterator[str]:
             "num_lidar_pts and num_radar_pts are 0 in all annotations, so none counts in training and evaluation: "
             "count the points in each box, write the numbers into sample_annotation.json and create the info files anew"
         )
-    if not any(np.isfinite(r.boxes[:, 7:]).any() for r in annotated):
+    if not any(r.boxes is not None and np.isfinite(r.boxes[:, 7:]).any() for r in annotated):
         yield "no object has a velocity, which needs prev and next of its annotations; all are learnt as standing still"
+
+
+def _names(record: FrameRecord) -> list[str]:
+    return [] if record.names is None else record.names.tolist()
 
 
 def _of(name: str) -> str:

@@ -155,10 +155,11 @@ def _draw_shadows(view: _View, world: World, t: float, to_camera: np.ndarray) ->
     polygons = transform(to_camera, np.stack([x, y, np.zeros_like(x)], -1))
     windows = _windows(view, polygons)
     for i, edges in enumerate(_edges(polygons)):
-        if windows[i] is None or polygons[i, :, 2].min() > 60:
+        window = windows[i]
+        if window is None or polygons[i, :, 2].min() > 60:
             continue
-        ground = view.image[windows[i]]
-        mask = view.inside(edges, *windows[i]) & (view.inverse_depth[windows[i]] > 0)
+        ground = view.image[window]
+        mask = view.inside(edges, *window) & (view.inverse_depth[window] > 0)
         ground[mask] = (ground[mask] * np.float32(0.45)).astype(np.uint8)
 
 
@@ -277,10 +278,10 @@ def _union(faces: list[tuple[slice, slice, np.ndarray]]) -> tuple[int, tuple[int
     covered = np.zeros((bottom - top, right - left), bool)
     for rows, columns, mask in faces:
         covered[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] |= mask
-    rows, columns = (np.flatnonzero(covered.any(axis)) for axis in (1, 0))
-    if not len(rows):
+    y, x = (np.flatnonzero(covered.any(axis)) for axis in (1, 0))
+    if not len(y):
         return 0, (0, 0, 0, 0)
-    return int(covered.sum()), (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
+    return int(covered.sum()), (left + x[0], top + y[0], left + x[-1] + 1, top + y[-1] + 1)
 
 
 @lru_cache(maxsize=4)

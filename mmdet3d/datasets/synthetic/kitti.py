@@ -247,7 +247,9 @@ def _label(world: World, t: float, picture: camera.Picture, rect2global: np.ndar
     rows = boxes_to_kitti(level).numpy()
     near = (rows[:, 5] > 0) & (rows[:, 5] < _LABELLED)
     labelled = _objects(names[seen][near], rows[near], picture, seen[near])
-    labelled.truncated[:] = _truncation(level[torch.from_numpy(near)], p2, picture.image.shape[1::-1])
+    labelled.truncated[:] = _truncation(
+        level[torch.from_numpy(near)], p2, (picture.image.shape[1], picture.image.shape[0])
+    )
     far = np.full((int((~near).sum()), 7), -1.0)
     far[:, 3:6], far[:, 6] = -1000, -10
     ignored = _objects(np.full(len(far), DONT_CARE), far, picture, seen[~near])

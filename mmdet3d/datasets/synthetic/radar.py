@@ -98,11 +98,12 @@ def observe(
 def pcd_bytes(records: np.ndarray) -> bytes:
     """A nuScenes radar file: 11 header lines, 43 bytes per return and one closing newline, which its readers need."""
     size = {"<f4": "4 F", "|i1": "1 I", "<i2": "2 I"}
-    kinds = [size[RECORD[name].str].split() for name in RECORD.names]
+    names = RECORD.names or ()
+    kinds = [size[RECORD[name].str].split() for name in names]
     header = [
         "# .PCD v0.7 - Point Cloud Data file format",
         "VERSION 0.7",
-        "FIELDS " + " ".join(RECORD.names),
+        "FIELDS " + " ".join(names),
         "SIZE " + " ".join(k[0] for k in kinds),
         "TYPE " + " ".join(k[1] for k in kinds),
         "COUNT " + " ".join("1" for _ in kinds),

@@ -41,6 +41,7 @@ class Mount:
 
     def intrinsics(self, width: int, height: int) -> np.ndarray:
         """(3, 3) K of an image of that size."""
+        assert self.pinhole is not None, f"{self.channel} is no camera"
         focal, cx, cy = self.pinhole
         sx, sy = width / self.pixels[0], height / self.pixels[1]
         return np.array([[focal * sx, 0, cx * sx], [0, focal * sy, cy * sy], [0, 0, 1]])
@@ -57,7 +58,8 @@ class Rig:
 
 def flat(yaw_degrees: float) -> tuple[float, float, float, float]:
     """Quaternion of a turn about the vertical axis."""
-    return tuple(float(v) for v in quaternion(np.radians(yaw_degrees)))
+    w, x, y, z = (float(v) for v in quaternion(np.radians(yaw_degrees)))
+    return w, x, y, z
 
 
 _LIDAR = Mount("LIDAR_TOP", (0.944, 0.0, 1.840), flat(-90))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ __all__ = ["LAYOUTS", "SCENE_KEYFRAMES", "World", "make_scene", "read_world"]
 PREFIX = "synthetic"  # of the info files
 SCENE_KEYFRAMES = 3
 # No shipped model was trained or tuned on these worlds.
-_SCENE = {"seed": 999, "lidar_sweeps": 1, "radar_sweeps": 3, "reach": 28}
-_SCENES = WorldSettings(**_SCENE, scenes=2, keyframes=SCENE_KEYFRAMES, val_fraction=0.5)
+_scene = partial(WorldSettings, seed=999, lidar_sweeps=1, radar_sweeps=3, reach=28)
+_SCENES = _scene(scenes=2, keyframes=SCENE_KEYFRAMES, val_fraction=0.5)
 _FRAMES = KittiSettings(frames=24, test_frames=0, seed=999, val_fraction=0.5)
 _VOD_FRAMES = VodSettings(frames=24, seed=999, val_fraction=0.5)
 
@@ -48,7 +49,7 @@ class Layout:
     make: Callable[[Path, Any, int], object]
     samples: Callable[[Any], int]
     last: str
-    small: Callable[[Path], None]
+    small: Callable[[Path], object]
 
 
 def _make_nuscenes(root: Path, settings: WorldSettings, workers: int) -> None:
@@ -135,7 +136,7 @@ def read_world(block: Mapping[str, Any], seed: int, key: str) -> World:
 
 def make_scene(root: Path, keyframes: int = SCENE_KEYFRAMES) -> None:
     """A few frames of a world like that of the demo, or what is missing of them, in a second or two per frame."""
-    generate(root, WorldSettings(**_SCENE, scenes=1, keyframes=keyframes), progress=False)
+    generate(root, _scene(scenes=1, keyframes=keyframes), progress=False)
     # A world of one scene has no validation split; here its only scene serves as one.
     tables = load_tables(root, VERSION)
     reader = FrameReader(tables, max_sweeps=0, allow_missing=False, annotated=True)

@@ -68,8 +68,8 @@ class GlobalRotScaleTrans(Transform):
     def __call__(self, sample: Sample, context: Context) -> Sample:
         if not self.is_train:
             return sample
-        scale = context.rng.uniform(*self.resize_lim)
-        angle = context.rng.uniform(*self.rot_lim)
+        scale = context.rng.uniform(self.resize_lim[0], self.resize_lim[1])
+        angle = context.rng.uniform(self.rot_lim[0], self.rot_lim[1])
         translation = context.rng.normal(0, self.trans_lim, size=3)
         matrix = np.eye(4)
         matrix[:2, :2] = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
@@ -144,7 +144,8 @@ class ImageAug3D(Transform):
         # Composed in float64: both act on pixels, the translation in column 3.
         after = torch.from_numpy(np.stack(matrices)) @ before.double() if images else before
         for frame in sample.frames:
-            frame.images = [self._apply(image, *draw[1:]) for image, draw in zip(frame.images, draws, strict=True)]
+            images = need(frame, "images", self, "LoadMultiViewImageFromFiles")
+            frame.images = [self._apply(image, *draw[1:]) for image, draw in zip(images, draws, strict=True)]
         sample.set_augmentation(image_aug=after.float())
         return sample
 
@@ -170,15 +171,19 @@ class ImageAug3D(Transform):
     ) -> tuple[float, tuple[int, int], tuple[int, int], bool, float]:
         """Resize factor, resized (width, height), crop corner (x, y), flip, angle in degrees."""
         height, width = self.final_dim
-        scale = rng.uniform(*self.resize_lim) if self.is_train else float(np.mean(self.resize_lim))
+        scale = self._between(self.resize_lim, rng)
         size = (int(raw_size[0] * scale), int(raw_size[1] * scale))
-        bottom = rng.uniform(*self.bot_pct_lim) if self.is_train else float(np.mean(self.bot_pct_lim))
+        bottom = self._between(self.bot_pct_lim, rng)
         slack = max(0, size[0] - width)
         x = int(rng.uniform(0, slack)) if self.is_train else slack // 2
         corner = (x, int((1 - bottom) * size[1]) - height)
         flip = bool(self.is_train and self.rand_flip and rng.choice([0, 1]))
-        angle = rng.uniform(*self.rot_lim) if self.is_train else 0.0
+        angle = rng.uniform(self.rot_lim[0], self.rot_lim[1]) if self.is_train else 0.0
         return scale, size, corner, flip, angle
+
+    def _between(self, limits: Sequence[float], rng: np.random.RandomState) -> float:
+        """Uniform while training, else the middle."""
+        return rng.uniform(limits[0], limits[1]) if self.is_train else float(np.mean(limits))
 
     def _apply(
         self, image: Image.Image, size: tuple[int, int], corner: tuple[int, int], flip: bool, angle: float

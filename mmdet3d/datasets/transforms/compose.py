@@ -29,12 +29,12 @@ class Compose(Transform):
         ]
 
     def __call__(self, sample: Sample, context: Context) -> Sample | None:
-        current: Sample | None = sample
         for transform in self.transforms:
-            current = transform(current, context)
-            if current is None:
+            changed = transform(sample, context)
+            if changed is None:
                 return None
-        return current
+            sample = changed
+        return sample
 
     def load(self, context: Context) -> Sample | None:
         """The sample of `context.record` from scratch, or None if a transform drops it."""

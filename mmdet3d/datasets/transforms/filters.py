@@ -81,11 +81,11 @@ class ObjectRangeFilter(Transform):
     def __call__(self, sample: Sample, context: Context) -> Sample:
         if sample.unlabelled:
             return sample
-        boxes = need(sample, "boxes", self, "LoadAnnotations3D")
+        boxes, labels = (need(sample, name, self, "LoadAnnotations3D") for name in ("boxes", "labels"))
         keep = boxes.in_range(self.bev_range)
         tensor = boxes.tensor[keep]
         tensor[:, 6] = limit_period(tensor[:, 6])
-        sample.boxes, sample.labels = Boxes3D(tensor), sample.labels[keep]
+        sample.boxes, sample.labels = Boxes3D(tensor), labels[keep]
         return sample
 
 
@@ -103,12 +103,12 @@ class ObjectNameFilter(Transform):
     def __call__(self, sample: Sample, context: Context) -> Sample:
         if sample.unlabelled:
             return sample
-        boxes = need(sample, "boxes", self, "LoadAnnotations3D")
+        boxes, labels = (need(sample, name, self, "LoadAnnotations3D") for name in ("boxes", "labels"))
         if self.classes != tuple(context.classes):
             raise ValueError(
                 f"ObjectNameFilter has classes {list(self.classes)} but the data set {list(context.classes)}; give "
                 f"both the same list"
             )
-        keep = sample.labels >= 0
-        sample.boxes, sample.labels = boxes[keep], sample.labels[keep]
+        keep = labels >= 0
+        sample.boxes, sample.labels = boxes[keep], labels[keep]
         return sample

@@ -69,8 +69,10 @@ class LoadHistoryImages(Transform):
     def _load(self, record: FrameRecord, key: Sample, context: Context) -> Sample:
         moved = _seen_from(record, context.record)
         past = empty_sample(moved)
-        past.images = read_views(moved, context)
-        for now, then, camera in zip(key.images, past.images, moved.cameras.values(), strict=True):
+        images = read_views(moved, context)
+        past.images = images
+        own = need(key, "images", self, "LoadMultiViewImageFromFiles")
+        for now, then, camera in zip(own, images, moved.cameras.values(), strict=True):
             if now.size != then.size:
                 raise ValueError(
                     f"image file {camera.path} has {then.size[0]} x {then.size[1]} pixels, but that of the same camera "

@@ -91,8 +91,9 @@ class LoadMultiViewImageFromFiles(Transform):
     """
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
-        sample.images = read_views(context.record, context)
-        sample.meta["image_sizes"] = [image.size for image in sample.images]
+        images = read_views(context.record, context)
+        sample.images = images
+        sample.meta["image_sizes"] = [image.size for image in images]
         return sample
 
 
@@ -181,7 +182,7 @@ class GridMask(Transform):
         if self.offset:
             filling = torch.from_numpy(2 * context.rng.rand(height, width) - 1).float() * (1 - mask)
         for frame in sample.frames:
-            frame.images = frame.images * mask + filling
+            frame.images = need(frame, "images", self, "ImageNormalize") * mask + filling
         return sample
 
     def _mask(self, height: int, width: int, rng: np.random.RandomState) -> np.ndarray:

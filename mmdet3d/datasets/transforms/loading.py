@@ -47,7 +47,7 @@ class LoadAnnotations3D(Transform):
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
         record = context.record
-        if record.boxes is None:
+        if record.boxes is None or record.names is None:
             return sample
         boxes = np.array(record.boxes, dtype=np.float64).reshape(-1, 9)
         boxes[np.isnan(boxes[:, 7:]).any(axis=1), 7:] = 0

@@ -152,8 +152,8 @@ class ObjectPaste(Transform):
                 "gt_paste_stop_epoch: -1, or frame: lidar in its data blocks"
             )
         points = need(sample, "points", self, "LoadPointsFromFile")
-        boxes = need(sample, "boxes", self, "LoadAnnotations3D")
-        names = [context.classes[i] if i >= 0 else "" for i in sample.labels.tolist()]
+        boxes, labels = (need(sample, name, self, "LoadAnnotations3D") for name in ("boxes", "labels"))
+        names = [context.classes[i] if i >= 0 else "" for i in labels.tolist()]
         records = self.sampler.draw(boxes, names, context)
         if not records:
             return sample
@@ -162,8 +162,8 @@ class ObjectPaste(Transform):
         objects = [_object_points(record, context.root) for record in records]
         sample.points = torch.cat([*objects, points[~hidden]])
         sample.boxes = Boxes3D.cat([boxes, pasted])
-        labels = torch.tensor([context.classes.index(record.name) for record in records])
-        sample.labels = torch.cat([sample.labels, labels])
+        added = torch.tensor([context.classes.index(record.name) for record in records])
+        sample.labels = torch.cat([labels, added])
         sample.meta["pasted_boxes"] = pasted
         return sample
 

@@ -89,7 +89,7 @@ class _Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
-_LAYOUTS = {
+_LAYOUTS: dict[int, tuple[type[_BasicBlock] | type[_Bottleneck], tuple[int, ...]]] = {
     18: (_BasicBlock, (2, 2, 2, 2)),
     34: (_BasicBlock, (3, 4, 6, 3)),
     50: (_Bottleneck, (3, 4, 6, 3)),

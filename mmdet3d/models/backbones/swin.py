@@ -39,6 +39,8 @@ def _shift_mask(h: int, w: int, size: int, shift: int, device: torch.device) -> 
 class _WindowAttention(nn.Module):
     """Self-attention inside windows with a learned bias for each relative position."""
 
+    relative_position_index: Tensor
+
     def __init__(
         self, channels: int, heads: int, size: int, qkv_bias: bool, scale: float | None, attn_drop: float, drop: float
     ) -> None:

@@ -136,6 +136,7 @@ class MonoDetector(Detector):
         if self.input == "rgb":
             return self.backbone(channels_last(batch.require("images", "MonoDetector")[:, 0]))
         depth = batch.require("depths", "MonoDetector with input: depth")
+        assert crops is not None  # the stage of `input: depth` is given them
         scaled = depth * crops[:, 2, None, None, None].to(depth) / _DEPTH_UNITS[self.depth_norm]
         return self.backbone(channels_last(scaled.expand(-1, 3, -1, -1)))
 
@@ -146,7 +147,7 @@ class MonoDetector(Detector):
         return {name: getattr(self, name)(maps[-1]) for name in DENSE}
 
     def _targets(self, batch: Batch, maps: list[Tensor]) -> MonoTargets:
-        size = tuple(maps[-1].shape[-2:])
+        size = _size(maps[-1])
         objects = batch.require("objects", "MonoDetector (for training)")
         return encode_objects(objects, ImageGeometry.from_batch(batch, _STRIDE, size), size, self.mean_size)
 
@@ -155,7 +156,7 @@ class MonoDetector(Detector):
 
     def _depth_bins(self, batch: Batch, maps: list[Tensor]) -> Tensor:
         depths = batch.require("depths", "the depth branch (for training)")[:, 0]
-        return bin_map(depths, _crop_scale(batch, depths), tuple(maps[-1].shape[-2:]), self.depth_branch.bins)
+        return bin_map(depths, _crop_scale(batch, depths), _size(maps[-1]), self.depth_branch.bins)
 
     def _object_regions(
         self, batch: Batch, maps: list[Tensor], dense: Mapping[str, Tensor], targets: MonoTargets
@@ -172,7 +173,7 @@ class MonoDetector(Detector):
         return self._regions(geometry, maps[-1], dense, image, labels, cells) | {"scores": scores}
 
     def _geometry(self, batch: Batch, maps: list[Tensor], crops: Tensor | None) -> ImageGeometry:
-        return ImageGeometry.from_batch(batch, _STRIDE, tuple(maps[-1].shape[-2:]), crops)
+        return ImageGeometry.from_batch(batch, _STRIDE, _size(maps[-1]), crops)
 
     def _regions(
         self,
@@ -209,7 +210,7 @@ class MonoDetector(Detector):
         heat = heat_maps(targets, tuple(dense["heatmap"].shape))
         chosen = targets[targets.regressed]
         depths = batch.require("depths", "the depth loss")[:, 0]
-        visible, belongs = visible_depth(depths, chosen, tuple(heat.shape[-2:]))
+        visible, belongs = visible_depth(depths, chosen, _size(heat))
         terms = detection_losses(dense, regions, heat, chosen, visible, belongs)
         return {f"loss/object/{name}": value for name, value in terms.items()} | self._weighted(terms)
 
@@ -235,6 +236,11 @@ class MonoDetector(Detector):
         seen = batch.require("images" if self.input == "rgb" else "depths", "MonoDetector")
         map_size = [side // _STRIDE for side in seen.shape[-2:]]
         return MonoDecoder(self.mean_size.tolist(), self.score_threshold, self.exact_affine, _STRIDE, map_size)
+
+
+def _size(maps: Tensor) -> tuple[int, int]:
+    height, width = maps.shape[-2:]
+    return height, width
 
 
 def _crop_scale(batch: Batch, like: Tensor) -> Tensor:

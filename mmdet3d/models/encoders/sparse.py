@@ -1,4 +1,7 @@
-"""The sparse 3-D convolution backbone of SECOND, as BEVFusion uses it."""
+"""The sparse 3-D convolution backbone of SECOND, as BEVFusion uses it.
+
+A suffix of a name says its shape: B samples, X x Y x Z sites, C channels.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,8 @@ class SparseEncoder(nn.Module):
         super().__init__()
         _check_arguments(order, encoder_channels, encoder_paddings, block_type)
         self.in_channels = in_channels
-        self.sparse_shape = tuple(sparse_shape)
+        nx, ny, nz = sparse_shape
+        self.sparse_shape = (nx, ny, nz)
         self._order = tuple(order)
         self._norm_cfg = norm_cfg
         first = SubMConv3d(in_channels, base_channels, 3)
@@ -157,8 +161,8 @@ class SparseEncoder(nn.Module):
             )
         check_coordinates(coordinates, batch_size, self.sparse_shape, "SparseEncoder's sparse_shape")
         x = SparseTensor(features, coordinates, self.sparse_shape, batch_size)
-        volume = self.conv_out(self.encoder_layers(self.conv_input(x))).dense()
-        return volume.permute(0, 1, 4, 2, 3).flatten(1, 2)
+        volume_BCXYZ = self.conv_out(self.encoder_layers(self.conv_input(x))).dense()
+        return volume_BCXYZ.permute(0, 1, 4, 2, 3).flatten(1, 2)
 
 
 def _check_arguments(

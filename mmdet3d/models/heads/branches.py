@@ -39,7 +39,7 @@ class SeparateHead(nn.Module):
         return {name: branch(x) for name, branch in self.named_children()}
 
 
-def run_together(heads: Sequence[SeparateHead], x: Tensor) -> list[dict[str, Tensor]]:
+def run_together(heads: Sequence[SeparateHead] | nn.ModuleList, x: Tensor) -> list[dict[str, Tensor]]:
     """What each of `heads` says of the same map (B, C, X, Y), their first layers as one wide layer.
 
     Equal to `[head(x) for head in heads]`, with fewer and larger operations.

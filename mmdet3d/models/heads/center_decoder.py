@@ -68,13 +68,16 @@ class CenterDecoder:
 
     def _suppress(self, task: int, found: Detections3D, first_label: int) -> Detections3D:
         cfg = self.test_cfg
-        limits = {"pre_max_size": cfg.pre_max_size, "post_max_size": cfg.post_max_size}
+        pre, post = cfg.pre_max_size, cfg.post_max_size
         if cfg.nms_type[task] == "circle":
-            keep = circle_nms(found.boxes.centers[:, :2], found.scores, cfg.min_radius[task], **limits)
+            assert cfg.min_radius is not None  # as for the scales below, `per_task` has seen to it
+            centers = found.boxes.centers[:, :2]
+            keep = circle_nms(centers, found.scores, cfg.min_radius[task], pre_max_size=pre, post_max_size=post)
         else:
+            assert not isinstance(cfg.nms_scale, (int, float))
             footprint = found.boxes.tensor[:, [0, 1, 3, 4, 6]].clone()
             footprint[:, 2:4] *= footprint.new_tensor(cfg.nms_scale[task])[found.labels, None]
-            keep = rotated_nms(footprint, found.scores, cfg.nms_thr, **limits)
+            keep = rotated_nms(footprint, found.scores, cfg.nms_thr, pre_max_size=pre, post_max_size=post)
         kept = found[keep]
         return Detections3D(kept.boxes, kept.scores, kept.labels + first_label)
 

@@ -151,4 +151,4 @@ class CenterHead(DetectionHead):
 def _branches(common_heads: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     if {name: size for name, (size, _) in common_heads.items()} != REGRESSION:
         raise ValueError(f"common_heads must give {REGRESSION} channels, got {dict(common_heads)}")
-    return {name: tuple(common_heads[name]) for name in REGRESSION}
+    return {name: (common_heads[name][0], common_heads[name][1]) for name in REGRESSION}

@@ -101,11 +101,11 @@ class CenterHeadTesting:
             ConfigKeyError: lists that do not fit the tasks.
         """
         kinds = [self.nms_type] * len(tasks) if isinstance(self.nms_type, str) else self.nms_type
-        one = self.nms_scale if isinstance(self.nms_scale, (int, float)) else None
-        scales = self.nms_scale if one is None else [[one] * len(task) for task in tasks]
-        for key, entries in {"nms_type": kinds, "nms_scale": scales}.items():
-            if len(entries) != len(tasks):
-                raise ConfigKeyError(f"test_cfg.{key}", f" needs one entry per task ({len(tasks)}), got {len(entries)}")
+        one = self.nms_scale
+        scales = [[one] * len(task) for task in tasks] if isinstance(one, (int, float)) else one
+        for key, count in {"nms_type": len(kinds), "nms_scale": len(scales)}.items():
+            if count != len(tasks):
+                raise ConfigKeyError(f"test_cfg.{key}", f" needs one entry per task ({len(tasks)}), got {count}")
         for kind in kinds:
             if kind not in ("circle", "rotate"):
                 raise ConfigKeyError("test_cfg.nms_type", f" must be circle or rotate, got {kind!r}")

@@ -94,10 +94,11 @@ class TransFusionHead(DetectionHead):
         heads = common_heads or {name: (size, 2) for name, size in REGRESSION.items()}
         branches = _branches(heads) | {"heatmap": (num_classes, num_heatmap_convs)}
         self.shared_conv = nn.Conv2d(in_channels, hidden_channel, 3, padding=1)
-        self.heatmap_head = nn.Sequential(
-            ConvModule(hidden_channel, hidden_channel, 3), nn.Conv2d(hidden_channel, num_classes, 3, padding=1)
-        )
-        nn.init.constant_(self.heatmap_head[1].bias, _PRIOR_LOGIT)
+        hidden = ConvModule(hidden_channel, hidden_channel, 3)
+        final = nn.Conv2d(hidden_channel, num_classes, 3, padding=1)
+        assert final.bias is not None
+        nn.init.constant_(final.bias, _PRIOR_LOGIT)
+        self.heatmap_head = nn.Sequential(hidden, final)
         self.class_encoding = nn.Conv1d(num_classes, hidden_channel, 1)
         layers = range(num_decoder_layers)
         self.decoder = nn.ModuleList(
@@ -110,6 +111,7 @@ class TransFusionHead(DetectionHead):
         for module in self.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 module.momentum = bn_momentum
+        self.bev_pos: Tensor
         self.register_buffer("bev_pos", _cell_centers(*self.grid.shape), persistent=False)
 
     def forward(self, bev: Tensor) -> dict[str, Tensor]:
@@ -232,4 +234,4 @@ def _cell_centers(size_x: int, size_y: int) -> Tensor:
 def _branches(common_heads: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     if {name: size for name, (size, _) in common_heads.items()} != REGRESSION:
         raise ValueError(f"common_heads must give {REGRESSION} channels, got {dict(common_heads)}")
-    return {name: tuple(common_heads[name]) for name in REGRESSION}
+    return {name: (common_heads[name][0], common_heads[name][1]) for name in REGRESSION}

@@ -95,6 +95,7 @@ class PredictionBranches(nn.Module):
             layers = [_ConvModule1d(a, b) for a, b in pairwise(sizes)]
             final = nn.Conv1d(sizes[-1], out_channels, 1)
             if name == "heatmap":
+                assert final.bias is not None
                 nn.init.constant_(final.bias, init_bias)
             self.add_module(name, nn.Sequential(*layers, final))
 

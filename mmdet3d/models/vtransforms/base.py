@@ -1,6 +1,7 @@
 """What all view transforms share: the camera frustum, its geometry, and pooling into cells.
 
-Shapes: B samples, N cameras, D depth bins, h x w feature pixels, X x Y x Z cells.
+A suffix of a name says its shape: B samples, N cameras, P = B*N images, D depth bins, h x w feature pixels, K = D*h*w
+points of a frustum, X x Y x Z cells, C channels, of whatever the name is (those of a BEV are C*Z).
 """
 
 from __future__ import annotations
@@ -72,9 +73,12 @@ class BaseTransform(nn.Module, ABC):
         self.cells = count_cells(bounds)
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.image_size = tuple(image_size)
-        self.feature_size = tuple(feature_size)
-        self.dbound = tuple(float(d) for d in dbound)
+        height, width = image_size
+        h, w = feature_size
+        near, far, step = dbound
+        self.image_size = (height, width)
+        self.feature_size = (h, w)
+        self.dbound = (float(near), float(far), float(step))
         self.depth_loss_factor = depth_loss_factor
         self._check_supervision()
         self.pool_floor = pool_floor
@@ -86,6 +90,7 @@ class BaseTransform(nn.Module, ABC):
         self.register_buffer("dx", dx, persistent=False)
         self.register_buffer("bx", lower + dx / 2, persistent=False)
         self.register_buffer("nx", torch.tensor(self.cells), persistent=False)
+        self.frustum: Tensor
         self.register_buffer("frustum", _frustum(self.image_size, self.feature_size, self.dbound), persistent=False)
         self.compensation = None
         if compensation is not None:
@@ -178,13 +183,13 @@ class BaseTransform(nn.Module, ABC):
         source = batch.calibration if source is None else source
         self._check(features, source)
         with torch.autocast(features.device.type, enabled=False):
-            pixels = features.flatten(0, 1).float()
+            features_PChw = features.flatten(0, 1).float()
             if self.compensation is not None:
-                pixels = self.compensation(pixels)
+                features_PChw = self.compensation(features_PChw)
             drawn = self.draw(batch) if drawn is None else drawn
-            depth, context = self.lift(pixels, batch, drawn)
-            bev = self.splat(depth, context, self.plan(source) if plan is None else plan)
-        return self.downsample(bev), depth
+            depth_PDhw, context_PChw = self.lift(features_PChw, batch, drawn)
+            bev_BCXY = self.splat(depth_PDhw, context_PChw, self.plan(source) if plan is None else plan)
+        return self.downsample(bev_BCXY), depth_PDhw
 
     def depth_loss(self, depth: Tensor, batch: Batch) -> Tensor:
         """How far the depth distribution is from the measured depths, see `depth_supervision.depth_loss`.
@@ -242,14 +247,14 @@ class BaseTransform(nn.Module, ABC):
         """
         with torch.autocast(self.frustum.device.type, enabled=False):
             camera = calibration.to(torch.float64)
-            pixels = self.frustum.double().flatten(0, 2) - camera.image_aug[..., None, :3, 3]
-            u, v, d = _rotate(inverse_3x3(camera.image_aug[..., :3, :3]), pixels).unbind(-1)
+            pixels_BNK3 = self.frustum.double().flatten(0, 2) - camera.image_aug[..., None, :3, 3]
+            u, v, d = _rotate(inverse_3x3(camera.image_aug[..., :3, :3]), pixels_BNK3).unbind(-1)
             to_lidar = camera.camera2lidar[..., :3, :3] @ inverse_3x3(camera.intrinsics[..., :3, :3])
-            points = _rotate(to_lidar, torch.stack([u * d, v * d, d], dim=-1))
-            points = points + camera.camera2lidar[..., None, :3, 3]
+            points_BNK3 = _rotate(to_lidar, torch.stack([u * d, v * d, d], dim=-1))
+            points_BNK3 = points_BNK3 + camera.camera2lidar[..., None, :3, 3]
             lidar_aug = camera.lidar_aug[:, None]
-            points = _rotate(lidar_aug[..., :3, :3], points) + lidar_aug[..., None, :3, 3]
-            return points.unflatten(2, self.frustum.shape[:3])
+            points_BNK3 = _rotate(lidar_aug[..., :3, :3], points_BNK3) + lidar_aug[..., None, :3, 3]
+            return points_BNK3.unflatten(2, self.frustum.shape[:3])
 
     def _conv_depthnet(self, in_channels: int) -> nn.Sequential:
         """Two 3x3 convolutions, and a 1x1 to D + out_channels."""

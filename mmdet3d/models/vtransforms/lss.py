@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdet3d.models.layers import PointwiseConv2d
 from mmdet3d.models.vtransforms.base import BaseTransform
@@ -15,6 +15,8 @@ __all__ = ["ConvLSSTransform", "LSSTransform"]
 @MODELS.register
 class LSSTransform(BaseTransform):
     """Depth and context from image features by one 1x1 convolution. Arguments: see `BaseTransform`."""
+
+    depthnet: nn.Module
 
     def _build_lift(self) -> None:
         self.depthnet = PointwiseConv2d(self.in_channels, self.depth_bins + self.out_channels)

@@ -68,7 +68,7 @@ class PoolPlan:
                 f"depth has {sizes['P']} images, geometry {sizes['B']} x {sizes['N']} = {sizes['B'] * sizes['N']}"
             )
         self._check(depth=depth, context=context)
-        if self.order is not None and kernels.available(depth):
+        if self.order is not None and self.starts is not None and kernels.available(depth):
             return kernels.lift_splat(depth, context, self.cells, self.order, self.starts, self.batch_size, self.shape)
         implementation = reference if native.setting() == "reference" else fused
         return implementation.lift_splat(depth, context, self.cells.long(), self.batch_size, self.shape)
@@ -95,7 +95,7 @@ class PoolPlan:
             )
         self._check(features=features)
         rows = features.reshape(points, features.shape[-1])
-        if self.order is not None and kernels.available(features):
+        if self.order is not None and self.starts is not None and kernels.available(features):
             return kernels.splat(rows, self.cells, self.order, self.starts, self.batch_size, self.shape)
         implementation = reference if native.setting() == "reference" else fused
         return implementation.splat(rows, self.cells.flatten().long(), self.batch_size, self.shape)
@@ -133,7 +133,8 @@ def plan_pool(
         return PoolPlan(cells, None, None, batch_size, extent)
     box = [float(v) for v in (*lower, *cell)]
     cells = kernels.cells_of(geometry.detach(), box, list(extent), floor)
-    return PoolPlan(cells, *kernels.group(cells, batch_size * math.prod(extent)), batch_size, extent)
+    order, starts = kernels.group(cells, batch_size * math.prod(extent))
+    return PoolPlan(cells, order, starts, batch_size, extent)
 
 
 def plan_coordinates(coordinates: Tensor, batch_size: int, shape: Sequence[int]) -> PoolPlan:
@@ -158,7 +159,8 @@ def plan_coordinates(coordinates: Tensor, batch_size: int, shape: Sequence[int])
     num_cells = batch_size * math.prod(extent)
     if not kernels.available(cells) or not kernels.fits(cells.numel(), num_cells):
         return PoolPlan(cells, None, None, batch_size, extent)
-    return PoolPlan(cells.int(), *kernels.group(cells.int(), num_cells), batch_size, extent)
+    order, starts = kernels.group(cells.int(), num_cells)
+    return PoolPlan(cells.int(), order, starts, batch_size, extent)
 
 
 class PlanCache:

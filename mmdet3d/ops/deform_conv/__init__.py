@@ -154,7 +154,7 @@ def _convolve_backward(
         torch.empty_like(tensors[1]),
         torch.zeros_like(filters),
     )
-    grad_mask = None if mask is None else torch.empty_like(tensors[2])
+    grad_mask = None if tensors[2] is None else torch.empty_like(tensors[2])
     with torch.autocast(images.device.type, enabled=False):
         for sizes in _chunks(images, offset, weight, numbers):
             grad = _grouped(grad_rows, sizes)

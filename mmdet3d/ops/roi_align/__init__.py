@@ -97,7 +97,7 @@ def _align(
 ) -> Tensor:
     _check_images(boxes, features.shape[0])
     if not _kernels.available(features):
-        return reference.roi_align(features, boxes, tuple(size), spatial_scale, sampling_ratio, aligned)
+        return reference.roi_align(features, boxes, (size[0], size[1]), spatial_scale, sampling_ratio, aligned)
     out = features.new_empty(len(boxes), features.shape[1], *size)
     _kernels.call(
         "roi_align_forward",

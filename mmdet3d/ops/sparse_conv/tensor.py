@@ -38,7 +38,8 @@ class SparseTensor:
             raise ValueError(f"extents and batch_size must be positive, got {tuple(shape)} and {batch_size}")
         self.features = features
         self.coordinates = coordinates
-        self.shape = tuple(shape)
+        nx, ny, nz = shape
+        self.shape = (nx, ny, nz)
         self.batch_size = batch_size
         self._tables: dict[Hashable, Any] = {}
 

@@ -43,7 +43,7 @@ class MonoDecoder:
     def __call__(self, regions: Mapping[str, Tensor], batch: Batch) -> list[Detections3D]:
         """Detections of each sample in the level camera frame, with 2-D boxes and observation angles."""
         crop = None if self.exact_affine else ImageCrops()(batch)
-        geometry = ImageGeometry.from_batch(batch, self.stride, tuple(self.map_size), crop)
+        geometry = ImageGeometry.from_batch(batch, self.stride, (self.map_size[0], self.map_size[1]), crop)
         sizes = regions["size_3d"].new_tensor(self.mean_sizes)
         return decode_regions(regions, geometry, sizes, self.score_threshold, len(batch))
 

@@ -103,6 +103,7 @@ class TaskSchedule:
 
     def _totals(self) -> list[float]:
         """The sums, averaged over processes."""
+        assert self._sums is not None, "no step was counted yet"
         total = self._sums
         if dist.is_available() and dist.is_initialized():
             total = total.to("cuda" if "nccl" in dist.get_backend() else "cpu").clone()
