@@ -12,6 +12,7 @@ import torch
 
 from mmdet3d.datasets.nuscenes import read_infos
 from mmdet3d.engine.data import batches, build_loader, train_sampler
+from mmdet3d.machine import die_with_parent
 from mmdet3d.structures import Calibration, Sample
 
 __all__ = ["index_cost", "loader_steps", "simulate"]
@@ -107,8 +108,9 @@ def index_cost(infos: Path, copies: int = 10) -> dict[str, Any]:
         "file_bytes": infos.stat().st_size / len(kept[0]),
     }
     receiver, sender = os.pipe()
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child == 0:
+        die_with_parent(parent)
         own = _private()
         for record in (r for records in kept for r in records):
             _look(vars(record))
