@@ -18,9 +18,11 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.constants import default_pg_timeout
 
 from mmdet3d import machine
 from mmdet3d.engine.launchers import TORCHRUN, launcher
+from mmdet3d.engine.meeting import fresh_part
 from mmdet3d.engine.watch import Watch
 
 __all__ = [
@@ -82,7 +84,10 @@ def init() -> torch.device:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         timeout = _timeout()
         if names is TORCHRUN:
-            dist.init_process_group(backend, timeout=timeout)
+            patience = timeout or default_pg_timeout
+            store, own, size = next(dist.rendezvous("env://", timeout=patience))
+            store = fresh_part(store, own, size, patience)
+            dist.init_process_group(backend, store=store, rank=own, world_size=size, timeout=timeout)
         elif "MASTER_HOST" in os.environ:
             _init_torchpack(backend, timeout)
         elif size > 1:

@@ -53,6 +53,17 @@ def test_the_reason_of_any_rank_is_printed_by_rank_0(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_torchrun_starts_anew_from_the_newest_checkpoint(tmp_path: Path) -> None:
+    """After rank 1 was killed. The launcher's store still knows where the ranks of the first start listened."""
+    words = ("--model.how", "is_killed", "--model.once", str(tmp_path / "once"))
+    process = begin([*TORCHRUN, "--max-restarts", "1"], tmp_path, *words)
+    output = end(process, tmp_path)
+    assert "error: another rank has ended or cannot be reached" in output
+    assert process.returncode == 0 and "epoch_1.safetensors: epoch 1, iteration 3" in output, output
+    assert (tmp_path / "run" / "epoch_2.safetensors").is_file()
+
+
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_shown_and_ended(tmp_path: Path) -> None:
     process = begin(TORCHRUN, tmp_path, "--model.how", "hangs", DISTILL3D_TIMEOUT="15")
     output = end(process, tmp_path)
