@@ -103,7 +103,8 @@ def test_create_data_leaves_no_process(kind: str, number: signal.Signals, worlds
 @pytest.mark.parametrize("kind", ["nuscenes", "synthetic"])
 def test_create_data_says_that_a_worker_was_killed(kind: str, worlds: Path, tmp_path: Path) -> None:
     process = creating(kind, worlds, tmp_path)
-    os.kill(max(processes_in(tmp_path)), signal.SIGKILL)
+    worker, _ = tmp_path.glob("worker-*")
+    os.kill(int(worker.name.removeprefix("worker-")), signal.SIGKILL)
     errors = process.communicate(timeout=10)[1]
     assert process.returncode == 2 and "a worker process was killed, probably for lack of memory" in errors
     wait_until(lambda: not processes_in(tmp_path), seconds=10)

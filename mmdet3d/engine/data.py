@@ -318,8 +318,10 @@ def _received(source: Iterator[Any]) -> Iterator[Any]:
             batch = next(source)
         except StopIteration:
             return
-        except (ConnectionError, EOFError) as error:  # of the pipe: those of a data set arrive as a `_Failure`
+        except (OSError, EOFError) as error:  # of the pipe, or of a data set
             time.sleep(1.0)  # torch's handler of a child's death raises here, and knows which worker died of what
+            if all(worker.is_alive() for worker in getattr(source, "_workers", ())):
+                raise
             raise RuntimeError("DataLoader worker has ended while it sent a batch") from error
         yield batch
 

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from engine_toy import EngineToyDataset, EngineToyModel, toy_config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmdet3d.engine import data
 from mmdet3d.engine.data import EvaluationSampler, LeftOut, MixedSampler, TrainSampler, batches, build_loader
 from mmdet3d.engine.trainer import Trainer
 from mmdet3d.structures import Sample
@@ -179,6 +182,31 @@ def test_a_process_that_exits_with_a_loader_open_ends_its_workers() -> None:
         "next(builtins.source)\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, check=True, timeout=120)
+
+
+class _Torn:
+    """What iterates over a loader whose pipe is torn."""
+
+    def __init__(self, error: Exception, alive: bool) -> None:
+        self._error, self._workers = error, [SimpleNamespace(is_alive=lambda: alive)]
+
+    def __next__(self) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error", [EOFError(), ConnectionResetError(104, "reset"), OSError("got end of file during message")], ids=repr
+)
+def test_the_pipe_of_a_worker_that_has_ended_is_said_to_be_that(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever way it is noticed. What a data set raises, whose worker lives, stays what it is."""
+    monkeypatch.setattr(data.time, "sleep", lambda _: None)
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker has ended while it sent a batch"):
+        next(data._received(_Torn(error, alive=False)))
+    with pytest.raises(type(error)) as same:
+        next(data._received(_Torn(error, alive=True)))
+    assert same.value is error
 
 
 # -- samples that cannot be read ---------------------------------------------------------------------------------------

@@ -211,7 +211,7 @@ def test_sigterm_saves(whole_group: bool, config: Path, tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGTERM, output
     assert f"continue with: python tools/train.py --resume {tmp_path / 'run'}" in output
     assert (tmp_path / "run" / "latest.safetensors").is_file()
-    assert gone(process.pid, 0.0)
+    assert gone(process.pid, 10.0)
 
 
 @pytest.mark.slow
