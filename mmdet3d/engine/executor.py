@@ -66,6 +66,7 @@ class Spent:
 class _Active:
     task: Task
     process: subprocess.Popen[Any]
+    logged: int  # bytes of the log that were there before
     began: float = field(default_factory=time.monotonic)
     training: Mapping[str, Any] | None = None  # the last report of training
     report: Mapping[str, Any] | None = None
@@ -175,6 +176,7 @@ class Executor:
         command = self._command(task, cores)
         task.progress.unlink(missing_ok=True)
         with task.log.open("ab") as log:
+            logged = log.tell()
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -185,7 +187,7 @@ class Executor:
                 # or its children would get two, and the second ends them at once.
                 start_new_session=True,
             )
-        self._active[task.name] = _Active(task, process)
+        self._active[task.name] = _Active(task, process, logged)
         self._display.event(f"{task.name}: started, {number_of(task.steps, 'step')}")
 
     def _share(self, task: Task) -> int:
@@ -220,7 +222,7 @@ class Executor:
         elif self._stopping and code in (-signal.SIGTERM, 128 + signal.SIGTERM):
             self._unfinished.append(task.name)
         else:
-            self._fail(task, _cause(code, task.log))
+            self._fail(task, _cause(code, task.log, active.logged))
 
     def _succeed(self, active: _Active, spent: Spent) -> None:
         task = active.task
@@ -313,11 +315,15 @@ def _children_cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _cause(code: int, log: Path) -> str:
-    """Why a process ended: the signal, or its own last words."""
+def _cause(code: int, log: Path, logged: int) -> str:
+    """Why a process ended: the signal, or what it says in its log after `logged` bytes.
+
+    That is its last line `error: ...`, whatever libraries print on their way out, or else the last line of all.
+    """
     if code < 0:
         name = signal.Signals(-code).name
         hint = ", which the system sends when memory is short; fewer --jobs need less" if name == "SIGKILL" else ""
         return f"killed by {name}{hint}"
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in log.read_bytes()[logged:].decode(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in lines if line.startswith("error: ")] or lines
     return lines[-1].removeprefix("error: ").removeprefix("interrupted: ") if lines else f"it exited with code {code}"

@@ -116,6 +116,7 @@ def test_time_of_children_counts() -> None:
 
 FAILURES = {
     "print('error: no such file x; make it', file=sys.stderr); sys.exit(2)": "no such file x; make it",
+    "print('error: make it\\nleaked semaphores', file=sys.stderr); sys.exit(2)": "make it",
     "raise RuntimeError('a bug')": "RuntimeError: a bug",
     "os.kill(os.getpid(), signal.SIGKILL)": "killed by SIGKILL, which the system sends when memory is short; fewer",
     "sys.exit(3)": "it exited with code 3",
@@ -131,6 +132,15 @@ def test_a_failure_spares_what_does_not_need_it(script: str) -> None:
         )
     assert "(log: bad/console.log); not finished therefore: child, grandchild; the same command" in str(error.value)
     assert {"end beside", "end later"} <= set(log()) and not {"start child", "start grandchild"} & set(log())
+
+
+def test_the_cause_is_that_of_the_last_try() -> None:
+    for script, cause in (
+        ("print('error: of then'); sys.exit(2)", "of then"),
+        ("raise OSError('of now')", "OSError: of now"),
+    ):
+        with pytest.raises(ValueError, match=f"run a failed: {cause}"):
+            execute({"a": script})
 
 
 def test_a_failure_stops_all_if_asked_to() -> None:
