@@ -25,9 +25,10 @@ __all__ = ["Watch"]
 
 logger = logging.getLogger("mmdet3d")
 _EVERY = 0.5  # seconds
-_PATIENCE = 8.0  # seconds that a rank which fails gives rank 0
+_PATIENCE = 8.0  # seconds that a rank which fails gives rank 0, and rank 0 all others for their stacks
 _FRAMES = 12  # innermost ones of a stack
-_SAID, _FAILURES, _REASON, _STACK = "said", "failures", "failure of rank {}", "stack of rank {}, {}"
+_SAID, _FAILURES, _REASON = "said", "failures", "failure of rank {}"
+_ASKED, _STACK = "asked for stacks", "stack of rank {}, {}"
 
 
 class Watch:
@@ -42,7 +43,7 @@ class Watch:
     def __init__(self, store: dist.Store, rank: int, size: int, limit: float) -> None:
         self._store, self._rank, self._size, self._limit = store, rank, size, limit
         self._progress: float | None = None
-        self._stalls = 0
+        self._answered = 0
         self._main = threading.main_thread().ident
         self._said = threading.Lock()
         self._over = threading.Event()
@@ -90,8 +91,11 @@ class Watch:
                 if self._rank == 0 and self._store.add(_FAILURES, 0):
                     self._say_why()
                     return
-                if self._progress is not None and time.monotonic() - self._progress > self._limit:
+                quiet = 0.0 if self._progress is None else time.monotonic() - self._progress
+                if self._rank == 0 and quiet > self._limit:
                     self._stalled()
+                elif quiet > self._limit / 2:  # the ranks began their steps at other times
+                    self._answer()
 
     def _say_why(self) -> None:
         self._over.wait(_EVERY)  # what rank 0 knows itself is worth more
@@ -101,20 +105,27 @@ class Watch:
                     print(f"error: {reason}", file=sys.stderr, flush=True)
             self.spoken()
 
+    def _answer(self) -> None:
+        """Leave this rank's stack, if rank 0 has asked for it again."""
+        asked = self._store.add(_ASKED, 0)
+        if asked > self._answered:
+            self._answered = asked
+            self._store.set(_STACK.format(self._rank, asked), _stack(sys._current_frames().get(self._main or 0)))
+
     def _stalled(self) -> None:
-        """Once per stall, which the ranks notice at the same time, give or take the length of a step."""
+        """Once per stall, on rank 0."""
         self._progress = None
-        self._stalls += 1
-        names = [_STACK.format(rank, self._stalls) for rank in range(self._size)]
-        self._store.set(names[self._rank], _stack(sys._current_frames().get(self._main or 0)))
-        if self._rank == 0:
-            self._over.wait(4 * _EVERY)  # the others look as often, and began their steps at other times
-            stacks = self._read(names)
-            text = "\n".join(
-                f"rank {rank}, innermost call last:\n{'  does not answer' if stack is None else stack}"
-                for rank, stack in enumerate(stacks)
-            )
-            logger.warning("no step has ended for %.0f s; where the ranks are:\n%s", self._limit, text)
+        number = self._store.add(_ASKED, 1)
+        self._answer()
+        names = [_STACK.format(rank, number) for rank in range(self._size)]
+        until = time.monotonic() + _PATIENCE
+        while not self._store.check(names) and time.monotonic() < until and not self._over.wait(_EVERY):
+            pass
+        text = "\n".join(
+            f"rank {rank}, innermost call last:\n{'  does not answer' if stack is None else stack}"
+            for rank, stack in enumerate(self._read(names))
+        )
+        logger.warning("no step has ended for %.0f s; where the ranks are:\n%s", self._limit, text)
 
     def _read(self, names: Sequence[str]) -> list[str | None]:
         return [self._store.get(name).decode() if self._store.check([name]) else None for name in names]
