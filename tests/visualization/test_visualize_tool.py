@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import frames
 import numpy as np
@@ -20,7 +21,7 @@ from mmdet3d.datasets import FrameDataset
 from mmdet3d.datasets.nuscenes import write_infos
 from mmdet3d.engine import pictures as engine
 from mmdet3d.models.detectors.base import Trainable
-from mmdet3d.structures import Batch, Detections3D
+from mmdet3d.structures import Batch, Detections3D, by_sensor
 from mmdet3d.visualization import PALETTE
 from mmdet3d.visualization.layers import TRUTH
 
@@ -106,12 +107,10 @@ def test_points_are_those_that_the_model_reads(
 ) -> None:
     monkeypatch.setattr(Oracle, "inputs", inputs)
     monkeypatch.setattr(tool, "load_model", lambda cfg, checkpoint: Oracle())
-    given: dict[str, object] = {}
+    given: dict[str, Any] = {}
     monkeypatch.setattr(engine, "draw_frame", lambda *_, **seen: given.update(seen) or Image.new("RGB", (8, 8)))
     pictures(tool, config, "--mode", "both", "--checkpoint", "weights.pth")
-    assert {name for name, key in (("lidar", "points"), ("radar", "radar")) if given[key] is not None} == (
-        {"lidar", "radar"} & set(inputs)
-    )
+    assert {sensor.name for sensor, _ in by_sensor(given["clouds"])} == {"lidar", "radar"} & set(inputs)
 
 
 def test_training_split_is_drawn_without_resampling(tool: ModuleType, config: Path) -> None:
