@@ -322,8 +322,8 @@ def _override(config: Config, key: str, value: Any, file: Path) -> None:
         node[_index(node, last, key, file)] = value
         return
     # Below the top level a new key may be an argument that the file leaves at its default; its builder checks it.
-    if len(parts) == 1 and last not in node:
-        raise ValueError(f"unknown config key {key!r}{_nearest_key(last, node, config, file)} ({file.name})")
+    if len(parts) == 1 and last not in (*node, *TRAINING):
+        raise ValueError(f"unknown config key {key!r}{_nearest_key(key, node, config, file)} ({file.name})")
     node[last] = copy.deepcopy(value)  # a later override may set a key inside
 
 
@@ -352,8 +352,10 @@ def _override_named(node: Config, parts: list[str], at: int, value: Any, file: P
 
 def _child(node: Any, part: str, path: str, file: Path, names: Config) -> Any:
     place = _index(node, part, path, file) if isinstance(node, list) else part
+    if path in TRAINING and part not in node:  # a block that the file leaves at its defaults
+        node[part] = None
     if place == part and part not in node:
-        raise ValueError(f"unknown config key {path!r}{_nearest_key(part, node, names, file)} ({file.name})")
+        raise ValueError(f"unknown config key {path!r}{_nearest_key(path, node, names, file)} ({file.name})")
     if isinstance(node[place], str):
         node[place] = _own_copy(node[place], names, file)
     if node[place] is None:
@@ -365,13 +367,15 @@ def _child(node: Any, part: str, path: str, file: Path, names: Config) -> Any:
     return node[place]
 
 
-def _nearest_key(name: str, siblings: Config, config: Config, file: Path) -> str:
+def _nearest_key(path: str, siblings: Config, config: Config, file: Path) -> str:
     """The hint for a mistyped key: one of its very name at another level, the nearest beside it, or a similar one."""
+    name = path.rpartition(".")[2]
     try:
         whole = _Expressions(config, file).evaluate({key: config.get(key) for key in ("data", *TRAINING)})
     except (ValueError, LookupError, TypeError):  # of an expression, whose fault is another one
         whole = Config()
-    return find_key(name, whole, cutoff=1) or nearest(name, siblings) or find_key(name, whole)
+    elsewhere = find_key(name, whole, cutoff=1, other_than=path)
+    return elsewhere or nearest(name, siblings) or find_key(name, whole, other_than=path)
 
 
 def _own_copy(value: str, names: Config, file: Path) -> Any:

@@ -131,6 +131,19 @@ def test_wrong_overrides_are_refused(tree: Path, overrides: list[str], message: 
         load_config(tree, overrides)
 
 
+def test_a_block_of_the_training_that_the_file_leaves_out_may_be_given(tmp_path: Path) -> None:
+    """It was unknown, "did you mean" itself."""
+    path = tmp_path / "own.yaml"
+    path.write_text("model: {type: A, width: 2}\n")
+    given = ["--checkpoint_config.interval", "2", "--lr_config.policy", "step", "--max_epochs", "3"]
+    config = load_config(path, given)
+    assert (config.checkpoint_config, config.lr_config.policy, config.max_epochs) == ({"interval": 2}, "step", 3)
+    with pytest.raises(ValueError, match=r"unknown config key 'model\.lr_config', did you mean 'lr_config'\?"):
+        load_config(path, ["--model.lr_config.policy", "step"])
+    with pytest.raises(ValueError, match=r"unknown config key 'data' \(own\.yaml\)"):
+        load_config(path, ["--data.train.part", "[0, 1]"])
+
+
 @pytest.mark.parametrize(
     "text", ["__import__('os')", "(lambda: 1)()", "range.append(1)", "[x for x in range]", "1 if seed else 2"]
 )
