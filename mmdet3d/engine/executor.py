@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, Literal
 from mmdet3d.engine.estimate import longest_paths, makespan
 from mmdet3d.engine.interrupt import Interrupt, Interrupted
 from mmdet3d.engine.run_display import RunDisplay, RunState
+from mmdet3d.io.files import in_words
 from mmdet3d.machine import single_threaded
 from mmdet3d.progress import read_report
 from mmdet3d.shell import number_of
@@ -100,7 +103,7 @@ class Executor:
         command: prepares the folder of a task and returns the command of its process, which may keep that many cores
             busy. The process saves its work and ends at SIGTERM, ends when this process does, and exits with 0 if it
             did all, or 2 after a line `error: ...`.
-        finished: called when a task has ended well; a ValueError or OSError of it is a failure of the task.
+        finished: called when a task has ended well. An error of it, or of `command`, is a failure of the task.
         on_failure: after the failure of a task those that need it are not started; with `continue` all others are, with
             `stop` nothing is started and what runs is stopped as by a signal.
     """
@@ -132,6 +135,8 @@ class Executor:
             Interrupted: by SIGINT or SIGTERM, after every process has saved its work and ended. A second signal kills
                 them, and is a KeyboardInterrupt.
             ValueError: some tasks failed; names each, its cause and its log.
+
+        Any other error is raised after every process has saved its work and ended, too.
         """
         with Interrupt() as interrupt, self._display:
             try:
@@ -145,21 +150,24 @@ class Executor:
                     if not self._stopping:
                         self._start_ready()
                     self._show()
+            except Exception:
+                self._end_all()
+                raise
             finally:
                 self._kill_all()
         unfinished = [*self._unfinished, *self._waiting]
         if interrupt.number and unfinished:
             more = f" and {len(unfinished) - 1} more" if len(unfinished) > 1 else ""
             verb = "are" if more else "is"
-            first = unfinished[0]
-            raise Interrupted(f"{first}{more} {verb} not finished; the same command continues", interrupt.number)
+            failed = f"; {self._causes()}" if self._failures else ""
+            message = f"{unfinished[0]}{more} {verb} not finished{failed}; the same command continues"
+            raise Interrupted(message, interrupt.number)
         if self._failures:
-            raise ValueError(self._describe_failures(unfinished))
+            rest = f"; not finished therefore: {', '.join(unfinished)}" if unfinished else ""
+            raise ValueError(f"{self._causes()}{rest}; the same command continues with what is not finished")
 
-    def _describe_failures(self, unfinished: Sequence[str]) -> str:
-        causes = "; ".join(f"run {name} failed: {cause}" for name, cause in self._failures.items())
-        rest = f"; not finished therefore: {', '.join(unfinished)}" if unfinished else ""
-        return f"{causes}{rest}; the same command continues with what is not finished"
+    def _causes(self) -> str:
+        return "; ".join(f"run {name} failed: {cause}" for name, cause in self._failures.items())
 
     # -- starting and ending processes ------------------------------------------------------------------------------
 
@@ -168,25 +176,31 @@ class Executor:
         paths = longest_paths(self._seconds_left(), self._needs)
         ready = [name for name in self._waiting if blocking.isdisjoint(self._needs[name])]
         ready.sort(key=lambda name: -paths[name])
-        for name in ready[: self._jobs - len(self._active)]:
+        for name in ready:
+            if self._stopping or len(self._active) >= self._jobs:
+                break
             self._start(self._waiting.pop(name))
 
     def _start(self, task: Task) -> None:
         cores = self._share(task)
-        command = self._command(task, cores)
-        task.progress.unlink(missing_ok=True)
-        with task.log.open("ab") as log:
-            logged = log.tell()
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **single_threaded(cores)},
-                # A terminal's Ctrl-C and a launcher's SIGTERM go to a whole group. This process alone passes them on,
-                # or its children would get two, and the second ends them at once.
-                start_new_session=True,
-            )
+        try:
+            command = self._command(task, cores)
+            task.progress.unlink(missing_ok=True)
+            with task.log.open("ab") as log:
+                logged = log.tell()
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **single_threaded(cores)},
+                    # A terminal's Ctrl-C and a launcher's SIGTERM go to a whole group. This process alone passes them
+                    # on, or its children would get two, and the second ends them at once.
+                    start_new_session=True,
+                )
+        except Exception as error:
+            self._fail(task, _told(error, task.log))
+            return
         self._active[task.name] = _Active(task, process, logged)
         self._display.event(f"{task.name}: started, {number_of(task.steps, 'step')}")
 
@@ -211,12 +225,15 @@ class Executor:
         before = _children_cpu()
         code = active.process.poll()
         cpu_seconds = _children_cpu() - before
-        active.look()
+        # Its folder may be gone or out of reach for a while; how far a process is has no part in the result.
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            active.look()
         if code is None:
             return
         task = active.task
         del self._active[task.name]
-        task.progress.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            task.progress.unlink(missing_ok=True)
         if code == 0:
             self._succeed(active, Spent(time.monotonic() - active.began, cpu_seconds))
         elif self._stopping and code in (-signal.SIGTERM, 128 + signal.SIGTERM):
@@ -228,8 +245,8 @@ class Executor:
         task = active.task
         try:
             self._finished(task, spent)
-        except (ValueError, OSError) as error:
-            self._fail(task, str(error))
+        except Exception as error:
+            self._fail(task, _told(error, task.log))
             return
         if active.step_seconds is not None:
             self._measured.setdefault(task.kind, []).append((active.step_seconds, task.step_seconds))
@@ -238,7 +255,7 @@ class Executor:
         self._display.event(text)
 
     def _fail(self, task: Task, cause: str) -> None:
-        self._failures[task.name] = f"{cause} (log: {task.log})"
+        self._failures[task.name] = f"{cause} (log: {task.log})" if task.log.is_file() else cause
         for name in self._dependants(task.name):
             del self._waiting[name]
             self._unfinished.append(name)
@@ -252,6 +269,13 @@ class Executor:
         for active in self._active.values():
             active.process.terminate()
         self._display.event("stopping: every run saves a checkpoint first")
+
+    def _end_all(self) -> None:
+        """Let every process save its work and end, without a word: the display may be what has failed."""
+        for active in self._active.values():
+            active.process.terminate()
+        for active in self._active.values():
+            active.process.wait()
 
     def _kill_all(self) -> None:
         for active in self._active.values():
@@ -321,9 +345,21 @@ def _cause(code: int, log: Path, logged: int) -> str:
     That is its last line `error: ...`, whatever libraries print on their way out, or else the last line of all.
     """
     if code < 0:
-        name = signal.Signals(-code).name
-        hint = ", which the system sends when memory is short; fewer --jobs need less" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}"
-    lines = [line for line in log.read_bytes()[logged:].decode(errors="replace").splitlines() if line.strip()]
+        names = {int(number): number.name for number in signal.Signals}  # a real-time signal has none
+        hint = ", which the system sends when memory is short; fewer --jobs need less" if -code == signal.SIGKILL else ""
+        return f"killed by {names.get(-code, f'signal {-code}')}{hint}"
+    try:
+        lines = [line for line in log.read_bytes()[logged:].decode(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
     lines = [line for line in lines if line.startswith("error: ")] or lines
     return lines[-1].removeprefix("error: ").removeprefix("interrupted: ") if lines else f"it exited with code {code}"
+
+
+def _told(error: Exception, log: Path) -> str:
+    """What stopped a task outside of its process; of a bug the log gets the traceback."""
+    if isinstance(error, (ValueError, OSError)):
+        return in_words(error)
+    with contextlib.suppress(OSError), log.open("a") as file:
+        file.writelines(traceback.format_exception(error))
+    return f"{type(error).__name__}: {error}"
