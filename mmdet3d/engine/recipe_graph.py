@@ -91,32 +91,32 @@ class Node:
                 f"{self.folder} holds a run of another config ({changed}); remove that folder to train it anew, or "
                 "choose another --run-dir"
             )
-        recorded = (self._noted().get("starts") if self._metadata() is not None else None) or {}
+        recorded = self._starts() or {}
         for name, digest in self._digests().items() if recorded else ():
             if recorded.get(name) != digest:
                 raise ValueError(
-                    f"{self.folder} was trained from weights of {name} that are not those of its folder now; remove "
-                    f"the folder {self.folder} to train it anew, or choose another --run-dir"
+                    f"{self.folder} was {'trained' if self._metadata() else 'begun'} from weights of {name} that are "
+                    f"not those of its folder now; remove the folder {self.folder} to train it anew, or choose another "
+                    "--run-dir"
                 )
 
     def prepare(self) -> None:
-        """Make the folder, with the config that the process reads."""
+        """Make the folder, with the config that the process reads, and note which weights it starts from."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._note.unlink(missing_ok=True)
-        if RunCheckpoints(self.folder).resumable():
-            self._write_note({"seconds": None, "cpu_seconds": None})
+        earlier = {"seconds": None, "cpu_seconds": None} if RunCheckpoints(self.folder).resumable() else {}
+        self._write_note({**earlier, "starts": self._starts() or self._digests()})
         with atomic_write(self.folder / "configs.yaml") as file:
             file.write(self.config.dump())
 
     def note(self, spent: Spent) -> None:
-        """Keep what the training took, if that was one stretch, and which weights it started from.
+        """Keep what the training took, if that was one stretch.
 
         Raises:
             ValueError: the training has not ended with an evaluated checkpoint.
         """
         if self._metadata() is None:
             raise ValueError(f"{self.folder} has no evaluated final checkpoint; remove that folder to train it anew")
-        self._write_note({**vars(spent), **self._noted(), "starts": self._digests()})
+        self._write_note({**vars(spent), **self._noted()})
 
     def result(self) -> dict[str, Any] | None:
         """The entry of `results.json`; None if the training is not finished."""
@@ -143,6 +143,11 @@ class Node:
 
     def _noted(self) -> dict[str, Any]:
         return read_json(self._note, "note") if self._note.is_file() else {}
+
+    def _starts(self) -> dict[str, str | None] | None:
+        """The `_digests` that what is there was begun with; None if nothing is there, or it was not noted."""
+        begun = self._metadata() is not None or RunCheckpoints(self.folder).resumable()
+        return self._noted().get("starts") if begun else None
 
     def _digests(self) -> dict[str, str | None]:
         """SHA-256 of the checkpoints that it starts from, by node; None where there is none yet."""

@@ -227,6 +227,29 @@ def test_what_was_trained_from_other_files_is_not_reused(
         plan(recipe)
 
 
+def test_what_was_interrupted_goes_on_from_the_same_files_alone(whole: Path, recipe: Recipe) -> None:
+    subprocess.run(["cp", "-r", str(whole / "run"), "run"], check=True)
+    teacher, folder = Path("run/teacher-seed0/epoch_2.safetensors"), Path("run/control-seed0")
+    recorded = read_metadata(teacher)
+
+    def start(sha256: str) -> None:
+        save_metadata(teacher, recorded | {"sha256": sha256})
+        plan(recipe).graph["control", 0].prepare()
+
+    for file in folder.glob("epoch_*"):
+        file.unlink()
+    start("first")
+    start("second")  # nothing was trained from the first
+    (folder / "epoch_1_iter_2.safetensors").touch()
+    (folder / "epoch_1_iter_2.state.pt").touch()
+    (folder / "epoch_1_iter_2.json").write_text("{}")
+    start("second")
+    assert json.loads((folder / "done.json").read_text())["starts"] == {"teacher-seed0": "second"}
+    message = r"run/control-seed0 was begun from weights of teacher-seed0 that are not .* remove the folder run/control-s"
+    with pytest.raises(ValueError, match=message):
+        start("third")
+
+
 def test_a_world_per_seed_has_its_own_teacher(recipe: Recipe, tmp_path: Path) -> None:
     roots = {1000: tmp_path / "a", 1001: tmp_path / "b"}
     found = run_recipe(recipe, "run", [1000, 1001], data_root=roots)
