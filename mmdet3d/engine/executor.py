@@ -346,7 +346,9 @@ def _cause(code: int, log: Path, logged: int) -> str:
     """
     if code < 0:
         names = {int(number): number.name for number in signal.Signals}  # a real-time signal has none
-        hint = ", which the system sends when memory is short; fewer --jobs need less" if -code == signal.SIGKILL else ""
+        hint = (
+            ", which the system sends when memory is short; fewer --jobs need less" if -code == signal.SIGKILL else ""
+        )
         return f"killed by {names.get(-code, f'signal {-code}')}{hint}"
     try:
         lines = [line for line in log.read_bytes()[logged:].decode(errors="replace").splitlines() if line.strip()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.evaluate import Results, asked_tasks, predict
 from mmdet3d.engine.logging import get_logger, hold_log, log_to_folder
 from mmdet3d.engine.resuming import model_changes
-from mmdet3d.engine.run_dir import begin_run, choose_run_dir
+from mmdet3d.engine.run_dir import begin_run, choose_run_dir, sole_user
 from mmdet3d.engine.run_record import write_record
 from mmdet3d.engine.settings import Settings
 from mmdet3d.engine.trainer import Trainer, seed_everything
@@ -49,9 +50,11 @@ def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None, said
     device = distributed.init()
     folder = choose_run_dir(run_dir, config_path, cfg)
     hold_log()
+    held = contextlib.ExitStack()
 
     @functools.cache
     def begin() -> None:
+        held.enter_context(sole_user(folder))
         begin_run(folder, cfg)
         log_to_folder(folder)
         log = get_logger()
@@ -60,7 +63,8 @@ def train(config_path: str | Path, cfg: Config, run_dir: str | Path | None, said
         for doubt in doubts:
             log.warning("%s", doubt)
 
-    _fit(cfg, folder, device, begin)
+    with held:
+        _fit(cfg, folder, device, begin)
     return folder
 
 
@@ -70,13 +74,14 @@ def train_recipe_run(folder: Path, workers: int) -> None:
     Args:
         workers: most processes that load data. The samples do not depend on how many do.
     """
-    log_to_folder(folder, console=False)
-    report_to(folder / "progress.json")
-    config = load_config(folder / "configs.yaml")
-    config.data["workers_per_gpu"] = min(config.data.get("workers_per_gpu", 0), workers)
-    if newest := RunCheckpoints(folder).newest_intact():
-        config["resume_from"] = str(newest)
-    _fit(config, folder)
+    with sole_user(folder):
+        log_to_folder(folder, console=False)
+        report_to(folder / "progress.json")
+        config = load_config(folder / "configs.yaml")
+        config.data["workers_per_gpu"] = min(config.data.get("workers_per_gpu", 0), workers)
+        if newest := RunCheckpoints(folder).newest_intact():
+            config["resume_from"] = str(newest)
+        _fit(config, folder)
 
 
 def _fit(

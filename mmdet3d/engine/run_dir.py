@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
+import os
+import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from mmdet3d.config import Config
 from mmdet3d.engine import distributed
@@ -13,7 +20,13 @@ from mmdet3d.engine.resuming import refuse_changes
 from mmdet3d.io.files import atomic_write, check_place
 from mmdet3d.shell import command, quote
 
-__all__ = ["begin_run", "choose_run_dir", "default_run_dir", "writable_folder"]
+__all__ = ["begin_run", "choose_run_dir", "default_run_dir", "sole_user", "writable_folder"]
+
+_LOCK = ".lock"
+# A process that was killed takes a while to go, and what it forked a little longer.
+_PATIENCE = 5.0  # seconds
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
+_held: set[Path] = set()
 
 
 def default_run_dir(config_path: str | Path, suffix: str = "") -> Path:
@@ -46,6 +59,60 @@ def writable_folder(folder: str | Path, option: str = "--run-dir") -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """While this context is open no other process trains in `folder`, which is made; every rank must call.
+
+    The kernel gives the lock back however the process ends, so `.lock` may stay. A process may open the context again
+    within it. On a network drive without locks it only makes the folder.
+
+    Raises:
+        ValueError: another process uses it, or it cannot be created or written.
+    """
+    writable_folder(folder)
+    place = folder.resolve()
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            if place not in _held:
+                stack.enter_context(_open_lock(folder))
+                _held.add(place)
+                stack.callback(_held.discard, place)
+
+        distributed.on_main(lock)
+        yield
+
+
+def _open_lock(folder: Path) -> IO[str]:
+    """The locked file `.lock` of a folder."""
+    file = (folder / _LOCK).open("a+")
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() < end:
+                time.sleep(0.1)
+                continue
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            raise ValueError(
+                f"{folder} is in use by process {owner.removesuffix(f' on {platform.node()}')}; wait until that ends, "
+                "or pass another --run-dir"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                file.close()
+                raise
+            break
+    file.truncate(0)
+    file.write(f"{os.getpid()} on {platform.node()}\n")
+    file.flush()
+    return file
+
+
 def choose_run_dir(run_dir: str | Path | None, config_path: str | Path, config: Config) -> Path:
     """Decide which folder a training gets and what it resumes; nothing is written.
 
@@ -55,9 +122,9 @@ def choose_run_dir(run_dir: str | Path | None, config_path: str | Path, config: 
     Every rank must call.
 
     Raises:
-        ValueError: the folder cannot be made or written, it holds a run that is not to be resumed, it has nothing to
-            resume, what is resumed was begun with another config (`refuse_changes`), or a training that may be started
-            anew has no `run_dir`, where it would find its checkpoints.
+        ValueError: the folder cannot be made or written, another process trains in it, it holds a run that is not to be
+            resumed, it has nothing to resume, what is resumed was begun with another config (`refuse_changes`), or a
+            training that may be started anew has no `run_dir`, where it would find its checkpoints.
     """
     asked = config.get("resume_from")
     restarted, may_restart = restarts()
@@ -71,6 +138,8 @@ def choose_run_dir(run_dir: str | Path | None, config_path: str | Path, config: 
 
     def decide() -> str | None:
         check_place(folder, "--run-dir")
+        if (folder / _LOCK).is_file() and folder.resolve() not in _held:
+            _open_lock(folder).close()  # now, not after everything was built
         checkpoints = RunCheckpoints(folder)
         there = checkpoints.resumable()
         resume = "auto" if there and restarted else asked

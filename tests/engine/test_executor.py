@@ -167,7 +167,9 @@ def test_a_bug_after_a_task_spares_the_others() -> None:
         if task.name == "a":
             raise KeyError("metrics")
 
-    with pytest.raises(ValueError, match=r"run a failed: KeyError: 'metrics' \(log: a/console\.log\); the same command"):
+    with pytest.raises(
+        ValueError, match=r"run a failed: KeyError: 'metrics' \(log: a/console\.log\); the same command"
+    ):
         execute({"a": WORK, "b": "time.sleep(0.5); " + WORK}, finished=finished)
     assert "end b" in log() and "Traceback" in Path("a/console.log").read_text()
 
@@ -183,7 +185,9 @@ def test_a_task_that_cannot_be_started_spares_the_others() -> None:
         return [sys.executable, "-S", "-E", "-c", HEAD + "time.sleep(0.3); " + WORK, task.name]
 
     for jobs in (1, 2):
-        with pytest.raises(ValueError, match=r"^run b failed: b: a file lies where a folder is needed; .* or move it") as e:
+        with pytest.raises(
+            ValueError, match=r"^run b failed: b: a file lies where a folder is needed; .* or move it"
+        ) as e:
             Executor(made, jobs, 2, command, lambda *_: None).run()
         assert "away; not finished therefore: c; the same command continues" in str(e.value)
         assert {"end a", "end d"} <= set(log())
@@ -205,7 +209,8 @@ def test_who_could_not_save_after_a_signal_is_named() -> None:
     full = "signal.signal(signal.SIGTERM, lambda *_: sys.exit('error: no space is left')); "
     killer = "wait_for(here / 'b' / 'up'); os.kill(os.getppid(), signal.SIGTERM); " + SLEEP
     with pytest.raises(
-        Interrupted, match=r"^b is not finished; run a failed: no space is left \(log: a/console\.log\); the same command"
+        Interrupted,
+        match=r"^b is not finished; run a failed: no space is left \(log: a/console\.log\); the same command",
     ):
         execute({"a": full + killer, "b": SLEEP})
     with pytest.raises(ValueError, match=r"^run a failed: no space is left \(log"):

@@ -245,7 +245,9 @@ def test_what_was_interrupted_goes_on_from_the_same_files_alone(whole: Path, rec
     (folder / "epoch_1_iter_2.json").write_text("{}")
     start("second")
     assert json.loads((folder / "done.json").read_text())["starts"] == {"teacher-seed0": "second"}
-    message = r"run/control-seed0 was begun from weights of teacher-seed0 that are not .* remove the folder run/control-s"
+    message = (
+        r"run/control-seed0 was begun from weights of teacher-seed0 that are not .* remove the folder run/control-s"
+    )
     with pytest.raises(ValueError, match=message):
         start("third")
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import copy
+import errno
+import fcntl
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from engine_toy import toy_config
 
 from mmdet3d.config import Config
+from mmdet3d.engine import jobs
+from mmdet3d.engine import run_dir as module
 from mmdet3d.engine.checkpoint import RunCheckpoints
-from mmdet3d.engine.run_dir import begin_run, choose_run_dir
+from mmdet3d.engine.run_dir import begin_run, choose_run_dir, sole_user
 
 
 def hold_run(folder: Path, epochs: int) -> Path:
@@ -118,3 +127,72 @@ def test_a_folder_is_chosen_without_a_trace_and_made_when_the_run_begins(tmp_pat
     assert [p.name for p in folder.iterdir()] == ["configs.yaml"]
     with pytest.raises(ValueError, match=r"cannot write into .*configs\.yaml is a file.*--run-dir"):
         choose_run_dir(folder / "configs.yaml" / "x", "x.yaml", Config(BEGUN))
+
+
+HOLD = """
+import fcntl, os, sys, time
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print(os.getpid(), file=file, flush=True)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.2)
+    run = begun(tmp_path / "run")
+    other = subprocess.Popen([sys.executable, "-S", "-c", HOLD, run / ".lock"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        refused = rf"run is in use by process {other.pid}; wait until that ends, or pass another --run-dir"
+        with pytest.raises(ValueError, match=refused), sole_user(run):
+            pytest.fail("two at once")
+        with pytest.raises(ValueError, match=refused):
+            choose_run_dir(run, "x.yaml", changed())
+    finally:
+        other.kill()
+        other.communicate()
+    with sole_user(run), sole_user(tmp_path / "run" / ".." / "run"):  # the kernel gave it back
+        assert (run / ".lock").read_text().startswith(f"{os.getpid()} on ")
+        assert choose_run_dir(run, "x.yaml", changed()) == run
+    with sole_user(run):
+        pass
+
+
+def test_a_drive_without_locks_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(module.fcntl, "flock", flock)
+    with sole_user(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run").is_dir()
+
+
+def test_a_training_has_its_folder_alone_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+
+    def is_free() -> bool:
+        with (run / ".lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    def fit(cfg: Config, folder: Path, *begin: Any) -> None:
+        if begin:
+            assert not run.exists()
+            begin[-1]()
+        assert not is_free()
+
+    monkeypatch.setattr(jobs, "_fit", fit)
+    monkeypatch.setattr(jobs, "log_to_folder", lambda *_, **__: None)
+    monkeypatch.setattr(jobs, "hold_log", lambda: None)
+    monkeypatch.setattr(jobs, "report_to", lambda _: None)
+    monkeypatch.setattr(jobs, "check_agreement", lambda _: [])
+    config = Config(toy_config(model={"type": "EngineToyModel"}))
+    jobs.train("x.yaml", config, run)
+    assert is_free()
+    jobs.train_recipe_run(run, 0)
+    assert is_free()
