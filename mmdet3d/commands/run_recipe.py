@@ -84,22 +84,22 @@ def _worlds(args: argparse.Namespace, recipe: Recipe) -> tuple[list[int], dict[i
 def main(words: list[str]) -> None:
     args, rest = parse(words)
     from mmdet3d.engine.recipe import Plan, Recipe, read_results, run_recipe
-    from mmdet3d.engine.run_dir import writable_folder
+    from mmdet3d.engine.run_dir import sole_user
 
     recipe = Recipe.load(args.recipe)
     overrides = read_overrides(rest, args.overrides_file, args.imports)
     seeds, worlds, roots = _worlds(args, recipe)
-    for file in args.also:  # now, not after the trainings
-        read_results(file, recipe, "world" if isinstance(roots, dict) else "seed", seeds)
+    read_results(args.also, recipe, "world" if isinstance(roots, dict) else "seed", seeds)  # not after the trainings
     if args.dry_run:
         print(Plan.make(recipe, args.run_dir, seeds, overrides, roots, args.jobs).describe())
         return
     # Before the data is made, which takes minutes, and before there is a folder.
     recipe.check(overrides)
-    run_dir = writable_folder(args.run_dir)
-    for world, root in worlds.items():
-        recipe.make_data(root, world, args.workers)
-    summary = run_recipe(recipe, run_dir, seeds, overrides, roots, args.jobs, args.on_failure, args.also)
+    run_dir = Path(args.run_dir)
+    with sole_user(run_dir):
+        for world, root in worlds.items():
+            recipe.make_data(root, world, args.workers)
+        summary = run_recipe(recipe, run_dir, seeds, overrides, roots, args.jobs, args.on_failure, args.also)
     print(f"\n{summary.get('text', '')}\n\nresults: {run_dir / 'results.json'}")
     if recipe.pictures:
         print(f"curves: {run_dir / 'curves.png'}\npictures: {run_dir / 'pictures'}")

@@ -20,9 +20,17 @@ from mmdet3d.engine.pictures import compare, open_model, picture_extent
 from mmdet3d.engine.recipe_file import PictureSettings, Recipe, RecipeRun
 from mmdet3d.engine.recipe_graph import DataRoots, Node, build_graph
 from mmdet3d.engine.recipe_graph import data_root as root_of
+from mmdet3d.engine.recipe_results import (
+    Results,
+    check_steps,
+    control_table,
+    join_results,
+    read_results,
+    summary,
+)
+from mmdet3d.engine.run_dir import sole_user
 from mmdet3d.engine.run_display import duration
-from mmdet3d.evaluation.control import ControlTable
-from mmdet3d.io.files import read_json
+from mmdet3d.io.files import atomic_write
 from mmdet3d.machine import cpus
 
 __all__ = [
@@ -71,28 +79,41 @@ def run_recipe(
 
     Raises:
         ValueError: see `Recipe.check`; a folder holds a run of another config; a training failed; a file of `also` is
-            not of this recipe, or has one of these seeds.
+            not of this recipe, or has one of these seeds; another process uses `run_dir`.
         Interrupted: by a signal; calling again continues.
     """
     unit = "world" if isinstance(data_root, Mapping) else "seed"
-    earlier = [read_results(file, recipe, unit, seeds) for file in also]
+    earlier = read_results(also, recipe, unit, seeds)
     plan = Plan.make(recipe, run_dir, seeds, overrides, data_root, jobs)
-    if plan.tasks:
-        print(plan.describe(), file=sys.stderr, flush=True)
-        plan.train(on_failure)
-    results: dict[str, dict[int, Any]] = {name: {} for name in recipe.runs}
-    for node in plan.graph.values():
-        results[node.run][node.seed] = node.result()
-    for file, runs in zip(also, earlier, strict=True):
-        join_results(results, runs, file)
-    summary = _summary(recipe, results, unit)
-    path = Path(run_dir) / "results.json"
-    path.write_text(json.dumps(summary, indent=1) + "\n")
-    if recipe.pictures:
-        nodes = {name: plan.graph[name, seeds[-1]] for name in recipe.runs}
-        _draw(recipe, recipe.pictures, nodes, path.parent)
-        draw_curves(find_runs(dict.fromkeys(node.folder for node in plan.graph.values())), path.parent / "curves.png")
-    return summary
+    with sole_user(Path(run_dir)):
+        if also:
+            steps = {name: plan.graph[name, seeds[0]].steps() for name in recipe.runs}
+            for file, others in zip(also, earlier, strict=True):
+                check_steps(steps, others, file, unit)
+        if plan.tasks:
+            print(plan.describe(), file=sys.stderr, flush=True)
+            plan.train(on_failure)
+        results: Results = {name: {} for name in recipe.runs}
+        for node in plan.graph.values():
+            results[node.run][node.seed] = node.finished()
+        for others in earlier:
+            join_results(results, others)
+        found, path = summary(recipe, results, unit), Path(run_dir) / "results.json"
+        _write(path, found)  # whatever becomes of the table
+        if recipe.table:
+            table = control_table(recipe, results, unit)
+            found |= {"table": table.to_dict(), "text": str(table)}
+            _write(path, found)
+        if recipe.pictures:
+            nodes = {name: plan.graph[name, seeds[-1]] for name in recipe.runs}
+            _draw(recipe, recipe.pictures, nodes, path.parent)
+            draw_curves(find_runs(dict.fromkeys(n.folder for n in plan.graph.values())), path.parent / "curves.png")
+    return found
+
+
+def _write(path: Path, found: Mapping[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write(json.dumps(found, indent=1) + "\n")
 
 
 def default_jobs() -> int:
@@ -184,72 +205,6 @@ class Plan:
         Executor(self.tasks, self.jobs, cpus(), command, finished, on_failure).run()
 
 
-def control_table(
-    recipe: Recipe, results: Mapping[str, Mapping[int, Mapping[str, Any]]], unit: str = "seed"
-) -> ControlTable:
-    """The table of a finished recipe; its pairs differ in `unit`, `seed` or `world`."""
-
-    def metrics(name: str) -> list[Mapping[str, float]]:
-        return [r["metrics"] for r in results[name].values()]
-
-    return ControlTable(
-        **{role: metrics(name) for role, name in recipe.table.items()},
-        title=recipe.title,
-        columns=recipe.table_columns,
-        decimals=recipe.decimals,
-        variants={heading: metrics(name) for heading, name in recipe.variants.items()},
-        controls={heading: metrics(name) for heading, name in recipe.controls.items()},
-        unit=unit,
-    )
-
-
-def read_results(
-    file: str | Path, recipe: Recipe, unit: str, seeds: Sequence[int]
-) -> dict[str, dict[int, dict[str, Any]]]:
-    """Per run and seed what a `results.json` of this recipe holds; its pairs must differ in `unit`, `seed` or `world`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is of another recipe, or has one of `seeds`.
-    """
-    stored = read_json(file, "results")
-    stored = stored if isinstance(stored, dict) else {}
-    runs = stored.get("runs", {})
-    if f"{unit}s" not in stored or stored.get("title") != recipe.title or set(runs) != set(recipe.runs):
-        raise ValueError(
-            f"{file} has no {unit}s of the recipe {recipe.title!r} with the runs {', '.join(recipe.runs)}; give the "
-            "results.json of this recipe, run in the same way"
-        )
-    twice = sorted(set(stored[f"{unit}s"]) & set(seeds))
-    if twice:
-        raise ValueError(f"{file} has the {unit}s {', '.join(map(str, twice))} already; leave them out here")
-    return {name: {int(seed): entry for seed, entry in by_seed.items()} for name, by_seed in runs.items()}
-
-
-def join_results(
-    results: dict[str, dict[int, Any]], earlier: Mapping[str, Mapping[int, Mapping[str, Any]]], file: str | Path
-) -> None:
-    """Add to `results` the runs of other seeds, read from `file`.
-
-    Raises:
-        ValueError: a run was trained for another number of steps.
-    """
-    for name, runs in earlier.items():
-        steps = {entry["iterations"] for entry in (*runs.values(), *results[name].values())}
-        if len(steps) > 1:
-            raise ValueError(f"{file}: {name} was trained for {sorted(steps)} steps in different runs of the recipe")
-        results[name] = dict(sorted({**results[name], **runs}.items()))
-
-
-def _summary(recipe: Recipe, results: Mapping[str, Any], unit: str) -> dict[str, Any]:
-    summary: dict[str, Any] = {"title": recipe.title, f"{unit}s": list(next(iter(results.values()))), "runs": results}
-    if recipe.table:
-        table = control_table(recipe, results, unit)
-        summary["table"] = table.to_dict()
-        summary["text"] = str(table)
-    return summary
-
-
 def _draw(recipe: Recipe, pictures: PictureSettings, nodes: Mapping[str, Node], run_dir: Path) -> None:
     """Ground truth and detections of the recipe's columns, side by side."""
     columns = {}
@@ -257,9 +212,7 @@ def _draw(recipe: Recipe, pictures: PictureSettings, nodes: Mapping[str, Node], 
     for name in pictures.columns:
         node = nodes[name]
         model, dataset = open_model(node.config, node.weights)
-        result = node.result()
-        assert result is not None, f"{node.folder} is not finished"
-        title = f"{name}: {column.heading} {result['metrics'][column.key]:.{decimals}f}"
+        title = f"{name}: {column.heading} {node.finished()['metrics'][column.key]:.{decimals}f}"
         columns[title] = model, dataset
     chosen = np.linspace(0, len(dataset) - 1, pictures.samples).round().astype(int)
     folder, extent = run_dir / "pictures", picture_extent(node.config)

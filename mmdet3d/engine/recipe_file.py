@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmdet3d.blocks import ConfigKeyError, check_keys, hints_from, nearest, read_block
+from mmdet3d.blocks import ConfigKeyError, at_least, check_keys, hints_from, nearest, not_negative, read_block
 from mmdet3d.config import Config, find_config, load_config, read_with_base
 from mmdet3d.datasets import benchmark_of
 from mmdet3d.datasets.synthetic.worlds import World, read_world
@@ -43,6 +43,10 @@ class RunBlock:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     shared: bool = False
     cost: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.cost is not None:
+            not_negative(self.cost, "cost")
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,9 @@ class PictureSettings:
     min_score: float = 0.2
     scores: bool = False
 
+    def __post_init__(self) -> None:
+        at_least(1, self.samples, "samples")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -131,6 +138,11 @@ class Recipe:
     data_cost: float | None = None
     pictures: PictureSettings | None = None
     imports: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        at_least(0, self.decimals, "decimals")
+        if self.data_cost is not None:
+            not_negative(self.data_cost, "data_cost")
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.config import Config, load_config
-from mmdet3d.datasets import build_dataset, require_sensors
+from mmdet3d.datasets import build_dataset, build_split, require_sensors
 from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.executor import Spent, Task
 from mmdet3d.engine.recipe_file import Recipe
 from mmdet3d.engine.resuming import config_changes
 from mmdet3d.io.files import atomic_write, read_json
 from mmdet3d.io.weights import read_metadata
+from mmdet3d.models import build_model
 
 __all__ = ["DataRoots", "Node", "build_graph", "data_root"]
 
@@ -72,6 +73,15 @@ class Node:
         steps = self.config.max_epochs * -(-samples // self.config.data.samples_per_gpu)
         seconds = None if factor is None or self.cost is None else self.cost * factor
         return Task(self.name, self.run, self.folder, self.needs, steps, self.config.max_epochs, seconds)
+
+    def steps(self) -> int:
+        """Of the whole training; counted in its data set, which must be there, unless it is finished."""
+        if (result := self.result()) is not None:
+            return int(result["iterations"])
+        read = build_model(self.config.model).training_inputs
+        data = {**self.config.data, "unlabelled": None}  # with which an epoch has as many steps as without
+        samples = len(build_split(data, "train", self.config.seed, read))
+        return int(self.config.max_epochs * -(-samples // self.config.data.samples_per_gpu))
 
     # -- what is there ----------------------------------------------------------------------------------------------
 
@@ -132,6 +142,12 @@ class Node:
             "metrics": metadata["metrics"],
             "checkpoint": self.checkpoint,
         }
+
+    def finished(self) -> dict[str, Any]:
+        """The `result` of what was trained."""
+        result = self.result()
+        assert result is not None, f"{self.folder} is not finished"
+        return result
 
     @property
     def _note(self) -> Path:

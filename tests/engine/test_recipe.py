@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mmdet3d.config import CONFIG_ROOT, load_config
-from mmdet3d.engine.recipe import Plan, Recipe, control_table, join_results, read_results
+from mmdet3d.engine.recipe import Plan, Recipe
 from mmdet3d.engine.recipe_graph import build_graph
+from mmdet3d.engine.recipe_results import check_steps, control_table, join_results, read_results, summary
 
 RECIPES = sorted(p.relative_to(CONFIG_ROOT).as_posix() for p in CONFIG_ROOT.rglob("recipes/*.yaml"))
 
@@ -78,6 +79,7 @@ def test_variants_are_rows_of_the_table_and_must_be_runs(tmp_path: Path) -> None
         Recipe.load(path)
 
 
+ENTRY = {"iterations": 4, "metrics": {"s": 0.5}}
 ROLES = "table: {teacher: a, control: a, distilled: a}"
 
 
@@ -95,6 +97,9 @@ ROLES = "table: {teacher: a, control: a, distilled: a}"
         ("runs: {a: {config: c}}\npictures: {columns: [], samples: 1}", r"pictures\.columns: name at least one run"),
         ("runs: {a: {config: c}}\npictures: {columns: [a]}", r"config key pictures\.samples is missing"),
         ("runs: {a: {config: c}}\npicture: {}", r"r\.yaml: unknown config key picture, did you mean 'pictures'"),
+        ("runs: {a: {config: c}}\npictures: {columns: [a], samples: -3}", r"pictures\.samples must be .* 1, got -3"),
+        ("runs: {a: {config: c}}\ndecimals: -1", r"r\.yaml: config key decimals must be .* at least 0, got -1"),
+        ("runs: {a: {config: c, cost: -1}}", r"config key runs\.a\.cost must not be negative, got -1"),
         ("runs: [", r"r\.yaml is not valid YAML"),
     ],
 )
@@ -224,17 +229,76 @@ def test_seeds_of_another_day_join_the_table(tmp_path: Path) -> None:
     entry = {"iterations": 4, "metrics": {"s": 0.5}}
     monday.write_text(json.dumps({"title": "T", "seeds": [0, 2], "runs": {"a": {"2": entry, "0": entry}}}))
 
-    earlier = read_results(monday, recipe, "seed", [1])
+    (earlier,) = read_results([monday], recipe, "seed", [1])
     results = {"a": {1: {"iterations": 4, "metrics": {"s": 0.75}}}}
-    join_results(results, earlier, monday)
+    check_steps({"a": 4}, earlier, monday, "seed")
+    join_results(results, earlier)
     assert list(results["a"]) == [0, 1, 2] and len(control_table(recipe, results).control) == 3
 
     with pytest.raises(ValueError, match=r"results\.json has the seeds 2 already; leave them out"):
-        read_results(monday, recipe, "seed", [1, 2])
+        read_results([monday], recipe, "seed", [1, 2])
     with pytest.raises(ValueError, match=r"has no worlds of the recipe 'T' with the runs a"):
-        read_results(monday, recipe, "world", [1])
-    with pytest.raises(ValueError, match=r"results\.json: a was trained for \[4, 6\] steps"):
-        join_results({"a": {1: {"iterations": 6, "metrics": {}}}}, earlier, monday)
+        read_results([monday], recipe, "world", [1])
+    with pytest.raises(
+        ValueError, match=r"results\.json: a was trained for 4 steps with seed 2, here for 6; give the same"
+    ):
+        check_steps({"a": 6}, earlier, monday, "seed")
+    copied = tmp_path / "copy.json"
+    copied.write_text(monday.read_text())
+    with pytest.raises(ValueError, match=r"copy\.json has the seeds 0, 2 already, as .*results\.json has; give one of"):
+        read_results([monday, copied], recipe, "seed", [1])
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ([], r"o\.json has no seeds of the recipe 'T'"),
+        ({"a": None, "b": {}}, r"o\.json has no seeds of the recipe 'T'"),
+        (
+            {"a": {"0": ENTRY}, "b": {"7": None, "8": ENTRY}},
+            "has no metrics of b with seed 7; run the recipe there again",
+        ),
+        ({"a": {"0": ENTRY}, "b": {"x": ENTRY}}, "has no metrics of b with seed x"),
+        ({"a": {"0": {"metrics": {"s": 1}}}, "b": {"0": ENTRY}}, "has no iterations of a with seed 0"),
+        ({"a": {"0": ENTRY}, "b": {"0": ENTRY | {"metrics": {"s": None}}}}, "has no metric s of b with seed 0"),
+        ({"a": {"0": ENTRY}, "b": {"0": ENTRY | {"metrics": {"nds": 1}}}}, "has no metric s of b with seed 0"),
+        ({"a": {"0": ENTRY, "8": ENTRY}, "b": {"0": ENTRY}}, r"has no b with seed 8, so nothing pairs"),
+        ({"a": {}, "b": {"0": ENTRY}}, r"has no a with seed 0, so nothing pairs"),
+    ],
+)
+def test_results_that_cannot_join_the_table_are_refused_by_file_and_seed(
+    tmp_path: Path, runs: object, message: str
+) -> None:
+    path, other = tmp_path / "r.yaml", tmp_path / "o.json"
+    path.write_text(
+        "title: T\nruns: {a: {config: c, shared: true}, b: {config: c}}\n"
+        "table: {teacher: a, control: b, distilled: b}\ncolumns: {Score: s}\n"
+    )
+    recipe = Recipe.load(path)
+    other.write_text(json.dumps({"title": "T", "seeds": [0], "runs": runs}))
+    with pytest.raises(ValueError, match=message):
+        read_results([other], recipe, "seed", [1])
+    good = {"a": {"0": ENTRY}, "b": {"0": ENTRY, "5": ENTRY}}  # as earlier versions wrote `seeds`
+    other.write_text(json.dumps({"title": "T", "seeds": [0], "runs": good}))
+    with pytest.raises(ValueError, match="has the seeds 5 already"):
+        read_results([other], recipe, "seed", [5])
+    (found,) = read_results([other], recipe, "seed", [1])
+    assert summary(recipe, found, "seed")["seeds"] == [0, 5]
+    with pytest.raises(ValueError, match="has no b with world"):
+        other.write_text(
+            json.dumps({"title": "T", "worlds": [0, 5], "runs": {**good, "b": {"0": ENTRY}, "a": good["b"]}})
+        )
+        read_results([other], recipe, "world", [1])
+
+
+def test_a_table_pairs_by_seed(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "title: T\nruns: {a: {config: c}, b: {config: c}}\ntable: {teacher: a, control: a, distilled: b}\n"
+        "columns: {Score: s}\n"
+    )
+    with pytest.raises(ValueError, match="a has the seeds 0, 8 and b 0, 7, so they are no pairs"):
+        control_table(Recipe.load(path), {"a": {0: ENTRY, 8: ENTRY}, "b": {0: ENTRY, 7: ENTRY}})
 
 
 def test_steps_of_a_run_that_sees_a_part_of_its_world(tmp_path: Path) -> None:
