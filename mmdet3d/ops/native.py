@@ -78,6 +78,10 @@ class Kernels:
             return False
         return _chosen(self.op, tensor.device.type, setting()) is not None
 
+    def on_cpu(self, tensor: Tensor) -> bool:
+        """Whether a call with tensors like this one takes `csrc/cpu.cpp`, which has more than CUDA needs."""
+        return tensor.device.type == "cpu" and setting() != "emulated" and self.available(tensor)
+
     def call(self, function: str, *arguments: Any) -> None:
         """Run a kernel in place on its arguments.
 

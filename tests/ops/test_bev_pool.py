@@ -413,20 +413,16 @@ def test_cache_is_shared_by_threads():
 
 
 @needs_compiler
-def test_same_bits_for_any_number_of_threads():
-    results = []
-    before = torch.get_num_threads()
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+def test_same_bits_for_any_number_of_threads(same_bits):
+    def pool():
         depth, context, geometry = inputs(size=(20, 40), channels=20)
         depth.requires_grad_()
         context.requires_grad_()
         bev = bev_pool(depth, context, geometry, **GRID)
         bev_lifted = bev_pool_lifted(lifted(depth, context), geometry, **GRID)
-        results.append([bev, bev_lifted, *torch.autograd.grad(bev.square().sum(), (depth, context))])
-    torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        return [bev, bev_lifted, *torch.autograd.grad(bev.square().sum(), (depth, context))]
+
+    same_bits(pool)
 
 
 @needs_compiler

@@ -265,18 +265,11 @@ def test_values_that_are_not_finite_reach_their_neighbours_only(value):
 
 
 @pytest.mark.parametrize("layer", [SubMConv3d(5, 33), SparseConv3d(5, 33, 3, 2, 1)], ids=["submanifold", "strided"])
-def test_same_bits_with_any_number_of_threads(layer, backend):
+def test_same_bits_with_any_number_of_threads(layer, backend, same_bits):
     if backend != "native":
         pytest.skip("products by a matrix library, which may split sums")
     sparse = example(2000)
-    before = torch.get_num_threads()
-    results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        results.append(run(layer, SparseTensor(sparse.features, sparse.coordinates, sparse.shape, 2)))
-    torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    same_bits(lambda: run(layer, SparseTensor(sparse.features, sparse.coordinates, sparse.shape, 2)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

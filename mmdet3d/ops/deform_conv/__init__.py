@@ -133,7 +133,7 @@ def _convolve(images: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | Non
     out = images.new_empty(b * height * width, weight.shape[0])
     with torch.autocast(images.device.type, enabled=False):
         for sizes in _chunks(images, offset, weight, numbers):
-            _grouped(out, sizes).copy_(_columns(sizes, tensors, filters) @ filters)
+            _grouped(out, sizes).copy_(_products(_columns(sizes, tensors, filters), filters))
     return out.view(b, height, width, weight.shape[0]).permute(0, 3, 1, 2).contiguous()
 
 
@@ -159,8 +159,8 @@ def _convolve_backward(
         for sizes in _chunks(images, offset, weight, numbers):
             grad = _grouped(grad_rows, sizes)
             columns = _columns(sizes, tensors, filters)
-            grad_filters += columns.mT @ grad
-            grad_columns = torch.bmm(grad, filters.mT, out=columns)
+            grad_filters += _outer_products(columns, grad)
+            grad_columns = _products(grad, filters.mT, out=columns)
             grads = grad_images, grad_offset, grad_mask
             _kernels.call("convolution_gradient", *sizes, *tensors, grad_columns, *grads)
     grad_weight = grad_filters.view(numbers[6], *weight.shape[2:], weight.shape[1], -1).permute(0, 4, 3, 1, 2)
@@ -224,3 +224,23 @@ def _columns(sizes: Sequence[int], tensors: tuple[Tensor, Tensor, Tensor | None]
     columns = filters.new_empty(filters.shape[0], sizes[-1], filters.shape[1])
     _kernels.call("convolution_columns", *sizes, *tensors, columns)
     return columns
+
+
+def _products(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """(G, rows, outputs) from `left` (G, rows, inputs) and `right` (G, inputs, outputs)."""
+    if not _kernels.on_cpu(left):
+        return torch.bmm(left, right, out=out)
+    out = left.new_empty(*left.shape[:2], right.shape[2]) if out is None else out
+    sizes = DTYPE_CODES[left.dtype], *left.shape, right.shape[2]
+    _kernels.call("grouped_products", *sizes, left.contiguous(), right.contiguous(), out)
+    return out
+
+
+def _outer_products(left: Tensor, right: Tensor) -> Tensor:
+    """(G, inputs, outputs), summed over the rows of `left` (G, rows, inputs) and `right` (G, rows, outputs)."""
+    if not _kernels.on_cpu(left):
+        return left.mT @ right
+    out = left.new_empty(left.shape[0], left.shape[2], right.shape[2])
+    sizes = DTYPE_CODES[left.dtype], *left.shape, right.shape[2]
+    _kernels.call("grouped_outer_products", *sizes, left.contiguous(), right.contiguous(), out)
+    return out

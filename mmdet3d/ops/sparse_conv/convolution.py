@@ -11,7 +11,7 @@ from torch import Tensor
 from mmdet3d.ops.checks import check_shapes
 from mmdet3d.ops.native import DTYPE_CODES
 from mmdet3d.ops.sparse_conv import reference
-from mmdet3d.ops.sparse_conv.kernels import kernels, takes_cpu_kernels
+from mmdet3d.ops.sparse_conv.kernels import kernels
 from mmdet3d.ops.sparse_conv.tables import NeighborTable
 
 __all__ = ["sparse_convolution"]
@@ -64,7 +64,7 @@ def sparse_convolution(features: Tensor, weight: Tensor, table: NeighborTable) -
 @torch.library.custom_op("mmdet3d::sparse_convolution", mutates_args=())
 def _convolve(features: Tensor, weight: Tensor, neighbors: Tensor, inverse: Tensor, counts: Tensor) -> Tensor:
     out = features.new_empty(neighbors.shape[1], weight.shape[2], dtype=_wide(features))
-    if takes_cpu_kernels(features):
+    if kernels.on_cpu(features):
         operands = (features.to(out.dtype).contiguous(), weight.to(out.dtype).contiguous(), neighbors.contiguous())
         kernels.call("sparse_convolve", *_sizes(out, weight, neighbors), *operands, out)
         return out.to(features.dtype)
@@ -89,7 +89,7 @@ def _(features: Tensor, weight: Tensor, neighbors: Tensor, inverse: Tensor, coun
 @torch.library.custom_op("mmdet3d::sparse_convolution_weight", mutates_args=())
 def _weight_gradient(features: Tensor, grad: Tensor, neighbors: Tensor, counts: Tensor) -> Tensor:
     shape = (len(neighbors), features.shape[1], grad.shape[1])
-    if takes_cpu_kernels(features):
+    if kernels.on_cpu(features):
         out = features.new_empty(shape, dtype=_wide(features))
         operands = (features.to(out.dtype).contiguous(), grad.to(out.dtype).contiguous(), neighbors.contiguous())
         kernels.call("sparse_weight_gradient", *_sizes(out, out, neighbors), *operands, out)

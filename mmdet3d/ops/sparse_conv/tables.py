@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdet3d.ops.sparse_conv import reference
-from mmdet3d.ops.sparse_conv.kernels import kernels, takes_cpu_kernels
+from mmdet3d.ops.sparse_conv.kernels import kernels
 from mmdet3d.ops.sparse_conv.tensor import SparseTensor
 
 __all__ = ["NeighborTable", "check_odd", "output_shape", "strided_table", "submanifold_table"]
@@ -104,7 +104,7 @@ def _submanifold(
 ) -> tuple[Tensor, Tensor, Tensor]:
     padded = [n + 2 * (k // 2) * d for n, k, d in zip(grid[1:], kernel_size, dilation, strict=True)]
     _check(coordinates, grid, [grid[0], *padded], 1)
-    if takes_cpu_kernels(coordinates):
+    if kernels.on_cpu(coordinates):
         neighbors = coordinates.new_empty(math.prod(kernel_size), len(coordinates), dtype=torch.int32)
         unique = torch.empty(1, dtype=torch.int64)
         sizes = (len(coordinates), *grid[1:], *kernel_size, *dilation)
@@ -139,7 +139,7 @@ def _strided(
     fan_out = math.prod(-(-k * math.gcd(s, d) // s) for k, s, d in axes)
     _check(coordinates, grid, [grid[0], *shape], fan_out)
     geometry = (kernel_size, stride, padding, dilation)
-    if not takes_cpu_kernels(coordinates):
+    if not kernels.on_cpu(coordinates):
         sites, neighbors, inverse = reference.strided_neighbors(coordinates, shape, *geometry)
         return sites, neighbors, inverse, _counts(neighbors)
     offsets, inputs = math.prod(kernel_size), len(coordinates)

@@ -1,5 +1,8 @@
 #include "convolution.h"
+#include "products.h"
 #include <algorithm>
+#include <numeric>
+#include <vector>
 
 // Below this a second thread costs more than it brings.
 static int threads_for(const Convolution& d, int threads) {
@@ -125,5 +128,37 @@ EXPORT int convolution_gradient(CONVOLUTION_ARGUMENTS, const void* images, const
                                 int threads, void*) {
   (dtype ? backward<double> : backward<float>)(CONVOLUTION, images, offset, mask, grad_columns, grad_images,
                                                grad_offset, grad_mask, threads);
+  return 0;
+}
+
+// Group by group; the bits of a matrix library's products depend on its number of threads.
+
+// out (G, rows, outputs) = left (G, rows, inputs) @ right (G, inputs, outputs).
+EXPORT int grouped_products(int64_t dtype, int64_t groups, int64_t rows, int64_t inputs, int64_t outputs,
+                            const void* left, const void* right, void* out, int threads, void*) {
+  std::vector<int32_t> all(rows);
+  std::iota(all.begin(), all.end(), 0);
+  auto run = [&](auto zero) {
+    using T = decltype(zero);
+    for (int64_t g = 0; g < groups; ++g)
+      convolve(1, rows, inputs, outputs, (const T*)left + g * rows * inputs, (const T*)right + g * inputs * outputs,
+               all.data(), (T*)out + g * rows * outputs, threads);
+  };
+  dtype ? run(0.0) : run(0.0f);
+  return 0;
+}
+
+// out (G, inputs, outputs) = left (G, rows, inputs) transposed @ right (G, rows, outputs).
+EXPORT int grouped_outer_products(int64_t dtype, int64_t groups, int64_t rows, int64_t inputs, int64_t outputs,
+                                  const void* left, const void* right, void* out, int threads, void*) {
+  std::vector<int32_t> all(rows);
+  std::iota(all.begin(), all.end(), 0);
+  auto run = [&](auto zero) {
+    using T = decltype(zero);
+    for (int64_t g = 0; g < groups; ++g)
+      weight_gradient(1, rows, inputs, outputs, (const T*)left + g * rows * inputs,
+                      (const T*)right + g * rows * outputs, all.data(), (T*)out + g * inputs * outputs, threads);
+  };
+  dtype ? run(0.0) : run(0.0f);
   return 0;
 }

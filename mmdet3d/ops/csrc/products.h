@@ -26,7 +26,7 @@ template <typename T> struct Vectors;
 template <> struct Vectors<float> { typedef float type __attribute__((vector_size(BYTES))); };
 template <> struct Vectors<double> { typedef double type __attribute__((vector_size(BYTES))); };
 template <typename T> using Vector = typename Vectors<T>::type;
-template <typename T> constexpr int64_t LANES = BYTES / sizeof(T);
+template <typename T> constexpr int64_t VALUES = BYTES / sizeof(T);
 
 template <typename T>
 inline Vector<T> load(const T* source) {
@@ -62,22 +62,22 @@ Vector<T> multiply_add(T a, Vector<T> b, Vector<T> c) { return a * b + c; }
 #endif
 
 template <typename T>
-int64_t padded(int64_t channels) { return (channels + LANES<T> - 1) / LANES<T> * LANES<T>; }
+int64_t padded(int64_t channels) { return (channels + VALUES<T> - 1) / VALUES<T> * VALUES<T>; }
 
 // Memory aligned for vectors, filled with zeros.
 template <typename T>
 struct Scratch {
   std::vector<Vector<T>> vectors;
-  explicit Scratch(int64_t values) : vectors(values / LANES<T>, Vector<T>{}) {}
+  explicit Scratch(int64_t values) : vectors(values / VALUES<T>, Vector<T>{}) {}
   T* data() { return (T*)vectors.data(); }
 };
 
 // Calls body(integral_constant<V>, first column) for panels of PANEL vectors and one of what is left.
 template <typename T, typename Body>
 void for_panels(int64_t columns, Body body) {
-  int64_t begin = 0, panel = PANEL * LANES<T>;
+  int64_t begin = 0, panel = PANEL * VALUES<T>;
   for (; begin + panel <= columns; begin += panel) body(std::integral_constant<int, PANEL>(), begin);
-  int64_t left = (columns - begin) / LANES<T>;
+  int64_t left = (columns - begin) / VALUES<T>;
   if (left == 1) body(std::integral_constant<int, 1>(), begin);
   if constexpr (PANEL == 4) {
     if (left == 2) body(std::integral_constant<int, 2>(), begin);
@@ -92,15 +92,15 @@ constexpr int rows_at_once(int vectors) { return PANEL == 2 ? 6 : vectors == 4 ?
 template <typename T, int V, int R>
 void multiply(const T* const* sources, T* const* targets, int64_t column, const T* panel, int64_t inputs) {
   Vector<T> sum[R][V] = {};
-  for (int64_t i = 0; i < inputs; ++i, panel += V * LANES<T>) {
+  for (int64_t i = 0; i < inputs; ++i, panel += V * VALUES<T>) {
     Vector<T> factor[V];
-    for (int v = 0; v < V; ++v) factor[v] = load(panel + v * LANES<T>);
+    for (int v = 0; v < V; ++v) factor[v] = load(panel + v * VALUES<T>);
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) sum[r][v] = multiply_add(sources[r][i], factor[v], sum[r][v]);
   }
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) {
-      T* place = targets[r] + column + v * LANES<T>;
+      T* place = targets[r] + column + v * VALUES<T>;
       store(place, load(place) + sum[r][v]);
     }
 }
@@ -120,7 +120,7 @@ void pack(int64_t offsets, int64_t inputs, int64_t outputs, const T* weight, T* 
 #pragma omp parallel for num_threads(threads)
   for (int64_t k = 0; k < offsets; ++k)
     for_panels<T>(width, [&](auto vectors, int64_t begin) {
-      int64_t columns = vectors * LANES<T>, used = std::min(columns, outputs - begin);
+      int64_t columns = vectors * VALUES<T>, used = std::min(columns, outputs - begin);
       T* panel = packed + (k * width + begin) * inputs;
       for (int64_t i = 0; i < inputs; ++i)
         std::copy_n(weight + (k * inputs + i) * outputs + begin, used, panel + i * columns);
@@ -173,13 +173,13 @@ void outer(int64_t pairs, const T* const* sources, const T* const* gradients, in
   for (int64_t p = 0; p < pairs; ++p) {
     const T* source = sources[p] + row;
     Vector<T> gradient[V];
-    for (int v = 0; v < V; ++v) gradient[v] = load(gradients[p] + column + v * LANES<T>);
+    for (int v = 0; v < V; ++v) gradient[v] = load(gradients[p] + column + v * VALUES<T>);
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) sum[r][v] = multiply_add(source[r], gradient[v], sum[r][v]);
   }
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) {
-      T* place = block + r * width + v * LANES<T>;
+      T* place = block + r * width + v * VALUES<T>;
       store(place, load(place) + sum[r][v]);
     }
 }
@@ -194,22 +194,24 @@ void outer_all(int64_t rows, int64_t pairs, const T* const* sources, const T* co
 }
 
 // out[k] = sum over o of features[neighbors[k][o]] (outer product) gradient[o]. Segments of rows, as many as the size
-// demands and not as there are threads, are summed apart and added up in order.
+// demands and not as there are threads, are summed apart and added up in order; a task takes a part of the inputs.
 template <typename T>
 void weight_gradient(int64_t offsets, int64_t rows, int64_t inputs, int64_t outputs, const T* features,
                      const T* gradient, const int32_t* neighbors, T* out, int threads) {
   constexpr int64_t CHUNK = 64;  // pairs that stay in the first cache while all blocks pass over them
+  constexpr int64_t PART = 192;  // inputs that a task takes at most; a multiple of the rows of every block
   int64_t width = padded<T>(outputs), segments = std::min<int64_t>(8, rows / 8192 + 1);
-  int64_t length = (rows + segments - 1) / segments, matrix = inputs * width;
+  int64_t length = (rows + segments - 1) / segments, matrix = inputs * width, parts = (inputs + PART - 1) / PART;
   Scratch<T> wide(width == outputs ? 0 : rows * width), sums(segments * offsets * matrix);
   if (width != outputs)
     for (int64_t o = 0; o < rows; ++o) std::copy_n(gradient + o * outputs, outputs, wide.data() + o * width);
   const T* grads = width == outputs ? gradient : wide.data();
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int64_t task = 0; task < segments * offsets; ++task) {
-    const int32_t* found = neighbors + task % offsets * rows;
-    int64_t o = task / offsets * length, end = std::min(o + length, rows);
-    T* block = sums.data() + task * matrix;
+  for (int64_t task = 0; task < segments * offsets * parts; ++task) {
+    int64_t place = task / parts, first = task % parts * PART, taken = std::min(PART, inputs - first);
+    const int32_t* found = neighbors + place % offsets * rows;
+    int64_t o = place / offsets * length, end = std::min(o + length, rows);
+    T* block = sums.data() + place * matrix + first * width;
     const T *source_rows[CHUNK], *gradient_rows[CHUNK];
     while (o < end) {
       int64_t pairs = 0;
@@ -220,7 +222,7 @@ void weight_gradient(int64_t offsets, int64_t rows, int64_t inputs, int64_t outp
       }
       for_panels<T>(width, [&](auto vectors, int64_t column) {
         constexpr int V = decltype(vectors)::value, R = rows_at_once(V);
-        outer_all<T, V, R>(inputs, pairs, source_rows, gradient_rows, 0, column, block + column, width);
+        outer_all<T, V, R>(taken, pairs, source_rows, gradient_rows, first, column, block + column, width);
       });
     }
   }
