@@ -15,6 +15,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks.framework import machine, write_json
+from mmdet3d.engine.command import natural
 from mmdet3d.machine import bound, single_threaded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +41,7 @@ PRESENT_TEACHER, PRESENT_STUDENT = (f"synthetic/camera+{sensor}/present.yaml" fo
 DISTILLER, CONTROL = "synthetic/crkd/small.yaml", "CRKD, control"
 PARTS = ("loading", "forward", "teacher", "backward", "optimiser")
 Row = dict[str, Any]
+_SCRATCH = "distill3d-everyday-"
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -57,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if options.out:
             write_json(options.out, report)
 
-    with tempfile.TemporaryDirectory() as scratch, _checked_out(options.before, Path(scratch) / "tree") as tree:
+    with (
+        tempfile.TemporaryDirectory(prefix=_SCRATCH) as scratch,
+        _checked_out(options.before, Path(scratch) / "tree") as tree,
+    ):
         trees = {"before": tree, "now": ROOT}
         world, kitti = _worlds(tree, options.worlds or Path(scratch), options.steps)
         _add_present_models(tree)
@@ -178,12 +184,28 @@ def _busy_core() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _checked_out(revision: str, folder: Path) -> Iterator[Path]:
+    """A worktree that goes when this ends, by SIGTERM too; what a killed run left in git's list goes first."""
     git = ["git", "-C", str(ROOT), "worktree"]
-    subprocess.run([*git, "add", "--quiet", "--detach", str(folder), revision], check=True)
+    _forget_lost_trees(git)
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
+        subprocess.run([*git, "add", "--quiet", "--detach", str(folder), revision], check=True)
         yield folder
     finally:
-        subprocess.run([*git, "remove", "--force", str(folder)], check=True)
+        # Twice forced, because git locks a tree until all of it is checked out.
+        subprocess.run([*git, "remove", "--force", "--force", str(folder)], stderr=subprocess.DEVNULL)
+        shutil.rmtree(folder, ignore_errors=True)
+        _forget_lost_trees(git)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _forget_lost_trees(git: Sequence[str]) -> None:
+    """Those of this program alone: git itself forgets no tree that it still takes to be under way."""
+    listed = subprocess.run([*git, "list", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    for line in listed.splitlines():
+        tree = Path(line.removeprefix("worktree "))
+        if line.startswith("worktree ") and tree.parent.name.startswith(_SCRATCH) and not tree.exists():
+            subprocess.run([*git, "remove", "--force", "--force", str(tree)], check=True)
 
 
 def _environment(tree: Path, extra: Mapping[str, str]) -> dict[str, str]:
@@ -260,9 +282,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--worlds", type=Path, metavar="FOLDER", help="keep the worlds there, for another run; made by that revision"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of each measurement")
-    parser.add_argument("--steps", type=int, default=8, help="of each round, after as many that do not count")
-    parser.add_argument("--only", nargs="+", metavar="CASE", help="some of the models")
+    parser.add_argument("--rounds", type=natural, default=5, help="of each measurement")
+    parser.add_argument("--steps", type=natural, default=8, help="of each round, after as many that do not count")
+    cases = tuple(_cases({}, {}, Path()))
+    parser.add_argument("--only", nargs="+", choices=cases, metavar="CASE", help=f"some of: {'; '.join(cases)}")
     parser.add_argument("--no-wall", action="store_true", help="leave the seconds of a step out")
     parser.add_argument("--recipe", action="store_true", help="the whole demo in both revisions too, half an hour")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON with every figure")

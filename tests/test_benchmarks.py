@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -141,6 +146,30 @@ def test_everyday_report_compares_revisions():
     assert "| CRKD, live teacher | 1.50 (1.00 to 2.00) |" in text
     assert "| busy | 7.00 | 0.50 |" in text
     assert "before 1200 s, 2000 CPU s; now 600 s, 900 CPU s" in text
+
+
+@pytest.mark.parametrize("words", [["--only", "junk"], ["--rounds", "0"], ["--steps", "0"]])
+def test_everyday_refuses_what_it_cannot_measure(words, capsys):
+    with pytest.raises(SystemExit):
+        everyday.main(words)
+    assert f"argument {words[0]}: " in capsys.readouterr().err
+
+
+def test_everyday_leaves_no_tree_behind(monkeypatch, tmp_path):
+    """Not even one that git has locked, as it does while it checks out."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(everyday, "ROOT", tmp_path)
+    lost = tmp_path / f"{everyday._SCRATCH}1" / "tree"
+    subprocess.run([*git, "worktree", "add", "-q", "--lock", "--detach", str(lost), "HEAD"], check=True)
+    shutil.rmtree(lost)
+    with pytest.raises(SystemExit), everyday._checked_out("HEAD", tmp_path / "tree") as tree:
+        subprocess.run([*git, "worktree", "lock", str(tree)], check=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    listed = subprocess.run([*git, "worktree", "list"], capture_output=True, text=True, check=True).stdout
+    assert len(listed.splitlines()) == 1 and not tree.exists()
 
 
 def test_everyday_compares_distillers_of_one_size_that_the_trained_teacher_fits(tmp_path):

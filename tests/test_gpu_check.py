@@ -80,6 +80,9 @@ def test_an_item_that_breaks_its_process_leaves_the_others_alone(setup):
             f"its process died with exit code {-signal.SIGSEGV}"
         )
         second = worker.run("acts", "well", setup, 300)
+        os.kill(second["process"], signal.SIGKILL)
+        worker._process.join()
+        assert worker.run("acts", "well", setup, 300)["status"] == "ok", "killed between two items"
         assert worker.run("acts", "broken context", setup, 300)["cause"].startswith("RuntimeError: CUDA error")
         assert worker.run("acts", "hangs", setup, 1.0)["cause"] == "no end within 1 s"
         assert len({first["process"], second["process"], os.getpid()}) == 3
@@ -142,6 +145,18 @@ def test_an_item_that_takes_the_program_with_it_is_tried_twice(setup, tmp_path):
     assert Progress(tmp_path, setup).rows("acts")["item"]["cause"] == "did not come back from 2 attempts"
     with pytest.raises(ValueError, match="is of another run"):
         Progress(tmp_path, Setup("cuda", False, tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"pieces": []}', '{"pieces": {"build": {"nms": {}}}}'])
+def test_a_damaged_report_is_said_in_a_sentence(content, tmp_path):
+    (tmp_path / "gpu.json").write_text(content)
+    with pytest.raises(SystemExit, match=r"gpu\.json is (not valid JSON|no report of this program)"):
+        gpu.main(["--dry-run", "--out", str(tmp_path), "--budget", "0"])
+
+
+def test_no_time_at_all_is_no_fault(tmp_path):
+    assert gpu.main(["--dry-run", "--out", str(tmp_path / "new"), "--only", "build", "--budget", "0"]) == 2
+    assert "nothing done" in (tmp_path / "new" / "gpu.md").read_text()
 
 
 def test_words_choose_items(setup, capsys):

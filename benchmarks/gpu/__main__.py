@@ -9,6 +9,7 @@ well (too little memory is a result), 1 if something failed, 2 if the time was u
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from benchmarks.gpu.operators import BUILD, EQUAL, SANITIZE, TIME
 from benchmarks.gpu.recipe import RECIPE
 from benchmarks.gpu.runner import FAILURES, Piece, Progress, Setup, Worker, run_pieces
 from benchmarks.gpu.steps import STEPS
+from mmdet3d.io.files import in_words
 
 __all__ = ["PIECES", "chosen_items", "main", "markdown"]
 
@@ -48,7 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, items in chosen.items():
             print(f"{name}: {PIECES[name].about}", *(f"  {name}/{item}" for item in items), sep="\n")
         return 0
-    progress, worker = Progress(options.out, setup), Worker("benchmarks.gpu.__main__:PIECES")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        progress, worker = Progress(options.out, setup), Worker("benchmarks.gpu.__main__:PIECES")
+    except (ValueError, OSError) as error:
+        raise SystemExit(in_words(error)) from None
     try:
         done = run_pieces(PIECES, chosen, setup, progress, worker, began + options.budget, options.again)
     finally:
@@ -107,7 +113,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="data and trainings (default: FOLDER/work)")
     parser.add_argument("--again", action="store_true", help="repeat what failed")
     parser.add_argument("--dry-run", action="store_true", help="the CUDA sources as plain C++ on the CPU, small sizes")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not math.isfinite(options.budget):
+        parser.error("argument --budget: must be a number of seconds")
+    return options
 
 
 if __name__ == "__main__":

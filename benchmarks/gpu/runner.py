@@ -5,7 +5,6 @@ What an item found is written down before the next one begins, so a second call 
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.framework import write_json
+from mmdet3d.io.files import read_json
 from mmdet3d.machine import die_with_parent
 
 __all__ = ["FAILURES", "Piece", "Progress", "Row", "Setup", "Worker", "attempt", "run_pieces"]
@@ -76,7 +76,9 @@ class Progress:
         kind = {"device": setup.device, "dry run": setup.dry}
         self.report: dict[str, Any] = {**kind, "pieces": {}}
         if self.path.is_file():
-            self.report = json.loads(self.path.read_text())
+            self.report = read_json(self.path, "report")
+            if not _is_report(self.report):
+                raise ValueError(f"{self.path} is no report of this program; choose another --out or remove it")
             if found := {k: self.report.get(k) for k in kind if self.report.get(k) != kind[k]}:
                 raise ValueError(f"{self.path} is of another run ({found}); choose another --out or remove it")
 
@@ -110,6 +112,12 @@ class Progress:
         scratch.replace(self.path)
 
 
+def _is_report(content: Any) -> bool:
+    pieces = content.get("pieces") if isinstance(content, dict) else None
+    rows = list(pieces.values()) if isinstance(pieces, dict) else [None]
+    return all(isinstance(r, dict) and all(isinstance(i, dict) and "status" in i for i in r.values()) for r in rows)
+
+
 class Worker:
     """A process that does items; replaced after one that hangs, kills it, or leaves its GPU context unusable.
 
@@ -123,19 +131,21 @@ class Worker:
 
     def run(self, piece: str, item: str, setup: Setup, seconds: float) -> Row:
         """What the item found, or how it failed."""
+        if self._process is not None and not self._process.is_alive():  # killed between two items
+            self.close()
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, other = context.Pipe()
             self._process = context.Process(target=_serve, args=(other, self._pieces, os.getpid()), daemon=False)
             self._process.start()
             other.close()
-        self._pipe.send((piece, item, setup, seconds))
-        if not self._pipe.poll(seconds):
-            self.close()
-            return {"status": "failed", "cause": f"no end within {seconds:.0f} s", "seconds": seconds}
         try:
+            self._pipe.send((piece, item, setup, seconds))
+            if not self._pipe.poll(seconds):
+                self.close()
+                return {"status": "failed", "cause": f"no end within {seconds:.0f} s", "seconds": seconds}
             row = self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join()
             code = self._process.exitcode
             self.close()
