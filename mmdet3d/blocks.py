@@ -17,11 +17,13 @@ from dataclasses import is_dataclass
 from typing import Any, Literal, TypeVar
 
 __all__ = [
+    "MOST_SEED",
     "ConfigKeyError",
     "at_least",
     "block_type",
     "check_keys",
     "check_kind",
+    "check_seed",
     "find_key",
     "hints_from",
     "kind_name",
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 Block = TypeVar("Block")
+
+MOST_SEED = 2**32 - 1  # the largest that all generators of random numbers take, which is NumPy's
 
 _UNKNOWN = "unknown config key"
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -166,6 +170,13 @@ def at_least(least: int, value: Any, key: str) -> int:
     """`value` of the config's `key`; raises ConfigKeyError if it is no integer or a smaller one."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigKeyError(key, f" must be an integer of at least {least}, got {value!r}")
+    return value
+
+
+def check_seed(value: Any, key: str) -> int:
+    """`value` of the config's `key`; raises ConfigKeyError if it is no integer that generators take."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_SEED:
+        raise ConfigKeyError(key, f" must be an integer from 0 to {MOST_SEED}, got {value!r}")
     return value
 
 

@@ -32,12 +32,15 @@ def cpus() -> int:
     `DISTILL3D_CPUS` overrides both.
 
     Raises:
-        ValueError: that variable holds no positive integer.
+        ValueError: that variable holds no such number.
     """
     given = os.environ.get(VARIABLE)
     if given is not None:
-        if not given.isdecimal() or int(given) < 1:
-            raise ValueError(f"the environment variable {VARIABLE} must be a positive integer, got {given!r}")
+        # More than any machine has; what starts threads takes no larger ones.
+        if not given.isdecimal() or len(given) > 5 or int(given) < 1:
+            raise ValueError(
+                f"the environment variable {VARIABLE} must be a whole number from 1 to 99999, got {given!r}"
+            )
         return int(given)
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.floor(min([allowed, *map(_quota, _cgroups())])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from mmdet3d.engine.checkpoint import RunCheckpoints
-from mmdet3d.io.files import atomic_write
+from mmdet3d.io.files import atomic_write, in_words
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
@@ -63,3 +64,11 @@ def test_half_a_checkpoint_of_a_killed_training_goes_with_the_next(tmp_path: Pat
     mine.touch()
     RunCheckpoints(tmp_path).save("epoch_1", {"w": torch.zeros(1)}, {}, {"iteration": 1})
     assert not half.exists() and mine.exists()
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    """It is noticed where bytes are written, and the system knows no name there."""
+    path = tmp_path / "file.txt"
+    with pytest.raises(OSError) as caught, atomic_write(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert in_words(caught.value) == f"{path}: no space is left; make room, or choose another place"

@@ -14,7 +14,8 @@ import argparse
 import time
 from pathlib import Path
 
-from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.engine.command import add_override_options, read_overrides, seed
+from mmdet3d.io.files import check_place
 from mmdet3d.machine import cpus
 
 RECIPE = "synthetic/recipes/crkd_demo.yaml"
@@ -28,7 +29,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--run-dir", default="runs/demo", help="where everything but the data goes (default: runs/demo)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the world and the training that follow the picture (default: 0)"
+        "--seed", type=seed, default=0, help="of the world and the training that follow the picture (default: 0)"
     )
     parser.add_argument("--data-dir", default="data", help="where the worlds go (default: data)")
     parser.add_argument("--recipe", default=RECIPE, help=f"what is trained (default: {RECIPE})")
@@ -48,19 +49,22 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.shipped import draw_film, draw_first
 
     if args.film is not None:
+        check_place(args.data_dir, "--data-dir")
         for path in draw_film(Path(args.data_dir) / "demo-film-scene", writable_folder(args.film)):
             print(f"picture: {path} ({time.monotonic() - began:.0f} s)")
         return
     recipe, overrides = Recipe.load(args.recipe), read_overrides(rest, args.overrides_file, args.imports)
     if not args.only_first:
         recipe.check(overrides)
-    run_dir, data = writable_folder(args.run_dir), Path(args.data_dir)
+    data = Path(args.data_dir)
+    root = data / f"{Path(args.recipe).stem}-world-{args.seed}"
+    recipe.check_place(root, args.seed)
+    run_dir = writable_folder(args.run_dir)
     print("making a scene, and drawing what the models in pretrained/zoo find in it", flush=True)
     picture = draw_first(data / "demo-first-scene", run_dir / "first")
     print(f"picture: {picture} ({time.monotonic() - began:.0f} s)", flush=True)
     if args.only_first:
         return
-    root = data / f"{Path(args.recipe).stem}-world-{args.seed}"
     plan = Plan.make(recipe, run_dir, [args.seed], overrides, root)
     print(f"now the same from nothing, world {args.seed}: {plan.describe()}", flush=True)
     recipe.make_data(root, args.seed, cpus())

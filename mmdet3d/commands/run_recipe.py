@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmdet3d.blocks import MOST_SEED
 from mmdet3d.engine.command import add_override_options, natural, read_overrides
 from mmdet3d.machine import cpus
 
@@ -61,8 +62,10 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def _worlds(args: argparse.Namespace, recipe: Recipe) -> tuple[list[int], dict[int, Path], DataRoots]:
     """Training seeds, folder per world that is made, and the data of the seeds."""
     for option, numbers in {"seeds": args.seeds, "worlds": args.worlds, "world": args.world and [args.world]}.items():
-        if numbers and (min(numbers) < 0 or len(set(numbers)) < len(numbers)):
-            raise ValueError(f"--{option} takes different numbers from 0 on, got {' '.join(map(str, numbers))}")
+        if numbers and (min(numbers) < 0 or max(numbers) > MOST_SEED or len(set(numbers)) < len(numbers)):
+            raise ValueError(
+                f"--{option} takes different numbers from 0 to {MOST_SEED}, got {' '.join(map(str, numbers))}"
+            )
     if args.worlds is not None:
         for option, given in {"seeds": args.seeds, "world": args.world, "data-dir": args.data_dir}.items():
             if given is not None:
@@ -95,6 +98,8 @@ def main(words: list[str]) -> None:
         return
     # Before the data is made, which takes minutes, and before there is a folder.
     recipe.check(overrides)
+    for world, root in worlds.items():
+        recipe.check_place(root, world)
     run_dir = Path(args.run_dir)
     with sole_user(run_dir):
         for world, root in worlds.items():

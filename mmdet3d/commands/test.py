@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdet3d.config import Config
-from mmdet3d.engine.command import add_override_options, read_overrides
+from mmdet3d.engine.command import add_override_options, read_overrides, seed
 from mmdet3d.engine.overrides import configured, options_beside
 from mmdet3d.io.files import check_place
 
@@ -34,7 +34,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--out", help="also keep the raw detections in this .pkl")
     parser.add_argument("--run-dir", help="where results are written (default: runs/CONFIG-test-TIME)")
     parser.add_argument("--eval-options", nargs="+", default=[], help="jsonfile_prefix=DIR: the same as --run-dir")
-    parser.add_argument("--seed", type=int, default=0, help="of the random generators (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the random generators (default: 0)")
     parser.add_argument("--deterministic", action="store_true", help="the same kernels every time")
     add_override_options(parser)
     args, rest = parser.parse_known_args(words)

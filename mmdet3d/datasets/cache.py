@@ -39,7 +39,7 @@ VARIABLE = "DISTILL3D_CACHE"
 SHARED_MEMORY = Path("/dev/shm")
 RESERVE = 1_000_000_000  # bytes of the file system that the cache leaves free
 _SCAN_EVERY = 64  # entries that a process writes before it looks again at what others wrote
-_FORMAT = b"2"  # of an entry
+_FORMAT = b"3"  # of an entry
 _NOTICES = ("full", "unwritable", "damaged")
 
 # What an entry holds: what readers return, arrays or images.
@@ -147,14 +147,15 @@ class ReadCache:
         self._say("damaged", f"cache file {path} is damaged ({reason}); what it should hold is read and stored anew")
 
     def _store(self, path: Path, content: Content) -> None:
-        kinds, arrays = zip(*map(_pack, content), strict=True)
+        packed = [_pack(value) for value in content]
+        kinds, arrays = "".join(kind for kind, _ in packed), [array for _, array in packed]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self._has_room(sum(a.nbytes for a in arrays)):
                 return
             named = {str(k): array for k, array in enumerate(arrays)}
             with atomic_write(path, "wb") as file:
-                file.write(save(named, {"kinds": "".join(kinds), "crc32": _checksum("".join(kinds), arrays)}))
+                file.write(save(named, {"kinds": kinds, "crc32": _checksum(kinds, arrays)}))
         except OSError as error:
             self._open = False
             self._say(
@@ -189,19 +190,34 @@ class ReadCache:
 
 def _pack(value: np.ndarray | Image.Image) -> tuple[str, np.ndarray]:
     """Its kind, and a contiguous array."""
-    if isinstance(value, Image.Image):
-        return "i", np.asarray(value)
+    if isinstance(value, Image.Image) and Image.fromarray(array := np.asarray(value)).mode == value.mode:
+        return "i", array
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+        kind = getattr(value, "mode", getattr(value, "dtype", type(value).__name__))
+        raise ValueError(
+            f"a reader returned {kind}, and only arrays of numbers and RGB images are cached; let it return those, or "
+            "set data.cache: none"
+        )
+    if not value.dtype.isnative:  # files have one byte order
+        kind, array = _pack(value.astype(value.dtype.newbyteorder("=")))
+        return kind.upper(), array
     # Column-major arrays stay so: the order of sums in a matrix product may follow from it.
     if value.flags.f_contiguous and not value.flags.c_contiguous:
         return "t", value.T
-    return "a", np.ascontiguousarray(value)
+    return "a", np.asarray(value, order="C")
 
 
 _UNPACK: dict[str, Callable[[np.ndarray], np.ndarray | Image.Image]] = {
     "i": Image.fromarray,
     "t": np.transpose,
     "a": lambda array: array,
+    "T": lambda array: _swapped(array.T),
+    "A": lambda array: _swapped(array),
 }
+
+
+def _swapped(array: np.ndarray) -> np.ndarray:
+    return array.astype(array.dtype.newbyteorder())
 
 
 def _checksum(kinds: str, arrays: Sequence[np.ndarray]) -> str:

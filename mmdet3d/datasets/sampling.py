@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmdet3d.blocks import number
+from mmdet3d.blocks import check_seed, number
 from mmdet3d.datasets.base import FrameDataset
 from mmdet3d.registry import DATASETS
 from mmdet3d.structures import Sample
@@ -81,7 +81,7 @@ class CBGSDataset(torch.utils.data.Dataset):
 
     def __init__(self, dataset: FrameDataset | Mapping[str, Any], seed: int | None = None) -> None:
         self.dataset = DATASETS.build(dataset, "dataset") if isinstance(dataset, Mapping) else dataset
-        rng = np.random.RandomState(self.dataset.seed if seed is None else seed)
+        rng = np.random.RandomState(self.dataset.seed if seed is None else check_seed(seed, "seed"))
         self.indices = balanced_indices(self.dataset.classes_present, len(self.dataset.classes), rng)
         if not self.indices:
             raise ValueError(f"CBGS has nothing to draw: {self.dataset.nothing()}")

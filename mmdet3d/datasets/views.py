@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mmdet3d.blocks import check_seed
 from mmdet3d.datasets.records import Transform
 
 __all__ = ["SampleStream", "Views", "generator_for"]
@@ -50,7 +51,7 @@ class Views:
                     f"epoch; set {setting}, or views to null"
                 )
         self.count = count
-        self.seed = _VIEW_SEED if count else seed
+        self.seed = _VIEW_SEED if count else check_seed(seed, "seed")
         text = json.dumps(content, sort_keys=True, default=_plain)
         self._digest = hashlib.sha256(text.encode()).hexdigest()[:16]
 

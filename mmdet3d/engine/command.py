@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from mmdet3d.blocks import MOST_SEED
 from mmdet3d.config import parse_overrides
 from mmdet3d.engine.habits import translate
 from mmdet3d.engine.interrupt import Interrupted
@@ -29,7 +30,7 @@ from mmdet3d.io.yaml_text import parse_yaml
 from mmdet3d.plugins import module_names
 from mmdet3d.zoo import weight_path
 
-__all__ = ["OVERRIDES_HELP", "above_zero", "add_override_options", "natural", "read_overrides", "rejoin", "run"]
+__all__ = ["OVERRIDES_HELP", "above_zero", "add_override_options", "natural", "read_overrides", "rejoin", "run", "seed"]
 
 OVERRIDES_HELP = """\
 Config keys are overridden by `--a.b.c VALUE` or `a.b.c=VALUE`; a value is YAML and may be several words. `torchpack
@@ -55,6 +56,13 @@ def natural(word: str) -> int:
     """Type of an option: a whole number of at least 1."""
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {word!r}")
+    return int(word)
+
+
+def seed(word: str) -> int:
+    """Type of an option: a number that every generator of random numbers takes."""
+    if not word.isdecimal() or len(word) > len(str(MOST_SEED)) or int(word) > MOST_SEED:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {MOST_SEED}, got {word!r}")
     return int(word)
 
 

@@ -16,6 +16,7 @@ from mmdet3d.engine.agreement import check_agreement
 from mmdet3d.engine.overrides import without_effect
 from mmdet3d.engine.settings import Settings
 from mmdet3d.evaluation.control import Column
+from mmdet3d.io.files import check_place
 from mmdet3d.models import build_model
 from mmdet3d.plugins import module_names
 
@@ -347,6 +348,11 @@ class Recipe:
         """CPU seconds on the reference machine until the world in `root` is there, as far as they are known."""
         made = root is None or self.world().is_made(root)
         return 0.0 if made or self.data_cost is None else self.data_cost
+
+    def check_place(self, root: Path, seed: int) -> None:
+        """Raise ValueError if `root` has no world of this recipe and is sure not to take one; nothing is made."""
+        if self.data is not None and not self.world(seed).is_made(root):
+            check_place(root, "--data-dir")
 
     def make_data(self, root: Path, seed: int, workers: int) -> None:
         """Make the synthetic world of this recipe, or what is missing of it."""

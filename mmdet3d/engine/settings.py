@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from mmdet3d.blocks import ConfigKeyError, at_least, number, positive, read_block
+from mmdet3d.blocks import ConfigKeyError, at_least, check_seed, number, positive, read_block
 from mmdet3d.datasets.cache import check_cache
 
 __all__ = ["AUTO", "Settings", "autocast_dtype"]
@@ -243,7 +243,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         at_least(1, self.max_epochs, "max_epochs")
-        at_least(0, self.seed, "seed")
+        check_seed(self.seed, "seed")
         for key in ("activation_checkpointing", "fully_shard"):
             if self.compile and getattr(self, key):
                 raise ConfigKeyError(key, " cannot be true together with compile; set one of the two to false")

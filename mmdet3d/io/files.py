@@ -62,6 +62,10 @@ def atomic_write(path: str | Path, mode: str = "w", durable: bool = False) -> It
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename is None:  # a full disk is noticed where bytes are written, and there no name is known
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

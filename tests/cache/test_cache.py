@@ -136,7 +136,8 @@ def read_numbers(files: list[Path], factor: float = 1.0) -> list[np.ndarray]:
 
 def read_all_kinds(files: list[Path]) -> list[np.ndarray | Image.Image]:
     image = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
-    return [image, np.zeros((0, 5), np.float32), np.arange(12.0).reshape(3, 4).T, np.arange(12)[::2]]
+    plain = [np.zeros((0, 5), np.float32), np.arange(12.0).reshape(3, 4).T, np.arange(12)[::2], np.array(2.5)]
+    return [image, *plain, *(value.astype(value.dtype.newbyteorder()) for value in plain)]
 
 
 @pytest.fixture
@@ -156,7 +157,26 @@ def test_kinds_of_content(folder: Path, file: Path):
         for value, wanted in zip(found, read_all_kinds([file]), strict=True):
             assert type(value) is type(wanted)
             np.testing.assert_array_equal(np.asarray(value), np.asarray(wanted), strict=True)
-        assert found[2].flags.f_contiguous
+        assert found[2].flags.f_contiguous and found[6].flags.f_contiguous
+
+
+def read_text(files: list[Path]) -> list[np.ndarray]:
+    return [np.array([file.read_text() for file in files])]
+
+
+def read_palette(files: list[Path]) -> list[Image.Image]:
+    return [Image.new("P", (4, 3))]
+
+
+def read_nothing(files: list[Path]) -> list[np.ndarray]:
+    return []
+
+
+@pytest.mark.parametrize(("reader", "kind"), [(read_text, "<U5"), (read_palette, "P")])
+def test_what_cannot_be_stored_is_refused(reader: Callable, kind: str, folder: Path, file: Path):
+    with pytest.raises(ValueError, match=f"a reader returned {kind}, and only arrays of numbers .* data.cache: none"):
+        ReadCache(folder, 1)(reader, [file])
+    assert [ReadCache(folder, 1)(read_nothing, [file]) for _ in range(2)] == [[], []]
 
 
 def test_what_a_caller_changes_stays_with_the_caller(folder: Path, file: Path):

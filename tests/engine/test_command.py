@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mmdet3d.commands import demo
 from mmdet3d.engine.command import read_overrides, rejoin
 
 
@@ -45,3 +46,13 @@ def test_file_comes_first(tmp_path: Path) -> None:
         read_overrides([], str(file))
     with pytest.raises(FileNotFoundError, match=r"nowhere.yaml does not exist"):
         read_overrides([], "nowhere.yaml")
+
+
+@pytest.mark.parametrize("word", ["-1", "1.5", "x", "", f"{2**32}", "9" * 5000])
+def test_seeds_that_no_generator_takes_are_refused_with_the_options(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        demo.parse(["--seed", word])
+    assert f"--seed: must be a whole number from 0 to 4294967295, got '{word}'" in capsys.readouterr().err
+    assert demo.parse(["--seed", f"{2**32 - 1}"])[0].seed == 2**32 - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 from pathlib import Path
@@ -214,9 +215,15 @@ def test_worlds_take_the_place_of_seeds_and_world() -> None:
     for option in ("--seeds", "--world"):
         with pytest.raises(ValueError, match=f"--worlds takes the place of {option}"):
             chosen("--worlds", "1000", option, "0")
-    for words in (["--seeds", "-1"], ["--seeds", "0", "0"], ["--worlds", "3", "3"], ["--world", "-2"]):
+    for words in (
+        ["--seeds", "-1"],
+        ["--seeds", "0", "0"],
+        ["--worlds", "3", "3"],
+        ["--world", "-2"],
+        ["--worlds", f"{2**32}"],
+    ):
         with pytest.raises(
-            ValueError, match=rf"{words[0]} takes different numbers from 0 on, got {' '.join(words[1:])}"
+            ValueError, match=rf"{words[0]} takes different numbers from 0 to 4294967295, got {' '.join(words[1:])}"
         ):
             chosen(*words)
 
@@ -309,3 +316,13 @@ def test_steps_of_a_run_that_sees_a_part_of_its_world(tmp_path: Path) -> None:
     )
     plan = Plan.make(Recipe.load(tmp_path / "r.yaml"), tmp_path / "runs", [0], data_root=tmp_path / "world")
     assert [(task.name, task.steps) for task in plan.tasks] == [("a-seed0", 3 * 114), ("b-seed0", 12 * 29)]
+
+
+@pytest.mark.parametrize("command", ["run_recipe", "demo"])
+def test_data_that_cannot_be_made_are_said_before_there_is_a_folder(command: str, tmp_path: Path) -> None:
+    tool = importlib.import_module(f"mmdet3d.commands.{command}")
+    (tmp_path / "file").touch()
+    recipe = [] if command == "demo" else ["synthetic/recipes/crkd_demo.yaml"]
+    with pytest.raises(ValueError, match=r"cannot write into .*file.* is a file.; pass another folder with --data-dir"):
+        tool.main([*recipe, "--run-dir", str(tmp_path / "run"), "--data-dir", str(tmp_path / "file" / "data")])
+    assert not (tmp_path / "run").exists()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mmdet3d.blocks import MOST_SEED
 from mmdet3d.datasets.synthetic.radar import RadarNoise
 from mmdet3d.datasets.synthetic.rig import RIGS
 
@@ -49,10 +50,12 @@ class WorldSettings:
     cameras: int = 6
 
     def __post_init__(self) -> None:
-        least = {"scenes": 1, "seed": 0, "keyframes": 1, "lidar_sweeps": 0, "radar_sweeps": 0}
+        least = {"scenes": 1, "keyframes": 1, "lidar_sweeps": 0, "radar_sweeps": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise ValueError(f"seed must lie in [0, {MOST_SEED}], got {self.seed}")
         if not 0 <= self.difficulty <= 3:
             raise ValueError(f"difficulty must lie in [0, 3], got {self.difficulty:g}")
         if not 20 <= self.reach <= 100:
