@@ -57,7 +57,8 @@ def run_recipe(
     on_failure: OnFailure = "continue",
     also: Sequence[str | Path] = (),
 ) -> dict[str, Any]:
-    """Train what is not trained yet, write `results.json` into `run_dir`, and curves and pictures if it asks for these.
+    """Train what is not trained yet, write `results.json` and `table.tex` into `run_dir`, and curves and pictures if it
+    asks for these.
 
     A finished run is reused and an interrupted one resumed, as long as its resolved config is the same. Each training
     is a process with one compute thread, so the results do not depend on `jobs`.
@@ -104,6 +105,8 @@ def run_recipe(
             table = control_table(recipe, results, unit)
             found |= {"table": table.to_dict(), "text": str(table)}
             _write(path, found)
+            with atomic_write(path.with_name("table.tex")) as paper:
+                paper.write(f"{table.to_latex()}\n")
         if recipe.pictures:
             nodes = {name: plan.graph[name, seeds[-1]] for name in recipe.runs}
             _draw(recipe, recipe.pictures, nodes, path.parent)

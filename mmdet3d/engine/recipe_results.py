@@ -118,4 +118,6 @@ def control_table(recipe: Recipe, results: Results, unit: str = "seed") -> Contr
 
 def summary(recipe: Recipe, results: Results, unit: str) -> dict[str, Any]:
     """What `results.json` holds, but for the table; of a run that all seeds share it has one of them."""
-    return {"title": recipe.title, f"{unit}s": list(max(results.values(), key=lambda runs: len(runs))), "runs": results}
+    most = max(len(runs) for runs in results.values())
+    seeds = next(list(runs) for runs in results.values() if len(runs) == most)
+    return {"title": recipe.title, f"{unit}s": seeds, "runs": results}

@@ -167,6 +167,7 @@ def test_finished_runs_are_reused_however_the_folder_is_written(
 ) -> None:
     subprocess.run(["cp", "-r", str(whole / "run"), "run"], check=True)
     written = Path("run/results.json").read_text()
+    assert "\ndistilled & " in Path("run/table.tex").read_text()
     monkeypatch.setattr(Plan, "train", lambda *_: pytest.fail("trained again"))
     first = run_recipe(recipe, tmp_path / "run", [0, 1])
     assert Path("run/results.json").read_text() == written and str(tmp_path) not in written
