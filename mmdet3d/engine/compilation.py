@@ -8,6 +8,7 @@ compiler gives up again and again (docs/performance.md, Compiled).
 from __future__ import annotations
 
 import importlib.util
+import logging
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from mmdet3d.models.detectors.base import Detector
 from mmdet3d.ops import build
 
 __all__ = ["checkpoint_activations", "compile_dense_stages"]
+
+logger = logging.getLogger("mmdet3d")
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -42,6 +45,7 @@ def compile_dense_stages(model: nn.Module, device: torch.device, backend: str = 
     _check_compiler(device)
     for detector in _detectors(model, "compile"):
         detector.compile_dense_stages(backend)
+    logger.info("the first steps compile the dense stages, which takes minutes; a signal is answered after such a step")
 
 
 def _detectors(model: nn.Module, key: str) -> list[Detector]:
