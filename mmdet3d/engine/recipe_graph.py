@@ -20,6 +20,8 @@ from mmdet3d.models import build_model
 
 __all__ = ["DataRoots", "Node", "build_graph", "data_root"]
 
+_LEAST = 15.0  # CPU seconds of the shortest run on the reference machine: its start and its evaluation
+
 DataRoots = str | Path | Mapping[int, Path | None] | None
 
 
@@ -71,7 +73,7 @@ class Node:
         elif part := self.config.data.train.get("part"):
             samples = round(samples * (part[1] - part[0]))
         steps = self.config.max_epochs * -(-samples // self.config.data.samples_per_gpu)
-        seconds = None if factor is None or self.cost is None else self.cost * factor
+        seconds = None if factor is None or self.cost is None else max(self.cost, _LEAST / max(steps, 1)) * factor
         return Task(self.name, self.run, self.folder, self.needs, steps, self.config.max_epochs, seconds)
 
     def steps(self) -> int:

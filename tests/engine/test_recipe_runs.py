@@ -300,6 +300,9 @@ def test_the_announced_time_follows_costs_and_the_machine(recipe: Recipe, monkey
     assert made.describe().startswith(
         "3 runs, 0 of them finished; 16 steps of training, up to 8 runs at once: about 0:02:00"
     )
+    # Three runs whose steps would take less than they need to start and to be evaluated.
+    Path("recipe.yaml").write_text(RECIPE.replace("config: toy.yaml", "config: toy.yaml, cost: 0.1"))
+    assert plan(Recipe.load("recipe.yaml"), seeds=[0, 1], jobs=1).seconds == 3 * 15
 
 
 def test_a_run_that_is_not_evaluated_at_its_end_is_found_before_anything_is_trained(recipe: Recipe) -> None:
