@@ -241,7 +241,7 @@ def _equal_table(rows: Mapping[str, Row]) -> list[str]:
     for item, row in rows.items():
         known = "difference" in row
         cells = (
-            (f"{row['difference']:.1e}", f"{row['tolerance']:.0e}", "yes" if row["same bits"] else "no")
+            (f"{row['difference']:.1e}", f"{row['tolerance']:.1e}", "yes" if row["same bits"] else "no")
             if known
             else "---"
         )
