@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -26,6 +27,12 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch  # after mmdet3d, which says how its threads wait
 
     torch.set_num_threads(share().threads)
+
+
+@pytest.fixture(autouse=True)
+def propagating_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project's log reaches pytest once, whatever a run that redirected it has left in this process."""
+    monkeypatch.setattr(logging.getLogger("mmdet3d"), "propagate", True)
 
 
 @pytest.fixture(scope="session")

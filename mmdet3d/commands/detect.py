@@ -33,6 +33,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--out-dir", default="runs/detections", help="default: runs/detections")
     parser.add_argument("--bbox-score", type=float, default=0.3, help="lowest score in a picture (default: 0.3)")
     parser.add_argument("--no-pictures", action="store_true", help="write the JSON alone")
+    parser.add_argument("--imports", metavar="MODULE[,MODULE]", help="modules that register parts of your own")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(words)
 
@@ -43,8 +44,11 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.pictures import draw_sample
     from mmdet3d.engine.run_dir import writable_folder
     from mmdet3d.io.files import atomic_write, check_place
+    from mmdet3d.plugins import import_modules, module_names
 
     check_place(args.out_dir, "--out-dir")
+    if args.imports:
+        import_modules(module_names(args.imports.split(","), "the command line"), "imports of the command line")
     detector = Detector.from_file(args.model, args.config)
     frames = detector.frames(args.frames, args.info)
     chosen = [place_of(frames.tokens, t) for t in args.tokens] if args.tokens else range(len(frames))

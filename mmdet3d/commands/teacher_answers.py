@@ -30,5 +30,5 @@ def main(words: list[str]) -> None:
     from mmdet3d.engine.answers import store_answers
 
     overrides = read_overrides(rest, args.overrides_file, args.imports)
-    for teacher in store_answers(configured(args.config, overrides)):
-        print(teacher.answers.folder)
+    for folder in store_answers(configured(args.config, overrides)):
+        print(folder)

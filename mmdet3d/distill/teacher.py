@@ -207,7 +207,7 @@ class StoredTeacher(Teacher):
                     "would never be asked about again; set views to the number of fixed augmentations per sample "
                     "(such as 4), or model.teacher.answers to null"
                 )
-        answers = self._kept_on(batch.device)
+        answers = self.kept_on(batch.device)
         found = [self._answer(batch.alone(k), taps, answers) for k in range(len(batch))]
         return {tap: join([answer[tap] for answer in found], batch.device) for tap in taps}
 
@@ -217,7 +217,8 @@ class StoredTeacher(Teacher):
     def move(self, function: Callable[[Tensor], Tensor]) -> None:
         self.source.move(function)
 
-    def _kept_on(self, device: torch.device) -> Answers:
+    def kept_on(self, device: torch.device) -> Answers:
+        """Its answers in the precision that `device` computes in now."""
         if not torch.is_autocast_enabled(device.type):
             return self.answers
         dtype = torch.get_autocast_dtype(device.type)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def _keeps_answers(block: Any) -> bool:
     )
 
 
-def store_answers(cfg: Config) -> list[StoredTeacher]:
+def store_answers(cfg: Config) -> list[Path]:
     """Ask the teachers that keep answers about every view of every training sample.
 
     What is stored already is not asked again. Frames of `data.unlabelled` are among them, unless all losses need
@@ -64,7 +65,7 @@ def store_answers(cfg: Config) -> list[StoredTeacher]:
         cfg: of a distillation with `model.teacher.answers`, or `model.teachers.NAME.answers`; scores are not looked at.
 
     Returns:
-        Those teachers.
+        The folder of each of those teachers.
 
     Raises:
         ValueError: another config, or samples that do not come back; see also `StoredTeacher`.
@@ -91,11 +92,13 @@ def store_answers(cfg: Config) -> list[StoredTeacher]:
     loader = build_loader(dataset, sampler, settings.data.workers_per_gpu, settings.seed)
     dtype = autocast_dtype(settings.precision, device)
     views = min(dataset.views or 1, settings.max_epochs)
-    with tqdm(total=views * len(sampler), desc="answers", unit="batch", disable=not distributed.is_main()) as bar:
+    with (
+        torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None),
+        tqdm(total=views * len(sampler), desc="answers", unit="batch", disable=not distributed.is_main()) as bar,
+    ):
         for view in range(views):
             sampler.set_epoch(view)
             for batch in batches(loader):
-                with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-                    model.taught(batch.to(device))
+                model.taught(batch.to(device))
                 bar.update()
-    return stored
+        return [each.kept_on(device).folder for each in stored]

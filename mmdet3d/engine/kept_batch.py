@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from mmdet3d.io.weights import read_state, save_state
-from mmdet3d.structures import Batch, Boxes3D, Calibration, ImageObjects
+from mmdet3d.structures import Batch, BEVGrid, BEVMasks, Boxes3D, Calibration, ImageObjects
 
 __all__ = ["keep_batch", "read_batch"]
 
-_PLAIN = (str, int, float, Tensor, type(None))
+_HELD: list[Any] = [Batch, BEVGrid, BEVMasks, Boxes3D, Calibration, ImageObjects]
+_PLAIN = (str, bool, int, float, Tensor, type(None))
 
 
 def keep_batch(batch: Batch, path: Path) -> None:
@@ -37,7 +38,7 @@ def read_batch(path: str | Path) -> Batch:
     if not Path(path).is_file():
         raise FileNotFoundError(f"--batch {path} does not exist")
     try:
-        with torch.serialization.safe_globals([Batch, Boxes3D, Calibration, ImageObjects]):
+        with torch.serialization.safe_globals(_HELD):
             batch = read_state(Path(path)).get("batch")
     except Exception as error:
         raise ValueError(f"--batch {path} is damaged, or no batch that a training kept ({error})") from error
@@ -52,4 +53,5 @@ def _plain(batch: Batch) -> Batch:
 
 
 def _is_plain(value: Any) -> bool:
-    return all(map(_is_plain, value)) if isinstance(value, (list, tuple)) else isinstance(value, _PLAIN)
+    # By the very type: NumPy's float64 is a float, too, and would not be read.
+    return all(map(_is_plain, value)) if isinstance(value, (list, tuple)) else type(value) in _PLAIN

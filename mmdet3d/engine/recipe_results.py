@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ def control_table(recipe: Recipe, results: Results, unit: str = "seed") -> Contr
     """
 
     def metrics(name: str) -> list[Mapping[str, float]]:
-        return [entry["metrics"] for entry in results[name].values()]
+        entries = results[name].values()  # in files NaN, of a metric that is not defined, is null
+        return [{key: math.nan if v is None else v for key, v in entry["metrics"].items()} for entry in entries]
 
     control = recipe.table["control"]
     for name in recipe.compared:

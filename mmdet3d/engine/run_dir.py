@@ -85,7 +85,11 @@ def sole_user(folder: Path) -> Iterator[None]:
 
 def _open_lock(folder: Path) -> IO[str]:
     """The locked file `.lock` of a folder."""
-    file = (folder / _LOCK).open("a+")
+    path = folder / _LOCK
+    try:
+        file = path.open("a+")
+    except PermissionError:  # another user's, who need not be training now
+        file = path.open()
     end = time.monotonic() + _PATIENCE
     while True:
         try:
@@ -107,9 +111,10 @@ def _open_lock(folder: Path) -> IO[str]:
                 file.close()
                 raise
             break
-    file.truncate(0)
-    file.write(f"{os.getpid()} on {platform.node()}\n")
-    file.flush()
+    if file.writable():
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}\n")
+        file.flush()
     return file
 
 
@@ -170,11 +175,16 @@ def begin_run(folder: Path, config: Config) -> None:
     """Create the folder of a training and write its resolved config there; every rank must call.
 
     Raises:
-        ValueError: it cannot be created or written.
+        ValueError: it cannot be created or written, or has become another training's since it was chosen.
     """
     writable_folder(folder)
 
     def write() -> None:
+        if not config.get("resume_from") and (there := RunCheckpoints(folder).resumable()):
+            raise ValueError(
+                f"{folder} holds a run by now ({there[-1].name}), of a process that trained there meanwhile; pass "
+                "another --run-dir"
+            )
         target = folder / "configs.yaml"
         if target.is_file() and target.read_text() != config.dump():
             target.rename(folder / f"configs-until-{time.strftime('%Y%m%d-%H%M%S')}.yaml")

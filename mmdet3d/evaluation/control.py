@@ -56,7 +56,7 @@ class Comparison:
     @property
     def p_value(self) -> float:
         """Of the paired two-sided t-test of no difference; 1 for one seed, 0 for differences that are equal."""
-        if len(self.differences) < 2:
+        if len(self.differences) < 2 or not math.isfinite(self.mean):
             return 1.0
         if float(np.ptp(self.differences)) == 0.0:
             return float(self.mean == 0.0)
@@ -80,7 +80,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(comparison: Comparison, p_value: float) -> str:
-    """One of "better", "worse", "within noise", "unknown (one seed)", by the corrected `p_value` of the comparison."""
+    """One of "better", "worse", "within noise", "unknown (one seed)", by the corrected `p_value` of the comparison.
+
+    "undefined" if a run has no such metric (NaN).
+    """
+    if not math.isfinite(comparison.mean):
+        return "undefined"
     if len(comparison.differences) < 2:
         return "unknown (one seed)"
     if p_value >= 1 - CONFIDENCE:
@@ -203,7 +208,7 @@ class ControlTable:
 
         def gain(name: str, variant: str | None = None, control: str | None = None) -> None:
             gains = [found[key, variant, control] for key in keys]
-            rows.append([name, *(f"{c.mean:+.{n}f}{_margin(c, n)}" for c in gains)])
+            rows.append([name, *(_change(c, n) for c in gains)])
 
         role("teacher", self.teacher)
         if self.student:
@@ -240,7 +245,7 @@ class ControlTable:
         for arm, variant, control in arms:
             named = [(name, found[key, variant, control][1]) for key, name, _ in self.columns]
             parts = []
-            for outcome in ("better", "worse", "within noise"):
+            for outcome in ("better", "worse", "within noise", "undefined"):
                 members = [name for name, v in named if v == outcome]
                 if members:
                     parts.append(f"{outcome}: {', '.join(members)}")
@@ -252,22 +257,35 @@ class ControlTable:
 
 
 def _gain(comparison: Comparison, verdict: str) -> dict[str, Any]:
-    interval = None if math.isinf(comparison.half_width) else comparison.half_width
-    return {"gain": comparison.mean, "interval95": interval, "p": comparison.p_value, "verdict": verdict}
+    gain, interval = map(_finite, (comparison.mean, comparison.half_width))
+    return {"gain": gain, "interval95": interval, "p": comparison.p_value, "verdict": verdict}
 
 
-def _margin(comparison: Comparison, decimals: int) -> str:
-    return "" if math.isinf(comparison.half_width) else f" ± {comparison.half_width:.{decimals}f}"
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _change(comparison: Comparison, decimals: int) -> str:
+    if not math.isfinite(comparison.mean):
+        return "n/a"
+    margin = comparison.half_width
+    return f"{comparison.mean:+.{decimals}f}" + (f" ± {margin:.{decimals}f}" if math.isfinite(margin) else "")
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)) if values else None, "std": spread, "runs": [float(v) for v in values]}
+    spread = _finite(float(np.std(values, ddof=1))) if len(values) > 1 else None
+    return {
+        "mean": _finite(float(np.mean(values))) if values else None,
+        "std": spread,
+        "runs": [_finite(float(v)) for v in values],
+    }
 
 
 def _cell(values: Sequence[float], decimals: int) -> str:
     if not values:
         return "-"
+    if not np.isfinite(values).all():
+        return "n/a"
     text = f"{np.mean(values):.{decimals}f}"
     return text if len(values) == 1 else f"{text} ± {np.std(values, ddof=1):.{decimals}f}"
 
@@ -283,9 +301,12 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])
 
 
+_SIGNS = {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+_SIGNS |= {"^": r"\textasciicircum{}", "[": "{[}"} | {sign: rf"\{sign}" for sign in "%_&#${}"}
+
+
 def _latex_row(cells: Sequence[str]) -> str:
-    signs = {"±": r"$\pm$", "%": r"\%", "_": r"\_", "&": r"\&", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
-    first, *others = ("".join(signs.get(c, c) for c in cell) for cell in cells)
+    first, *others = ("".join(_SIGNS.get(sign, sign) for sign in cell) for cell in cells)
     if first.startswith("  "):  # a row about the one above
         first = rf"\quad {first.strip()}"
     return " & ".join([first, *(re.sub(r"^([+-])", r"$\1$", cell) for cell in others)]) + r" \\"

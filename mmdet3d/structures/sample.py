@@ -172,7 +172,10 @@ class Batch(_WithClouds[list[Tensor]]):
             tokens=[s.token for s in samples],
             calibration=Calibration.stack([s.calibration for s in samples]),
             images=stacked("images"),
-            clouds={name: column(name) or [] for name in dict.fromkeys(name for s in samples for name in s.clouds)},
+            clouds={
+                name: column(name) or []
+                for name in dict.fromkeys(n for s in samples for n, v in s.clouds.items() if v is not None)
+            },
             boxes=column("boxes", labelled),
             labels=column("labels", labelled),
             depths=stacked("depths"),

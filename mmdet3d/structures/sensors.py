@@ -95,9 +95,11 @@ def add_sensor(sensor: PointSensor) -> PointSensor:
     Raises:
         ValueError: its name or field is taken.
     """
-    from mmdet3d.structures.sample import Batch  # which holds the points of those that are known
+    from mmdet3d.structures.sample import Batch, Sample  # which hold the points of those that are known
 
-    if _known.get(sensor.name) == sensor:
+    known = _known.get(sensor.name)
+    if known is not None and _is_again(sensor, known):
+        _known[sensor.name] = sensor
         return sensor
     taken = {*_known, "camera"}
     if not sensor.name.isidentifier() or sensor.name in taken:
@@ -105,7 +107,7 @@ def add_sensor(sensor: PointSensor) -> PointSensor:
             f"a sensor cannot be named {sensor.name!r}; take a word of letters, digits and _ other than "
             f"{', '.join(sorted(taken))}"
         )
-    held = {field.name for field in fields(Batch)} | {each.field for each in _known.values()}
+    held = {field.name for kind in (Batch, Sample) for field in fields(kind)} | {each.field for each in _known.values()}
     if sensor.field in held:
         raise ValueError(
             f"the points of the sensor {sensor.name} cannot be held as {sensor.field!r}, which a batch holds already; "
@@ -113,6 +115,12 @@ def add_sensor(sensor: PointSensor) -> PointSensor:
         )
     _known[sensor.name] = sensor
     return sensor
+
+
+def _is_again(sensor: PointSensor, known: PointSensor) -> bool:
+    """Whether it is the one that is known, maybe of a module that was imported anew."""
+    kinds = [(type(each).__module__, type(each).__qualname__) for each in (sensor, known)]
+    return kinds[0] == kinds[1] and vars(sensor) == vars(known)
 
 
 def point_sensors() -> tuple[PointSensor, ...]:

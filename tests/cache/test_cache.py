@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import subprocess
 import sys
@@ -318,7 +317,7 @@ def test_shared_memory_is_freed_by_the_last_process(tmp_path: Path):
 
 @pytest.mark.parametrize("trouble", ["none", "a file", "a link"])
 def test_without_shared_memory_all_is_read_anew_with_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
 ):
     monkeypatch.setattr(cache, "SHARED_MEMORY", tmp_path / "nowhere" if trouble == "none" else tmp_path)
     monkeypatch.setattr(cache, "_ram_folder", RAM_FOLDER)
@@ -328,10 +327,8 @@ def test_without_shared_memory_all_is_read_anew_with_one_warning(
     elif trouble == "a link":
         (tmp_path / "other").mkdir()
         place.symlink_to(tmp_path / "other")
-    said: list[str] = []
-    monkeypatch.setattr(logging.getLogger("mmdet3d"), "warning", lambda text, *values: said.append(text % values))
     assert open_cache("ram", tmp_path, 1) is cache.read_anew
-    (message,) = said
+    (message,) = caplog.messages
     assert message.startswith("nothing is cached: ") and message.endswith("; set data.cache: disk, or none")
 
 

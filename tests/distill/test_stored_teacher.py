@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import multiprocessing
 from dataclasses import replace
 
@@ -170,7 +169,6 @@ def test_a_damaged_file_is_answered_anew_with_one_warning(files, caplog):
     paths = sorted((source.answers.folder / "data").glob("*"))
     for path in paths:
         path.write_bytes(path.read_bytes()[:-7])
-    logging.getLogger("mmdet3d").propagate = True
     assert_close(source.extract(named(), TAPS), expected, **EXACT)
     assert [r.levelname for r in caplog.records] == ["WARNING"] and "is damaged" in caplog.text
     assert all(safe_open(path, "pt") for path in paths) and len(paths) == 2

@@ -447,7 +447,6 @@ def saved(files, tmp_path, name, **model):  # noqa: F811
 
 def test_another_raster_is_brought_to_the_students_and_said(files, tmp_path, caplog):  # noqa: F811
     block = saved(files, tmp_path, "coarse", cell=2.0)
-    logging.getLogger("mmdet3d").propagate = True
     with caplog.at_level(logging.INFO):
         distiller = taught_by(files, block, {"f": FEATURE, "response": RESPONSE})
     assert "model.teacher: its maps over 8x8 cells of 2x2 m" in caplog.text
@@ -481,7 +480,6 @@ def test_other_channels_take_a_projection(files, tmp_path):  # noqa: F811
 def test_classes_are_matched_by_name_and_unknown_ones_are_not_taught(files, tmp_path, caplog):  # noqa: F811
     head = head_output()
     block = by_another_program(tmp_path / "told", {"0": head, "1": head}, tasks=[["bus", "truck"]])
-    logging.getLogger("mmdet3d").propagate = True
     with caplog.at_level(logging.INFO):
         distiller = taught_by(files, block, {"response": RESPONSE})
     assert "matched to the student's by name; it does not know car" in caplog.text

@@ -123,6 +123,8 @@ def test_detecting_with_weights_whose_config_is_named(place: Path, capsys: pytes
     with pytest.raises(ValueError, match=r"name it \(--config\)"):
         detect.main(words)
     detect.main([*words, "--config", read_card("crkd-demo-control")["config"]])
+    with pytest.raises(ValueError, match=r"imports of the command line: there is no module 'my_sonar'"):
+        detect.main([*words, "--imports", "my_sonar"])
     assert "detections in 1 frame: found" in capsys.readouterr().out
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from engine_toy import EngineToyDataset, EngineToyModel, toy_config
@@ -14,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmdet3d.engine.data import TrainSampler
-from mmdet3d.engine.kept_batch import read_batch
+from mmdet3d.engine.kept_batch import keep_batch, read_batch
 from mmdet3d.engine.trainer import Trainer
-from mmdet3d.structures import Batch
+from mmdet3d.structures import Batch, BEVGrid, BEVMasks, Sample
 
 REMEDY = r"; lower optimizer.lr or set --precision fp32, and continue from the last checkpoint in "
 NAN = float("nan")
@@ -153,6 +154,17 @@ def test_the_policy_may_be_to_stop(tmp_path: Path) -> None:
         fit(tmp_path, bad_from(3), optimizer_config=config)
     with pytest.raises(ValueError, match=r"optimizer_config.not_finite"):
         fit(tmp_path, bad_from(3), optimizer_config={"not_finite": "wait"})
+
+
+def test_a_batch_with_a_map_is_kept_whole(tmp_path: Path) -> None:
+    masks = BEVMasks(torch.eye(4)[None] > 0, ("road",), BEVGrid((0.0, 0.0), (1.0, 1.0), (4, 4)))
+    sample = Sample(
+        "a", EngineToyDataset(1)[0].calibration, masks=masks, meta={"weight": np.float64(0.5), "name": "first"}
+    )
+    keep_batch(Batch.collate([sample]), tmp_path / "kept.pt")
+    batch = read_batch(tmp_path / "kept.pt")
+    assert torch.equal(batch.masks[0].values, masks.values) and batch.masks[0].grid == masks.grid
+    assert batch.metas == [{"name": "first"}]  # plain values alone
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x02}q\x00."])

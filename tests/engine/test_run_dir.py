@@ -160,6 +160,31 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path, monkeypatch: p
         pass
 
 
+def test_the_lock_of_another_user_can_be_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may read it, and write into the folder, but not into that file."""
+    (tmp_path / ".lock").write_text("7 on elsewhere\n")
+    opened = Path.open
+
+    def of_others(path: Path, mode: str = "r", **more: Any) -> Any:
+        if path.name == ".lock" and mode != "r":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, mode, **more)
+
+    monkeypatch.setattr(Path, "open", of_others)
+    with sole_user(tmp_path):
+        file = opened(tmp_path / ".lock")
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert (tmp_path / ".lock").read_text() == "7 on elsewhere\n"
+
+
+def test_a_folder_that_another_training_took_meanwhile_is_refused(tmp_path: Path) -> None:
+    run = hold_run(tmp_path / "run", 1)
+    with pytest.raises(ValueError, match=r"run holds a run by now \(epoch_1\.safetensors\)"):
+        begin_run(run, Config({"resume_from": None}))
+    assert (run / "configs.yaml").read_text() == "what was trained\n"
+
+
 def test_a_drive_without_locks_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

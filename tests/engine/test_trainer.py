@@ -375,8 +375,7 @@ def test_unknown_best_metric_loses_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "epoch_1.json").is_file()
 
 
-def test_a_log_line_groups_its_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
-    monkeypatch.setattr(logging.getLogger("mmdet3d"), "propagate", True)
+def test_a_log_line_groups_its_terms(tmp_path: Path, caplog) -> None:
     caplog.set_level(logging.INFO, "mmdet3d")
     tasks = {f"{part}/task{k}": 1.5 for part in ("heatmap", "bbox") for k in range(6)}
     terms = {f"loss/object/{name}": value for name, value in tasks.items()}

@@ -167,3 +167,19 @@ def test_a_table_for_a_paper_has_the_cells_of_the_report() -> None:
     assert r"w\_2 \& half & 0.20 $\pm$ 0.00 & 0.50 $\pm$ 0.00 \\" in lines
     assert r"\quad gain over control & $-$0.15 $\pm$ 0.64 & $+$0.00 $\pm$ 0.00 \\" in lines
     assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
+
+
+def test_a_metric_that_is_not_defined_is_said_to_be_that() -> None:
+    found = table([0.30, math.nan, 0.34], [0.36, 0.37, 0.41])
+    assert "| gain over control" in str(found) and "undefined: mAP" in str(found) and "nan" not in str(found)
+    stored = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert stored["roles"]["control"]["mAP"] == {"mean": None, "std": None, "runs": [0.30, None, 0.34]}
+    assert stored["comparison"]["mAP"]["verdict"] == "undefined" and stored["comparison"]["mAP"]["gain"] is None
+    assert stored["comparison"]["mATE"]["verdict"] == "within noise"
+
+
+def test_signs_of_latex_are_no_commands() -> None:
+    runs = [metrics(0.3), metrics(0.4)]
+    names = {"[a] #1 ${x}^~\\": runs}
+    line = ControlTable(runs, runs, runs, columns=COLUMNS, variants=names).to_latex().splitlines()[-4]
+    assert line.startswith(r"{[}a] \#1 \$\{x\}\textasciicircum{}\textasciitilde{}\textbackslash{} & 0.3500 $\pm$ ")

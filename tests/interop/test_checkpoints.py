@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from argparse import Namespace
 from datetime import datetime
@@ -273,8 +272,7 @@ def test_what_published_weights_need_is_named():
     assert published_options(ready, {}) == {}
 
 
-def test_loading_published_weights_says_what_they_need(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("mmdet3d"), "propagate", True)
+def test_loading_published_weights_says_what_they_need(tmp_path, caplog):
     model = nn.ModuleDict({"encoders": MODELS.build({"type": "DepthLSSTransform", **TINY})})
     for name, meta in (("theirs", {"epoch": 6}), ("ours", {"versions": {"mmdet3d": "1"}})):
         torch.save({"state_dict": model.state_dict(), "meta": meta}, tmp_path / f"{name}.pth")

@@ -42,7 +42,7 @@ def configured(world: Path, tmp_path: Path):
 
 
 def test_answers_ahead_serve_trainings_of_every_seed(configured, tmp_path: Path, monkeypatch) -> None:
-    folder = store_answers(configured())[0].answers.folder
+    folder = store_answers(configured())[0]
     files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     frames = (Path(configured().dataset_root) / "ImageSets" / "train.txt").read_text().split()
     assert {path.name for path in files} == {
@@ -57,7 +57,7 @@ def test_answers_ahead_serve_trainings_of_every_seed(configured, tmp_path: Path,
 
 def stored_tokens(configure, name: str, **changes: object) -> set[str]:
     unlabelled = {"data.train.part": [0, 0.5], "data.unlabelled": {"part": [0.5, 1], "share": 0.5}}
-    folder = store_answers(configure(**{"model.teacher.answers": name, **unlabelled, **changes}))[0].answers.folder
+    folder = store_answers(configure(**{"model.teacher.answers": name, **unlabelled, **changes}))[0]
     return {path.name.partition(".")[0] for path in folder.rglob("*.safetensors")}
 
 

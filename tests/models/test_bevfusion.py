@@ -276,7 +276,6 @@ def test_a_lidar_detector_starts_one_with_cameras(tmp_path: Path, caplog: pytest
     cfg["encoders"]["camera"]["backbone"]["init_cfg"] = init
     fusion = MODELS.build(cfg)
     lift = fusion.state_dict()["encoders.camera.vtransform.depthnet.weight"].clone()
-    logging.getLogger("mmdet3d").propagate = True
     with caplog.at_level(logging.WARNING):
         report = load_start(fusion, tmp_path / "lidar.pth")
     assert "nothing for encoders.camera and fuser; what is missing starts as from scratch" in caplog.text

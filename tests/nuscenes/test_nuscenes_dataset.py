@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -189,7 +188,6 @@ def test_frames_without_a_file_are_left_out(
     test_mode: bool,
 ) -> None:
     """In training and in test mode alike, so that what trains also evaluates."""
-    monkeypatch.setattr(logging.getLogger("mmdet3d"), "propagate", True)
     dataset = NuScenesDataset("infos.pkl", str(incomplete), [*steps, *ANNOTATIONS], test_mode=test_mode)
     for line in left_out(caplog):
         assert f"{3 - len(used)} of 3 frames" in line and "1 without all 6 cameras" in line

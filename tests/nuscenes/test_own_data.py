@@ -211,9 +211,7 @@ def test_objects_without_velocity(
     own: Callable[..., Path],
     capsys: pytest.CaptureFixture,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("mmdet3d"), "propagate", True)
     root = own(sample_annotation=everywhere(prev="", next=""))
     create(root)
     assert "no object has a velocity, which needs prev and next" in capsys.readouterr().out

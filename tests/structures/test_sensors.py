@@ -39,7 +39,24 @@ def test_names_that_no_sensor_can_have(name: str) -> None:
         add_sensor(PointSensor(name))
 
 
-@pytest.mark.parametrize("held", [*(f.name for f in fields(Batch)), "points", "radar"])
+def test_a_module_that_is_imported_anew_describes_its_sensor_again() -> None:
+    def described() -> PointSensor:
+        kind = type("Sonar", (PointSensor,), {"__module__": "my_sonar", "__qualname__": "Sonar"})
+        return kind("sonar", loaders=("LoadSonar",))
+
+    first, again = described(), described()
+    assert type(first) is not type(again)
+    assert add_sensor(first) is first and add_sensor(again) is again and point_sensors()[-1] is again
+
+
+def test_points_that_are_not_there_are_none() -> None:
+    batch = Batch.collate([Sample("a", CALIBRATION, clouds={"points": torch.ones(2, 5), "radar": None})])
+    assert list(batch.clouds) == ["points"] and batch.radar is None
+
+
+@pytest.mark.parametrize(
+    "held", [*dict.fromkeys(f.name for k in (Batch, Sample) for f in fields(k)), "points", "radar"]
+)
 def test_fields_that_hold_something_else(held: str) -> None:
     with pytest.raises(ValueError, match=f"the sensor sonar cannot be held as '{held}', which a batch holds already"):
         add_sensor(replace(SONAR, field=held))
