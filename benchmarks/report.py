@@ -36,7 +36,7 @@ RECIPES = (
     "monoskd_small",
     "monommkd_small",
 )
-PARTS = ("labeldistill_parts",)
+PARTS = ("labeldistill_parts", "seg_small")  # whose heads are not in the README
 BY_CLASS = ("crkd_labels", "crkd_taught", "crkd_taught_short")
 WHERE = ("crkd_taught",)
 # What was aimed at on the CPU: case, other implementation, least ratio of its time (or memory) to ours.
