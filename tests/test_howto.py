@@ -110,6 +110,13 @@ def test_a_sensor_of_another_kind(folder: Path, scene: Path) -> None:
     echoes.tofile(scene / "sonar" / f"{record.token}.bin")
     model, _, batch = trained("A sensor of another kind", scene)
     assert model.inputs == ("lidar", "sonar")
+    file = scene / "sonar" / f"{record.token}.bin"
+    file.unlink()
+    Path("data").mkdir(exist_ok=True)
+    Path("data/synthetic").symlink_to(scene)
+    runpy.run_path("make_echoes.py")
+    assert file.stat().st_size == 40 * 6 * 4
+    echoes.tofile(file)
     assert len(batch.alone(0).to("cpu").clouds["sonar"][0]) == 40 and "sonar" not in batch.without("sonar").clouds
 
     before = model.eval().extract(batch, {"encoders.sonar", "fuser"})
