@@ -92,7 +92,8 @@ def main(words: list[str]) -> None:
     recipe = Recipe.load(args.recipe)
     overrides = read_overrides(rest, args.overrides_file, args.imports)
     seeds, worlds, roots = _worlds(args, recipe)
-    read_results(args.also, recipe, "world" if isinstance(roots, dict) else "seed", seeds)  # not after the trainings
+    unit = "world" if isinstance(roots, dict) else "seed"
+    read_results(args.also, recipe, unit, seeds, overrides)  # not after the trainings
     if args.dry_run:
         print(Plan.make(recipe, args.run_dir, seeds, overrides, roots, args.jobs).describe())
         return

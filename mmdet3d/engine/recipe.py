@@ -75,16 +75,17 @@ def run_recipe(
         also: `results.json` files of this recipe with other seeds (or worlds), which join the table.
 
     Returns:
-        What `results.json` holds: `table`, `runs` (per run and seed config, seconds and CPU seconds (null if it was
-        interrupted), metrics, and checkpoint, relative to `run_dir`).
+        What `results.json` holds: `table`, `data` and `overrides` (per run), as `read_results` compares them, and
+        `runs` (per run and seed config, seconds and CPU seconds (null if it was interrupted), metrics, and checkpoint,
+        relative to `run_dir`).
 
     Raises:
         ValueError: see `Recipe.check`; a folder holds a run of another config; a training failed; a file of `also` is
-            not of this recipe, or has one of these seeds; another process uses `run_dir`.
+            not of this recipe with these overrides, or has one of these seeds; another process uses `run_dir`.
         Interrupted: by a signal; calling again continues.
     """
     unit = "world" if isinstance(data_root, Mapping) else "seed"
-    earlier = read_results(also, recipe, unit, seeds)
+    earlier = read_results(also, recipe, unit, seeds, overrides)
     plan = Plan.make(recipe, run_dir, seeds, overrides, data_root, jobs)
     with sole_user(Path(run_dir)):
         if also:
@@ -99,7 +100,7 @@ def run_recipe(
             results[node.run][node.seed] = node.finished()
         for others in earlier:
             join_results(results, others)
-        found, path = summary(recipe, results, unit), Path(run_dir) / "results.json"
+        found, path = summary(recipe, results, unit, overrides), Path(run_dir) / "results.json"
         _write(path, found)  # whatever becomes of the table
         if recipe.table:
             table = control_table(recipe, results, unit)

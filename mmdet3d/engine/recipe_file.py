@@ -68,17 +68,20 @@ class RecipeRun(RunBlock):
         texts = {key: value for key, value in self.overrides.items() if isinstance(value, str)}
         return {key: value[1:-1] for key, value in texts.items() if value.startswith("{") and value.endswith("}")}
 
-    def overrides_with(self, given: Mapping[str, Any], checkpoints: Mapping[str, str]) -> dict[str, Any]:
+    def overrides_with(self, given: Mapping[str, Any], checkpoints: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Overrides of the config: `given` by the user, and those of this run that the user does not replace.
 
         What is given as `NAME.a.b.c` is for the run NAME alone and comes last.
+
+        Args:
+            checkpoints: of earlier runs, by name; None leaves `{name}` for them.
         """
         addressed = [(*_address(key, self.names), value) for key, value in given.items()]
         common = {key: value for name, key, value in addressed if name is None}
         alone = {key: value for name, key, value in addressed if name is not None and name == self.name}
         replaced = (*common, *alone)
         own = {key: value for key, value in self.overrides.items() if not any(_covers(g, key) for g in replaced)}
-        filled = {key: checkpoints[name] for key, name in self.references.items()}
+        filled = {key: f"{{{n}}}" if checkpoints is None else checkpoints[n] for key, n in self.references.items()}
         both = [name for o in (self.overrides, given) for name in module_names(o.get("imports"), "the recipe")]
         # A later entry has the last word, so those for this run alone must not keep the place of an earlier one.
         first = {key: value for key, value in {**common, **own}.items() if key not in alone}
@@ -268,7 +271,7 @@ class Recipe:
     def _resolve(self, name: str, overrides: Mapping[str, Any]) -> Config:
         """The config of a run, whose model can be built."""
         run = self.runs[name]
-        config = load_config(run.config, run.overrides_with(overrides, {n: f"{{{n}}}" for n in self.runs}))
+        config = load_config(run.config, run.overrides_with(overrides))
         with hints_from(config):
             build_model(config.get("model") or {})
         return config
@@ -325,7 +328,7 @@ class Recipe:
         if self.columns is not None:
             return [Column(key, name) for name, key in self.columns.items()]
         first = next(iter(self.runs.values()))
-        data = load_config(first.config, first.overrides_with({}, {n: f"{{{n}}}" for n in self.runs})).get("data") or {}
+        data = load_config(first.config, first.overrides_with({})).get("data") or {}
         found = benchmark_of(data.get("val")).columns
         if not found:
             raise ValueError(f"columns is missing in {self.title}: its data set names no metrics for a table")

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmdet3d.engine.recipe_file import Recipe
+from mmdet3d.engine.resuming import NO_PART_OF_THE_RESULT
 from mmdet3d.evaluation.control import ControlTable
 from mmdet3d.io.files import read_json
 
 __all__ = ["Results", "check_steps", "control_table", "join_results", "read_results", "summary"]
 
+# Overrides in which runs of one table may differ: where and how their data are read.
+_APART = ("dataset_root", *NO_PART_OF_THE_RESULT)
+
 Results = dict[str, dict[int, dict[str, Any]]]  # per run and seed (or world) the entry of `Node.result`
 
 
-def read_results(files: Sequence[str | Path], recipe: Recipe, unit: str, seeds: Sequence[int]) -> list[Results]:
+def read_results(
+    files: Sequence[str | Path],
+    recipe: Recipe,
+    unit: str,
+    seeds: Sequence[int],
+    overrides: Mapping[str, Any] | None = None,
+) -> list[Results]:
     """What each `results.json` of this recipe holds; its pairs must differ in `unit`, `seed` or `world`.
+
+    Args:
+        overrides: that the user gives here, of every config.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: one is of another recipe, has one of `seeds` or of another file, or lacks what the table needs.
+        ValueError: one is of another recipe, of other configs, overrides or data than here, has one of `seeds` or of
+            another file, or lacks what the table needs.
     """
     found, owners = [], {seed: "" for seed in seeds}
     for file in files:
-        results = _read(file, recipe, unit)
+        results = _read(file, recipe, unit, overrides or {})
         own = dict.fromkeys(seed for runs in results.values() for seed in runs)
         if twice := sorted(own.keys() & owners.keys()):
             others = list(dict.fromkeys(filter(None, (owners[seed] for seed in twice))))
@@ -36,7 +51,7 @@ def read_results(files: Sequence[str | Path], recipe: Recipe, unit: str, seeds: 
     return found
 
 
-def _read(file: str | Path, recipe: Recipe, unit: str) -> Results:
+def _read(file: str | Path, recipe: Recipe, unit: str, overrides: Mapping[str, Any]) -> Results:
     stored = read_json(file, "results")
     stored = stored if isinstance(stored, dict) else {}
     runs: Any = stored.get("runs")
@@ -56,6 +71,7 @@ def _read(file: str | Path, recipe: Recipe, unit: str) -> Results:
                 lacks = next((f"metric {key}" for key in keys if not _is_number(entry["metrics"].get(key))), "")
             if lacks:
                 raise ValueError(f"{file} has no {lacks} of {name} with {unit} {seed}; run the recipe there again")
+    _check_same(file, stored, recipe, unit, overrides)
     results = {name: {int(seed): entry for seed, entry in runs[name].items()} for name in recipe.runs}
     everywhere = {seed for entries in results.values() for seed in entries}
     for name, entries in results.items():
@@ -64,6 +80,46 @@ def _read(file: str | Path, recipe: Recipe, unit: str) -> Results:
             listed = ", ".join(map(str, missing))
             raise ValueError(f"{file} has no {name} with {unit} {listed}, so nothing pairs; run the recipe there again")
     return results
+
+
+def _check_same(
+    file: str | Path, stored: Mapping[str, Any], recipe: Recipe, unit: str, overrides: Mapping[str, Any]
+) -> None:
+    """Raises ValueError if a run there is of another config, data or overrides than here; older files name only the
+    config.
+    """
+    remedy = "give the same there and here, or leave that file out"
+    here = _described(recipe, overrides)
+    there = {key: stored[key] if isinstance(stored.get(key), dict) else None for key in here}
+    if there["data"] is not None and (changed := _changes(there["data"], here["data"])):
+        raise ValueError(f"{file}: all runs saw a world of other data, {changed}; {remedy}")
+    for name, run in recipe.runs.items():
+        for seed, entry in stored["runs"][name].items():
+            if entry.get("config", run.config) != run.config:
+                raise ValueError(
+                    f"{file}: {name} with {unit} {seed} was trained from {entry['config']}, here from {run.config}; "
+                    f"{remedy}"
+                )
+        own = (there["overrides"] or {}).get(name)
+        if isinstance(own, dict) and (changed := _changes(own, here["overrides"][name])):
+            raise ValueError(f"{file}: {name} had other overrides, {changed}; {remedy}")
+
+
+def _described(recipe: Recipe, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The world and, per run, the overrides in which all seeds agree, as a file holds them."""
+    of_runs = {
+        name: {key: value for key, value in run.overrides_with(overrides).items() if key not in _APART}
+        for name, run in recipe.runs.items()
+    }
+    found: dict[str, Any] = json.loads(json.dumps({"data": recipe.data or {}, "overrides": of_runs}))
+    return found
+
+
+def _changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """`key: value there, here value` of each key that differs."""
+    differing = [key for key in {**there, **here} if (key in there, there.get(key)) != (key in here, here.get(key))]
+    values = {key: [repr(each[key]) if key in each else "not given" for each in (there, here)] for key in differing}
+    return "; ".join(f"{key}: {before}, here {now}" for key, (before, now) in values.items())
 
 
 def _is_of(runs: Any, recipe: Recipe) -> bool:
@@ -118,8 +174,8 @@ def control_table(recipe: Recipe, results: Results, unit: str = "seed") -> Contr
     )
 
 
-def summary(recipe: Recipe, results: Results, unit: str) -> dict[str, Any]:
+def summary(recipe: Recipe, results: Results, unit: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What `results.json` holds, but for the table; of a run that all seeds share it has one of them."""
     most = max(len(runs) for runs in results.values())
     seeds = next(list(runs) for runs in results.values() if len(runs) == most)
-    return {"title": recipe.title, f"{unit}s": seeds, "runs": results}
+    return {"title": recipe.title, f"{unit}s": seeds, **_described(recipe, overrides or {}), "runs": results}

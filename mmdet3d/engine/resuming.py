@@ -13,7 +13,14 @@ from mmdet3d.config import composed
 from mmdet3d.io.yaml_text import parse_yaml
 from mmdet3d.shell import command, quote
 
-__all__ = ["MAY_CHANGE", "config_changes", "model_changes", "refuse_another_training", "refuse_changes"]
+__all__ = [
+    "MAY_CHANGE",
+    "NO_PART_OF_THE_RESULT",
+    "config_changes",
+    "model_changes",
+    "refuse_another_training",
+    "refuse_changes",
+]
 
 # Keys, with all below them. What they decide is taken up anew at the next step, or is no part of the result.
 MAY_CHANGE = (
@@ -39,7 +46,7 @@ MAY_CHANGE = (
     "load_from",
     "resume_from",
 )
-_NO_PART_OF_THE_RESULT = ("data.workers_per_gpu", "data.cache", "data.cache_limit", "imports", "resume_from")
+NO_PART_OF_THE_RESULT = ("data.workers_per_gpu", "data.cache", "data.cache_limit", "imports", "resume_from")
 # Where files lie, wherever the key stands: a run may be moved.
 _PLACES = ("dataset_root", "checkpoint", "answers")
 # Of a model that stands in full: where it was taken from.
@@ -74,7 +81,7 @@ def refuse_changes(run: Path, config: Mapping[str, Any], config_path: str | Path
 
 def refuse_another_training(before: Mapping[str, Any], config: Mapping[str, Any], run: Path) -> None:
     """Raises ValueError if a config differs from that of `run` in more than where files lie and how they are read."""
-    changes = (each for each in _differences(before, config) if each[0] not in _NO_PART_OF_THE_RESULT)
+    changes = (each for each in _differences(before, config) if each[0] not in NO_PART_OF_THE_RESULT)
     if changed := _listed(changes):
         raise ValueError(
             f"this would not be the training of {run} again ({changed}); leave these out, or train it as another one: "

@@ -14,6 +14,7 @@ from mmdet3d.engine.recipe import Plan, Recipe
 from mmdet3d.engine.recipe_graph import build_graph
 from mmdet3d.engine.recipe_results import check_steps, control_table, join_results, read_results, summary
 
+RESULTS = CONFIG_ROOT.parent / "benchmarks" / "results"
 RECIPES = sorted(p.relative_to(CONFIG_ROOT).as_posix() for p in CONFIG_ROOT.rglob("recipes/*.yaml"))
 
 
@@ -296,6 +297,44 @@ def test_results_that_cannot_join_the_table_are_refused_by_file_and_seed(
             json.dumps({"title": "T", "worlds": [0, 5], "runs": {**good, "b": {"0": ENTRY}, "a": good["b"]}})
         )
         read_results([other], recipe, "world", [1])
+
+
+def test_results_of_other_configs_overrides_or_data_join_no_table(tmp_path: Path) -> None:
+    text = (
+        "title: T\ndata: {scenes: 48}\nruns:\n  a: {config: c.yaml, shared: true}\n"
+        "  b: {config: c.yaml, overrides: {max_epochs: 2, load_from: '{a}'}}\n"
+        "table: {teacher: a, control: b, distilled: b}\ncolumns: {Score: s}\n"
+    )
+    path, other = tmp_path / "r.yaml", tmp_path / "o.json"
+    path.write_text(text)
+    recipe = Recipe.load(path)
+    given = {"optimizer.lr": 0.5, "data.workers_per_gpu": 3}
+    entry = {**ENTRY, "config": "c.yaml"}
+    found = summary(recipe, {"a": {0: entry}, "b": {0: entry}}, "seed", given)
+    other.write_text(json.dumps(found))
+    assert len(read_results([other], recipe, "seed", [1], {"optimizer.lr": 0.5, "data.workers_per_gpu": 0})) == 1
+
+    def refused(recipe: Recipe, overrides: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=rf"o\.json: {message}; give the same there and here, or leave"):
+            read_results([other], recipe, "seed", [1], overrides)
+
+    refused(recipe, {}, r"a had other overrides, optimizer\.lr: 0\.5, here not given")
+    refused(recipe, {**given, "b.ema": None}, "b had other overrides, ema: not given, here None")
+    for old, new, message in (
+        ("scenes: 48", "scenes: 12", "all runs saw a world of other data, scenes: 48, here 12"),
+        ("max_epochs: 2", "max_epochs: 3", "b had other overrides, max_epochs: 2, here 3"),
+        ("b: {config: c", "b: {config: d", r"b with seed 0 was trained from c\.yaml, here from d\.yaml"),
+    ):
+        path.write_text(text.replace(old, new))
+        refused(Recipe.load(path), given, message)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if (RESULTS / f"{Path(name).stem}.json").is_file()])
+def test_a_stored_table_joins_that_of_its_recipe(name: str) -> None:
+    stored, recipe = RESULTS / f"{Path(name).stem}.json", Recipe.load(name)
+    unit = "world" if "worlds" in json.loads(stored.read_text()) else "seed"
+    (found,) = read_results([stored], recipe, unit, [])
+    assert list(found) == list(recipe.runs)
 
 
 def test_a_table_pairs_by_seed(tmp_path: Path) -> None:
