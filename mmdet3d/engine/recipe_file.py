@@ -13,11 +13,14 @@ from mmdet3d.config import Config, find_config, load_config, read_with_base
 from mmdet3d.datasets import benchmark_of
 from mmdet3d.datasets.synthetic.worlds import World, read_world
 from mmdet3d.engine.agreement import check_agreement
+from mmdet3d.engine.optimizer import build_optimizer
 from mmdet3d.engine.overrides import without_effect
+from mmdet3d.engine.schedule import LearningRate, Momentum
 from mmdet3d.engine.settings import Settings
 from mmdet3d.evaluation.control import Column
 from mmdet3d.io.files import check_place
 from mmdet3d.models import build_model
+from mmdet3d.models.detectors.base import Trainable
 from mmdet3d.plugins import module_names
 
 __all__ = ["Recipe", "RecipeRun"]
@@ -205,19 +208,17 @@ class Recipe:
 
         Raises:
             ValueError: an override that the recipe decides itself or that does not fit every run it is given to, a
-                config that cannot be resolved, contradicts itself or whose model cannot be built, or a run that is not
-                evaluated at its end.
+                config that cannot be resolved, contradicts itself or whose model, optimiser or schedule cannot be
+                built, or a run that is not evaluated at its end.
             FileNotFoundError: a config that does not exist.
         """
         self._check_overrides(overrides)
         self._check_effect(overrides)
         for name, run in self.runs.items():
             try:
-                config = self._resolve(name, overrides)
+                config, settings, _ = self._built(name, overrides)
             except ValueError as error:
                 raise ValueError(self._misfit(name, overrides, str(error))) from error
-            with hints_from(config):
-                settings = Settings.from_config(config)
             check_agreement(config)
             self._check_columns(name, benchmark_of(config.data.get("val")).metrics)
             start, interval = settings.evaluation.start, settings.evaluation.interval
@@ -268,13 +269,17 @@ class Recipe:
             if all(idle):
                 raise ValueError(idle[0])
 
-    def _resolve(self, name: str, overrides: Mapping[str, Any]) -> Config:
-        """The config of a run, whose model can be built."""
+    def _built(self, name: str, overrides: Mapping[str, Any]) -> tuple[Config, Settings, Trainable]:
+        """Config, settings and model of a run, whose optimiser can make a first step."""
         run = self.runs[name]
         config = load_config(run.config, run.overrides_with(overrides))
         with hints_from(config):
-            build_model(config.get("model") or {})
-        return config
+            settings = Settings.from_config(config)
+            model = build_model(config.get("model") or {})
+            optimizer = build_optimizer(model, settings.optimizer)
+            LearningRate(settings.lr_config, settings.max_epochs, 1).apply(optimizer, 0, 0)
+            Momentum(settings.momentum_config, settings.max_epochs, 1).apply(optimizer, 0, 0)
+        return config, settings, model
 
     @property
     def compared(self) -> list[str]:
@@ -284,7 +289,7 @@ class Recipe:
 
     def compared_sensors(self, overrides: Mapping[str, Any]) -> list[str]:
         """What the compared runs read together, a teacher's sensors included (`Trainable.training_inputs`)."""
-        read = [build_model(self._resolve(name, overrides).model).training_inputs for name in self.compared]
+        read = [self._built(name, overrides)[2].training_inputs for name in self.compared]
         return list(dict.fromkeys(sensor for inputs in read for sensor in inputs))
 
     def _misfit(self, name: str, overrides: Mapping[str, Any], problem: str) -> str:
@@ -313,7 +318,7 @@ class Recipe:
 
     def _resolves(self, name: str, overrides: Mapping[str, Any]) -> bool:
         try:
-            self._resolve(name, overrides)
+            self._built(name, overrides)
         except ValueError:
             return False
         return True

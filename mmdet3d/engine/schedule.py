@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch.optim import Optimizer
 
-from mmdet3d.blocks import ConfigKeyError, nearest, read_block
+from mmdet3d.blocks import ConfigKeyError, at_least, nearest, read_block
 
 __all__ = ["MOMENTUM_POLICIES", "POLICIES", "LearningRate", "Momentum"]
 
@@ -75,6 +75,9 @@ class _Cyclic:
     def __post_init__(self) -> None:
         if not isinstance(self.target_ratio, (int, float)) and len(self.target_ratio) != 2:
             raise ConfigKeyError("target_ratio", f" must be a number or two, got {self.target_ratio!r}")
+        at_least(1, self.cyclic_times, "cyclic_times")
+        if not 0 <= self.step_ratio_up <= 1:
+            raise ConfigKeyError("step_ratio_up", f" must lie in [0, 1], got {self.step_ratio_up!r}")
 
     def curve(self, max_epochs: int, max_iters: int) -> Curve:
         ratio = self.target_ratio
@@ -129,6 +132,10 @@ class Step(Constant):
     gamma: float = 0.1
     min_lr: float = 0.0
 
+    def __post_init__(self) -> None:
+        if isinstance(self.step, (int, float)):
+            at_least(1, self.step, "step")
+
     def curve(self, max_epochs: int, max_iters: int) -> Curve:
         steps = self.step
 
@@ -164,7 +171,7 @@ class LearningRate:
         epoch_iters: iterations per epoch.
 
     Raises:
-        ConfigKeyError: unknown policy or key.
+        ConfigKeyError: unknown policy or key, or a value out of range.
     """
 
     def __init__(self, cfg: Mapping[str, Any] | None, max_epochs: int, epoch_iters: int) -> None:
@@ -197,7 +204,7 @@ class Momentum:
         max_epochs, epoch_iters: see `LearningRate`.
 
     Raises:
-        ConfigKeyError: unknown policy or key.
+        ConfigKeyError: unknown policy or key, or a value out of range.
     """
 
     def __init__(self, cfg: Mapping[str, Any] | None, max_epochs: int, epoch_iters: int) -> None:
@@ -207,9 +214,13 @@ class Momentum:
             self._curve = policy.curve(max_epochs, max_epochs * epoch_iters)
 
     def apply(self, optimizer: Optimizer, epoch: int, iteration: int) -> None:
+        """Raises ConfigKeyError if the optimiser has neither."""
         if self._curve is None:
             return
         for group in optimizer.param_groups:
+            if "betas" not in group and "momentum" not in group:
+                name = type(optimizer).__name__
+                raise ConfigKeyError("momentum_config", f": {name} has neither momentum nor betas; set it to null")
             current = group["betas"][0] if "betas" in group else group["momentum"]
             value = self._curve(group.setdefault("initial_momentum", current), epoch, iteration)
             if "betas" in group:

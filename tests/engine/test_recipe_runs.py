@@ -312,3 +312,31 @@ def test_a_run_that_is_not_evaluated_at_its_end_is_found_before_anything_is_trai
     with pytest.raises(ValueError, match=r"run teacher has no data\.val"):
         run_recipe(recipe, "run", [0], {"data.val": None})
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("lr_config.policy", "nonsense", r"lr_config\.policy must be one of .*, got 'nonsense'"),
+        ("lr_config", {"policy": "step", "step": 0}, r"lr_config\.step must be an integer of at least 1"),
+        ("momentum_config", {"policy": "cyclic", "turn": 1}, r"unknown config key momentum_config\.turn"),
+        ("optimizer.type", "AdmW", r"optimizer\.type must be an optimiser of torch\.optim, got 'AdmW', did you mean"),
+        ("optimizer.betas", 1, "config key optimizer: AdamW refuses"),
+        ("optimizer.paramwise_cfg", {"custom_keys": {"nek": {}}}, "'nek' matches no parameter of EngineToyModel"),
+        ("evaluation.interval", 0, r"evaluation\.interval must be an integer of at least 1"),
+        ("checkpoint_config.interval", "often", r"checkpoint_config\.interval must be a whole number, got 'often'"),
+    ],
+)
+def test_what_would_end_a_later_run_is_found_before_the_first(
+    recipe: Recipe, key: str, value: object, message: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^--{key} fits no run: .*{message}"):
+        run_recipe(recipe, "run", [0], {key: value})
+    with pytest.raises(ValueError, match=rf"^--control\.{key} does not fit: .*{message}"):
+        run_recipe(recipe, "run", [0], {f"control.{key}": value})
+    own = yaml.safe_load(RECIPE)
+    own["runs"]["control"]["overrides"][key] = value
+    Path("recipe.yaml").write_text(yaml.safe_dump(own, sort_keys=False))
+    with pytest.raises(ValueError, match=f"^run control: .*{message}"):
+        run_recipe(Recipe.load("recipe.yaml"), "run", [0])
+    assert not Path("run").exists()

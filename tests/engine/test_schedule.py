@@ -59,6 +59,12 @@ def test_cyclic_momentum() -> None:
         assert sgd.param_groups[0]["momentum"] == pytest.approx(0.95 * ratio)
 
 
+def test_an_optimizer_without_momentum_has_none_to_change() -> None:
+    rprop = torch.optim.Rprop([torch.nn.Parameter(torch.zeros(1))])
+    with pytest.raises(ValueError, match="momentum_config: Rprop has neither momentum nor betas; set it to null"):
+        Momentum({"policy": "cyclic"}, max_epochs=1, epoch_iters=1).apply(rprop, 0, 0)
+
+
 def test_monoskd_warm_up_and_steps() -> None:
     """Five epochs of cosine warm-up, constant within an epoch, then two decays."""
     cfg = {"policy": "step", "step": [95, 125], "warmup": "cosine", "warmup_iters": 5, "warmup_ratio": 0.01}
@@ -86,6 +92,9 @@ def test_groups_keep_their_ratio_and_null_is_constant() -> None:
         ({"policy": "step"}, "lr_config.step"),
         ({"policy": "CosineAnnealing"}, "min_lr"),
         ({"policy": "cyclic", "warmup": "slow"}, "lr_config.warmup"),
+        ({"policy": "cyclic", "cyclic_times": 0}, "lr_config.cyclic_times must be an integer of at least 1, got 0"),
+        ({"policy": "cyclic", "step_ratio_up": 40}, r"lr_config.step_ratio_up must lie in \[0, 1\], got 40"),
+        ({"policy": "step", "step": 0}, "lr_config.step must be an integer of at least 1, got 0"),
     ],
 )
 def test_mistakes(cfg: dict, message: str) -> None:
