@@ -44,6 +44,8 @@ TRAINING = (
     "log_config",
     "find_unused_parameters",
     "compile",
+    "activation_checkpointing",
+    "fully_shard",
 )
 # What `compose` adds to a named model.
 COMPOSED = ("model", "data", "config_digest")

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from mmdet3d.blocks import find_key, nearest
+from mmdet3d.blocks import find_key, find_tail, nearest
 from mmdet3d.composition import COMPOSED, TRAINING, compose, content_digest, data_part, is_named, stands_in_full
 from mmdet3d.io.files import utf8_text
 from mmdet3d.io.yaml_text import MOST_VALUES, parse_yaml, yaml_text
@@ -314,7 +314,7 @@ def _override(config: Config, key: str, value: Any, file: Path) -> None:
     node: Any = config
     parts = key.split(".")
     for i, part in enumerate(parts[:-1]):
-        node = _child(node, part, ".".join(parts[: i + 1]), file, config)
+        node = _child(node, part, ".".join(parts[: i + 1]), file, config, key)
         if i and parts[0] == "model" and is_named(node) and _override_named(node, parts, i + 1, value, file, config):
             return
     last = parts[-1]
@@ -323,7 +323,7 @@ def _override(config: Config, key: str, value: Any, file: Path) -> None:
         return
     # Below the top level a new key may be an argument that the file leaves at its default; its builder checks it.
     if len(parts) == 1 and last not in (*node, *TRAINING):
-        raise ValueError(f"unknown config key {key!r}{_nearest_key(key, node, config, file)} ({file.name})")
+        raise ValueError(f"unknown config key {key!r}{_nearest_key(key, node, config, file, key)} ({file.name})")
     node[last] = copy.deepcopy(value)  # a later override may set a key inside
 
 
@@ -343,19 +343,20 @@ def _override_named(node: Config, parts: list[str], at: int, value: Any, file: P
             f"or take it anew from a file, --{where}.config FILE"
         )
     node.setdefault("overrides", None)
-    overrides = _child(node, "overrides", f"{where}.overrides", file, names)
+    overrides = _child(node, "overrides", f"{where}.overrides", file, names, ".".join(parts))
     key = ".".join(inside if kind == "overrides" else ["model", *inside])
     overrides.pop(key, None)  # the last word counts
     overrides[key] = value
     return True
 
 
-def _child(node: Any, part: str, path: str, file: Path, names: Config) -> Any:
+def _child(node: Any, part: str, path: str, file: Path, names: Config, key: str) -> Any:
+    """What `part` holds, the last of `path` and on the way to `key`, as something that takes keys."""
     place = _index(node, part, path, file) if isinstance(node, list) else part
     if path in TRAINING and part not in node:  # a block that the file leaves at its defaults
         node[part] = None
     if place == part and part not in node:
-        raise ValueError(f"unknown config key {path!r}{_nearest_key(path, node, names, file)} ({file.name})")
+        raise ValueError(f"unknown config key {path!r}{_nearest_key(path, node, names, file, key)} ({file.name})")
     if isinstance(node[place], str):
         node[place] = _own_copy(node[place], names, file)
     if node[place] is None:
@@ -367,14 +368,18 @@ def _child(node: Any, part: str, path: str, file: Path, names: Config) -> Any:
     return node[place]
 
 
-def _nearest_key(path: str, siblings: Config, config: Config, file: Path) -> str:
-    """The hint for a mistyped key: one of its very name at another level, the nearest beside it, or a similar one."""
+def _nearest_key(path: str, siblings: Config, config: Config, file: Path, key: str) -> str:
+    """The hint for a mistyped `path` on the way to `key`: what ends in that key, one of its very name at another level,
+    the nearest beside it, or a similar one.
+    """
+    from mmdet3d.engine.settings import Settings  # with torch, which only this error needs
+
     name = path.rpartition(".")[2]
     try:
         whole = _Expressions(config, file).evaluate({key: config.get(key) for key in ("data", *TRAINING)})
     except (ValueError, LookupError, TypeError):  # of an expression, whose fault is another one
         whole = Config()
-    elsewhere = find_key(name, whole, cutoff=1, other_than=path)
+    elsewhere = find_tail(key, whole, Settings) or find_key(name, whole, cutoff=1, other_than=path)
     return elsewhere or nearest(name, siblings) or find_key(name, whole, other_than=path)
 
 

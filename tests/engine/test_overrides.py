@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import yaml
 from engine_toy import toy_config
 
 from mmdet3d.blocks import ConfigKeyError, hints_from
+from mmdet3d.composition import TRAINING
 from mmdet3d.config import load_config
-from mmdet3d.engine.overrides import configured
+from mmdet3d.engine.overrides import configured, without_effect
 from mmdet3d.engine.recipe_file import Recipe
 from mmdet3d.engine.settings import Settings
 
@@ -65,6 +67,11 @@ def test_an_override_of_a_recipe_has_an_effect_in_some_run() -> None:
     recipe.check({"radar_sweeps": 2})  # of the student alone
     with pytest.raises(ValueError, match="--voxel_size has no effect"):
         recipe.check({"distilled.voxel_size": [1, 1, 8]})
+
+
+def test_every_setting_of_the_training_has_an_effect() -> None:
+    assert {f.name for f in fields(Settings)} <= {*TRAINING, "data"}
+    assert not without_effect(CRKD, {"fully_shard": True})  # which was said to have none
 
 
 @pytest.mark.parametrize(
