@@ -32,6 +32,7 @@ __all__ = [
     "nearest",
     "not_negative",
     "number",
+    "numbers",
     "positive",
     "read_block",
 ]
@@ -180,6 +181,14 @@ def number(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ConfigKeyError(key, f" must be a number, got {value!r}")
     return float(value)
+
+
+def numbers(names: str, value: Sequence[Any], key: str) -> Sequence[Any]:
+    """`value` of the config's `key`; raises ConfigKeyError unless it has one number for each of the words `names`."""
+    wanted = names.split()
+    if len(value) != len(wanted) or any(each is None for each in value):
+        raise ConfigKeyError(key, f" must be [{', '.join(wanted)}], got {list(value)}")
+    return value
 
 
 def at_least(least: int, value: Any, key: str) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmdet3d.blocks import numbers
+
 __all__ = ["BEVGrid"]
 
 
@@ -31,7 +33,7 @@ class BEVGrid:
         Raises:
             ValueError: it covers nothing.
         """
-        x0, y0, _, x1, y1, _ = point_cloud_range
+        x0, y0, _, x1, y1, _ = numbers("x0 y0 z0 x1 y1 z1", point_cloud_range, "point_cloud_range")
         if not (x1 > x0 and y1 > y0 and min(cell[:2]) > 0):
             raise ValueError(
                 f"a grid over point_cloud_range {list(point_cloud_range)} with cells of {cell} m has no cell"

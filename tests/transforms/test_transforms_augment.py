@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import frames
@@ -12,19 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mmdet3d.blocks import ConfigKeyError
 from mmdet3d.datasets.records import CameraRecord, Context, FrameRecord, SensorRecord
 from mmdet3d.datasets.transforms import (
     GlobalRotScaleTrans,
     GTDepth,
     ImageAug3D,
     ImageNormalize,
+    LoadBEVSegmentation,
+    ObjectRangeFilter,
     PointShuffle,
+    PointsRangeFilter,
     RandomFlip3D,
     empty_sample,
 )
 from mmdet3d.datasets.transforms.augment import transform_lidar_frame
 from mmdet3d.datasets.transforms.depth import rasterise_depth
-from mmdet3d.structures import Boxes3D, Sample, limit_period, project
+from mmdet3d.structures import BEVGrid, Boxes3D, Sample, limit_period, project
 
 IMAGE_AUG = {"final_dim": [256, 704], "resize_lim": [0.38, 0.55], "rot_lim": [-5.4, 5.4], "rand_flip": True}
 
@@ -284,3 +289,22 @@ def test_a_camera_that_leaves_the_input_black_is_named_once(caplog: pytest.LogCa
     assert len(caplog.records) == 1
     assert "the images of CAM_BACK, 200 x 112 pixels, fill 42 % of the network's image of 192 x 64" in caplog.text
     assert "augment2d.resize" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (ImageAug3D, {"final_dim": [256], "resize_lim": [1, 1]}, r"final_dim must be \[height, width\], got \[256\]"),
+        (ImageAug3D, {"final_dim": [256, 704], "resize_lim": [1]}, r"resize_lim must be \[least, most\], got \[1\]"),
+        (ImageAug3D, {"final_dim": [2, 7], "resize_lim": [1, 1], "rot_lim": [5]}, "rot_lim must be"),
+        (GlobalRotScaleTrans, {"resize_lim": [1], "rot_lim": [0, 0], "trans_lim": 0.5}, "resize_lim must be"),
+        (PointsRangeFilter, {"point_cloud_range": [-1, -1, 1, 1]}, r"range must be \[x0, y0, z0, x1, y1, z1\], got"),
+        (PointsRangeFilter, {"point_cloud_range": range(6), "radar_range": [1, 1]}, r"radar_range must be \[x0, y0"),
+        (ObjectRangeFilter, {"point_cloud_range": [-1, -1, 1, 1]}, "point_cloud_range must be"),
+        (LoadBEVSegmentation, {"xbound": [-1, 1, 1], "ybound": [-1, 1], "classes": []}, "ybound must be"),
+        (BEVGrid.from_range, {"point_cloud_range": [-1, -1, 1, 1], "cell": [1, 1]}, "point_cloud_range must be"),
+    ],
+)
+def test_a_range_or_size_of_another_length_is_told_by_its_key(make: Callable, arguments: dict, message: str) -> None:
+    with pytest.raises(ConfigKeyError, match=message):
+        make(**arguments)

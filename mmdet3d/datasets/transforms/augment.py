@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmdet3d.blocks import numbers
 from mmdet3d.datasets.records import Context, Transform
 from mmdet3d.datasets.transforms.loading import need
 from mmdet3d.registry import TRANSFORMS
@@ -60,8 +61,8 @@ class GlobalRotScaleTrans(Transform):
     def __init__(
         self, resize_lim: Sequence[float], rot_lim: Sequence[float], trans_lim: float, is_train: bool = True
     ) -> None:
-        self.resize_lim = resize_lim
-        self.rot_lim = rot_lim
+        self.resize_lim = numbers("least most", resize_lim, "resize_lim")
+        self.rot_lim = numbers("least most", rot_lim, "rot_lim")
         self.trans_lim = trans_lim
         self.is_train = is_train
 
@@ -126,10 +127,10 @@ class ImageAug3D(Transform):
         rand_flip: bool = False,
         is_train: bool = True,
     ) -> None:
-        self.final_dim = tuple(final_dim)
-        self.resize_lim = resize_lim
-        self.bot_pct_lim = bot_pct_lim
-        self.rot_lim = rot_lim
+        self.final_dim = tuple(numbers("height width", final_dim, "final_dim"))
+        self.resize_lim = numbers("least most", resize_lim, "resize_lim")
+        self.bot_pct_lim = numbers("least most", bot_pct_lim, "bot_pct_lim")
+        self.rot_lim = numbers("least most", rot_lim, "rot_lim")
         self.rand_flip = rand_flip
         self.is_train = is_train
         self._looked_at: set[tuple[int, int]] = set()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmdet3d.blocks import numbers
 from mmdet3d.datasets.records import Context, Transform
 from mmdet3d.datasets.transforms.loading import need
 from mmdet3d.registry import TRANSFORMS
@@ -28,7 +29,9 @@ class PointsRangeFilter(Transform):
     def __init__(
         self, point_cloud_range: Sequence[float], radar_range: Sequence[float] = (-55.0, -55.0, 55.0, 55.0)
     ) -> None:
+        numbers("x0 y0 z0 x1 y1 z1", point_cloud_range, "point_cloud_range")
         self.lower, self.upper = torch.tensor(point_cloud_range, dtype=torch.float32).view(2, 3)
+        numbers("x0 y0 x1 y1", radar_range, "radar_range")
         self.radar_lower, self.radar_upper = torch.tensor(radar_range, dtype=torch.float32).view(2, 2)
 
     def __call__(self, sample: Sample, context: Context) -> Sample:
@@ -75,7 +78,7 @@ class ObjectRangeFilter(Transform):
     """
 
     def __init__(self, point_cloud_range: Sequence[float]) -> None:
-        x0, y0, _, x1, y1, _ = point_cloud_range
+        x0, y0, _, x1, y1, _ = numbers("x0 y0 z0 x1 y1 z1", point_cloud_range, "point_cloud_range")
         self.bev_range = (x0, y0, x1, y1)
 
     def __call__(self, sample: Sample, context: Context) -> Sample:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mmdet3d.blocks import numbers
 from mmdet3d.datasets.maps import LOCATIONS, layers_of, map_file, rasterise, read_surroundings
 from mmdet3d.datasets.records import Context, FrameRecord, Transform
 from mmdet3d.registry import TRANSFORMS
@@ -42,6 +43,8 @@ class LoadBEVSegmentation(Transform):
         classes: Sequence[str],
         dataset_root: str | None = None,
     ) -> None:
+        for key, bound in {"xbound": xbound, "ybound": ybound}.items():
+            numbers("lower upper cell", bound, key)
         self.grid = BEVGrid.from_range([xbound[0], ybound[0], 0, xbound[1], ybound[1], 0], [xbound[2], ybound[2]])
         self.classes = tuple(classes)
         self._layers = tuple(dict.fromkeys(layer for name in self.classes for layer in layers_of(name)))

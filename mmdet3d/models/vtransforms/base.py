@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdet3d.blocks import ConfigKeyError
+from mmdet3d.blocks import ConfigKeyError, numbers
 from mmdet3d.models.layers import PointwiseConv2d, conv_bn_relu
 from mmdet3d.models.vtransforms.depth_map import DrawnPoints
 from mmdet3d.models.vtransforms.depth_supervision import depth_loss
@@ -73,9 +73,9 @@ class BaseTransform(nn.Module, ABC):
         self.cells = count_cells(bounds)
         self.in_channels = in_channels
         self.out_channels = out_channels
-        height, width = image_size
-        h, w = feature_size
-        near, far, step = dbound
+        height, width = numbers("height width", image_size, "image_size")
+        h, w = numbers("height width", feature_size, "feature_size")
+        near, far, step = numbers("nearest farthest bin", dbound, "dbound")
         self.image_size = (height, width)
         self.feature_size = (h, w)
         self.dbound = (float(near), float(far), float(step))
