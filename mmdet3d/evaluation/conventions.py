@@ -15,6 +15,7 @@ _FAST = 1.0  # m/s
 _ENOUGH = 10  # pairs
 _MOST = 0.7  # share of the pairs that must agree
 _ABOUT = 0.35  # radians
+_SIZE = 1.5  # times as long, wide or high, up to which a box is about as large as its object
 
 
 class Pairs:
@@ -61,8 +62,15 @@ def match_entries(
 
 
 def conventions_at_fault(pairs: Pairs) -> list[str]:
-    """A sentence for each convention that most of the pairs suggest was mixed up; empty where all is well."""
-    found = []
+    """A sentence for each convention that most of the pairs suggest was mixed up; empty where all is well.
+
+    Nothing is said of boxes most of which are not about as large as their objects: those of a detector that has learnt
+    nothing yet lie near objects by chance.
+    """
+    alike = _alike(pairs)
+    if len(pairs) < _ENOUGH or not _mostly(alike):
+        return []
+    found, pairs = [], pairs[alike]
     long = pairs[pairs.truth[:, 4] > _LONG * pairs.truth[:, 3]]
     if len(long) >= _ENOUGH:
         swapped, turn = _swapped(long), np.abs(_angle(long.found[:, 6] - long.truth[:, 6]))
@@ -96,6 +104,13 @@ def _row(translation: Sequence[float], size: Sequence[float], rotation: Sequence
     w, x, y, z = rotation
     yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
     return [*translation, *size, yaw, *velocity]
+
+
+def _alike(pairs: Pairs) -> np.ndarray:
+    """(N,) bool: about as large, whichever of width and length comes first."""
+    truth, found = (np.log(np.hstack([np.sort(box[:, 3:5]), box[:, 5:6]])) for box in (pairs.truth, pairs.found))
+    alike: np.ndarray = (np.abs(truth - found) < np.log(_SIZE)).all(1)
+    return alike
 
 
 def _swapped(pairs: Pairs) -> bool:

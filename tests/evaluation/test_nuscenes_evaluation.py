@@ -153,6 +153,12 @@ def _sink(entry: dict) -> None:
     entry["translation"][2] -= entry["size"][2] / 2
 
 
+def _unlearnt(entry: dict) -> None:
+    """As of an untrained detector whose boxes lie at the height of the road: everywhere, hence also near objects."""
+    entry["size"], entry["rotation"] = [1.01, 1.0, 1.02], [np.sqrt(0.5), 0, 0, np.sqrt(0.5)]
+    _sink(entry)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -166,6 +172,7 @@ def _sink(entry: dict) -> None:
         (lambda e: e.update(velocity=[-v for v in e["velocity"]]), "velocities point backwards"),
         (_sink, "half a height too low: z is that of the bottom face"),
         (lambda e: None, None),
+        (_unlearnt, None),
     ],
 )
 def test_another_convention_is_named(
