@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill3d import COMMANDS
 
-__all__ = ["command", "number_of", "quote", "script"]
+__all__ = ["command", "number_of", "quote", "script", "world_command"]
 
 _TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
@@ -21,6 +21,16 @@ def script(name: str) -> str:
     """What `python` or `torchrun` is given: `tools/train.py`, or `-m distill3d train`."""
     file = f"{COMMANDS[name][0]}.py"
     return f"tools/{file}" if (_TOOLS / file).is_file() else f"-m distill3d {name}"
+
+
+def world_command(layout: str, root: str | Path, prefix: str = "") -> str:
+    """What makes the synthetic world of a layout in `root`; empty unless the folder or the `prefix` of its info files
+    says that it is one.
+    """
+    if "synthetic" not in f"{Path(root).name} {prefix}":
+        return ""
+    kind = "synthetic" if layout == "nuscenes" else f"synthetic-{layout}"
+    return f"{command('create-data')} {kind} --out-dir {quote(root)}"
 
 
 def number_of(count: int, thing: str) -> str:

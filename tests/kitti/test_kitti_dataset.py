@@ -409,6 +409,9 @@ def test_a_root_that_is_none(tmp_path: Path) -> None:
         FileNotFoundError, match=r"training/image_2 does not exist; set dataset_root .* synthetic-kitti"
     ):
         KittiDataset(str(tmp_path), "train")
+    root = tmp_path / "synthetic-kitti"
+    with pytest.raises(FileNotFoundError, match=rf"synthetic one: .*create_data\.py synthetic-kitti --out-dir {root}$"):
+        KittiDataset(str(root), "train")
 
 
 @pytest.mark.parametrize("name", ["kitti/default.yaml", "kitti/synthetic/default.yaml"])

@@ -17,6 +17,7 @@ from mmdet3d.datasets.nuscenes.infos import read_infos, write_infos
 from mmdet3d.datasets.records import Context, FrameRecord, SensorRecord, Transform
 from mmdet3d.datasets.sampling import balanced_indices
 from mmdet3d.datasets.transforms import Compose
+from mmdet3d.datasets.truckscenes.dataset import TruckScenesDataset
 from mmdet3d.structures import Batch, Sample
 
 ANNOTATIONS = [{"type": "LoadAnnotations3D"}]
@@ -266,6 +267,30 @@ def test_missing_info_file_tells_what_is_there(created: dict[str, Path]) -> None
     assert f"create_data.py nuscenes --root-path {folder}" in str(error.value)
     with pytest.raises(FileNotFoundError, match="dataset_root /none does not exist"):
         NuScenesDataset("a.pkl", "/none")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "prefix", "root", "world"),
+    [
+        (NuScenesDataset, "synthetic", "data/own", "synthetic"),
+        (NuScenesDataset, "nuscenes", "data/synthetic/", "synthetic"),
+        (TruckScenesDataset, "truckscenes", "data/synthetic-truckscenes", "synthetic-truckscenes"),
+    ],
+)
+def test_a_missing_synthetic_world_is_made_as_one(
+    dataset: type, prefix: str, root: str, world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = root.rstrip("/")
+    made = rf"create_data\.py {world} --out-dir {folder}, and then its info files: .*create_data\.py"
+    named = rf"--root-path {folder} --out-dir {folder} --extra-tag {prefix} --version"
+    with pytest.raises(FileNotFoundError, match=rf"make the synthetic world, .*{made} .*{named} v1\.0-synthetic$"):
+        dataset(f"{prefix}_infos_train.pkl", root)
+    tables = Path(root) / "v1.0-synthetic" / "sample_data.json"  # of a world whose info files alone are missing
+    tables.parent.mkdir(parents=True)
+    tables.write_text("[]")
+    with pytest.raises(FileNotFoundError, match=rf"or create it: .*{named} v1\.0-synthetic$"):
+        dataset(f"{prefix}_infos_train.pkl", root)
 
 
 @pytest.mark.parametrize(

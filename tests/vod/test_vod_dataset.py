@@ -151,6 +151,9 @@ def test_what_a_config_may_get_wrong(world: Path) -> None:
         VodDataset("vod_infos_val.pkl", str(world), object_classes=["car"])
     with pytest.raises(FileNotFoundError, match=r"own_infos_val.pkl does not exist.*vod --root-path"):
         VodDataset("own_infos_val.pkl", str(world))
+    make = r"make the synthetic world, .*synthetic-vod --out-dir data/synthetic-vod, and then .* vod --root-path"
+    with pytest.raises(FileNotFoundError, match=make):
+        VodDataset("vod_infos_val.pkl", "data/synthetic-vod")
 
 
 def test_pictures_look_ahead(dataset: VodDataset) -> None:

@@ -17,7 +17,7 @@ from mmdet3d.datasets.plausible import check_scan
 from mmdet3d.datasets.processes import in_processes
 from mmdet3d.evaluation.kitti import CLASSES
 from mmdet3d.progress import progress_bar
-from mmdet3d.shell import command
+from mmdet3d.shell import command, quote
 
 __all__ = ["check_image", "check_png", "check_tree", "existing_root", "listed_ids", "make_depth"]
 
@@ -210,7 +210,7 @@ def existing_root(root: str | Path) -> Path:
     if not (root / "training").is_dir():
         raise FileNotFoundError(
             f"there is no folder {root / 'training'}; unpack the KITTI object data into {root}, or write a synthetic "
-            f"world: {command('create-data')} synthetic-kitti"
+            f"world: {command('create-data')} synthetic-kitti --out-dir {quote(root)}"
         )
     return root
 

@@ -39,7 +39,7 @@ from mmdet3d.evaluation.kitti import CLASSES
 from mmdet3d.evaluation.kitti_objects import DONT_CARE, TYPES, Objects
 from mmdet3d.evaluation.kitti_table import metrics_by_name
 from mmdet3d.registry import DATASETS
-from mmdet3d.shell import command, quote
+from mmdet3d.shell import command, quote, world_command
 from mmdet3d.structures import Calibration, Detections3D, ImageObjects, Sample, limit_period
 from mmdet3d.structures.camera_boxes import boxes_from_kitti
 
@@ -401,9 +401,10 @@ class KittiDataset(Frames):
 
     def _find_ids(self, ids: Sequence[str] | None) -> list[str]:
         if not (self.folder / "image_2").is_dir():
+            world = world_command("kitti", self.root) or f"{command('create-data')} synthetic-kitti --out-dir DIR"
             raise FileNotFoundError(
                 f"{self.folder / 'image_2'} does not exist; set dataset_root to a KITTI folder (with training/image_2, "
-                f"calib, label_2), or write a synthetic one: {command('create-data')} synthetic-kitti --out-dir DIR"
+                f"calib, label_2), or write a synthetic one: {world}"
             )
         listed = self.root / "ImageSets" / f"{self.split}.txt"
         tokens = read_ids(listed) if listed.is_file() else split_ids(self.split)

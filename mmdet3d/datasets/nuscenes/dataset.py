@@ -25,7 +25,7 @@ from mmdet3d.evaluation.segmentation import MapSegmentation
 from mmdet3d.evaluation.tasks import Detection, Task
 from mmdet3d.io.files import file_digest
 from mmdet3d.registry import DATASETS
-from mmdet3d.shell import command, quote
+from mmdet3d.shell import command, quote, world_command
 from mmdet3d.structures import Detections3D, point_sensors
 
 __all__ = ["NuScenesDataset"]
@@ -240,15 +240,23 @@ def _find_info_file(root: Path, ann_file: str, created_by: str) -> Path:
     path = root / ann_file
     if path.is_file():
         return path
-    if not root.is_dir():
+    prefix = ann_file.split("_infos_")[0]
+    world = world_command(created_by, root, prefix)
+    if not root.is_dir() and not world:
         raise FileNotFoundError(f"dataset_root {root} does not exist")
     there = sorted(p.name for p in root.glob("*infos*.pkl") if "dbinfos" not in p.name)
     versions = sorted(p.parent.name for p in root.glob("*/sample_data.json"))
     version = versions[0] if versions and "v1.0-trainval" not in versions else "v1.0-trainval"
+    if world and not versions:
+        from mmdet3d.datasets.synthetic import VERSION  # whose parts need this package
+
+        version, make = VERSION, f"make the synthetic world, {world}, and then its info files"
+    else:
+        make = "create it"
     raise FileNotFoundError(
         f"info file {path} does not exist (info files there: {', '.join(there) or 'none'}); set ann_file / info_prefix "
-        f"to one of them, or create it: {command('create-data')} {created_by} --root-path {quote(root)} --out-dir "
-        f"{quote(root)} --extra-tag {quote(ann_file.split('_infos_')[0])} --version {version}"
+        f"to one of them, or {make}: {command('create-data')} {created_by} --root-path {quote(root)} --out-dir "
+        f"{quote(root)} --extra-tag {quote(prefix)} --version {version}"
     )
 
 

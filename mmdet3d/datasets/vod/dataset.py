@@ -21,7 +21,7 @@ from mmdet3d.evaluation.kitti_objects import Objects
 from mmdet3d.evaluation.vod import CLASSES
 from mmdet3d.io.files import file_digest
 from mmdet3d.registry import DATASETS
-from mmdet3d.shell import command, quote
+from mmdet3d.shell import command, quote, world_command
 from mmdet3d.structures import Detections3D
 
 __all__ = ["VodDataset"]
@@ -77,8 +77,10 @@ class VodDataset(FrameDataset):
             raise ValueError(f"load_interval: {load_interval} must be at least 1")
         info_file = Path(dataset_root) / ann_file
         if not info_file.is_file():
+            world = "" if (Path(dataset_root) / "lidar").is_dir() else world_command("vod", dataset_root)
+            make = f"make the synthetic world, {world}, and then its info files" if world else "create it"
             raise FileNotFoundError(
-                f"info file {info_file} does not exist; set ann_file / info_prefix to one that does, or create it: "
+                f"info file {info_file} does not exist; set ann_file / info_prefix to one that does, or {make}: "
                 f"{command('create-data')} vod --root-path {quote(dataset_root)} --extra-tag "
                 f"{quote(ann_file.split('_infos_')[0])}"
             )
