@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 from distill3d import COMMANDS
@@ -13,14 +14,18 @@ _TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 
 def command(name: str) -> str:
-    """`python tools/train.py` where this is a checkout, `distill3d train` where it was installed without one."""
-    return f"python {script(name)}" if (_TOOLS / f"{COMMANDS[name][0]}.py").is_file() else f"distill3d {name}"
+    """`distill3d train` to who typed `distill3d` or has no checkout, else `python tools/train.py`."""
+    return f"python tools/{COMMANDS[name][0]}.py" if _has_tool(name) else f"distill3d {name}"
 
 
 def script(name: str) -> str:
-    """What `python` or `torchrun` is given: `tools/train.py`, or `-m distill3d train`."""
-    file = f"{COMMANDS[name][0]}.py"
-    return f"tools/{file}" if (_TOOLS / file).is_file() else f"-m distill3d {name}"
+    """What `python` or `torchrun` is given: `tools/train.py`, or `-m distill3d train`; as for `command`."""
+    return f"tools/{COMMANDS[name][0]}.py" if _has_tool(name) else f"-m distill3d {name}"
+
+
+def _has_tool(name: str) -> bool:
+    typed = Path(next(iter(sys.orig_argv[1:]), "")).name == "distill3d"
+    return not typed and (_TOOLS / f"{COMMANDS[name][0]}.py").is_file()
 
 
 def world_command(layout: str, root: str | Path, prefix: str = "") -> str:

@@ -14,9 +14,14 @@ from mmdet3d.engine.resuming import refuse_changes
 PACKAGE = Path(shell.__file__).parent
 
 
-def test_a_checkout_has_tools_and_a_wheel_has_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_is_said_as_it_was_typed_or_as_this_installation_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert shell.command("create-data") == "python tools/create_data.py"
     assert shell.script("train") == "tools/train.py"
+    with monkeypatch.context() as typed:
+        typed.setattr(shell.sys, "orig_argv", ["python", "/usr/bin/distill3d", "train", "x.yaml"])
+        assert (shell.command("create-data"), shell.script("train")) == ("distill3d create-data", "-m distill3d train")
     monkeypatch.setattr(shell, "_TOOLS", tmp_path)
     assert shell.command("create-data") == "distill3d create-data"
     assert shell.script("train") == "-m distill3d train"
