@@ -21,7 +21,7 @@ from mmdet3d.engine.evaluate import Results, asked_tasks, predict
 from mmdet3d.engine.logging import get_logger, hold_log, log_to_folder
 from mmdet3d.engine.resuming import model_changes
 from mmdet3d.engine.run_dir import begin_run, choose_run_dir, sole_user
-from mmdet3d.engine.run_record import write_record
+from mmdet3d.engine.run_record import refuse_other_teachers, write_record
 from mmdet3d.engine.settings import Settings
 from mmdet3d.engine.trainer import Trainer, seed_everything
 from mmdet3d.interop.checkpoints import LoadReport, load_checkpoint
@@ -81,6 +81,7 @@ def train_recipe_run(folder: Path, workers: int) -> None:
         config.data["workers_per_gpu"] = min(config.data.get("workers_per_gpu", 0), workers)
         if newest := RunCheckpoints(folder).newest_intact():
             config["resume_from"] = str(newest)
+            refuse_other_teachers(folder, config)
         _fit(config, folder)
 
 

@@ -17,6 +17,7 @@ from mmdet3d.engine import distributed
 from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.launchers import restarts
 from mmdet3d.engine.resuming import refuse_changes
+from mmdet3d.engine.run_record import refuse_other_teachers
 from mmdet3d.io.files import atomic_write, check_place
 from mmdet3d.shell import command, quote
 
@@ -128,8 +129,9 @@ def choose_run_dir(run_dir: str | Path | None, config_path: str | Path, config: 
 
     Raises:
         ValueError: the folder cannot be made or written, another process trains in it, it holds a run that is not to be
-            resumed, it has nothing to resume, what is resumed was begun with another config (`refuse_changes`), or a
-            training that may be started anew has no `run_dir`, where it would find its checkpoints.
+            resumed, it has nothing to resume, what is resumed was begun with another config (`refuse_changes`) or
+            teacher (`refuse_other_teachers`), or a training that may be started anew has no `run_dir`, where it would
+            find its checkpoints.
     """
     asked = config.get("resume_from")
     restarted, may_restart = restarts()
@@ -165,6 +167,7 @@ def choose_run_dir(run_dir: str | Path | None, config_path: str | Path, config: 
             )
         if source := latest if resume == "auto" else resume:
             refuse_changes(Path(source).parent, config, config_path)
+            refuse_other_teachers(Path(source).parent, config)
         return str(latest) if resume == "auto" else resume
 
     config["resume_from"] = distributed.on_main(decide)

@@ -25,10 +25,21 @@ from mmdet3d.composition import stands_in_full
 from mmdet3d.engine import distributed
 from mmdet3d.io.files import atomic_write, file_digest, read_json
 from mmdet3d.models.backbones.pretrained import weight_file
+from mmdet3d.shell import command, quote
 
-__all__ = ["RECORD", "Difference", "differences", "read_record", "run_record", "write_record"]
+__all__ = [
+    "RECORD",
+    "Difference",
+    "differences",
+    "read_record",
+    "refuse_other_teachers",
+    "run_record",
+    "write_record",
+]
 
 RECORD = "run.json"
+# Of what is no part of a checkpoint and read again whenever a training goes on.
+_TEACHERS = ("model.teacher.", "model.teachers.")
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".pkl")
 
 
@@ -76,6 +87,22 @@ def read_record(run: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{run} has no {RECORD}, so it is not known what that run was; train its configs.yaml")
     record: dict[str, Any] = read_json(run / RECORD, "record of the run")
     return record
+
+
+def refuse_other_teachers(run: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError if a teacher's file is not the one that the training in folder `run` was begun with; nothing is
+    said of a file that is not there, or of which no digest was kept.
+    """
+    begun = read_json(run / RECORD, "record of the run") if (run / RECORD).is_file() else {}
+    for key, path in _weights(config.get("model"), "model"):
+        then = begun.get("files", {}).get(key, {}).get("sha256")
+        if key.startswith(_TEACHERS) and then and path.is_file() and file_digest(path) != then:
+            raise ValueError(
+                f"{run} was begun with another teacher than {path} is now ({key}, SHA-256 then {then[:16]}); bring "
+                f"that file back, say where it lies with --{key} FILE, or train with the new teacher from the weights "
+                f"so far: {command('train')} {quote(run / 'configs.yaml')} --load_from "
+                f"{quote(run / 'latest.safetensors')}"
+            )
 
 
 def input_files(config: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:

@@ -20,6 +20,7 @@ from mmdet3d.engine import jobs
 from mmdet3d.engine import run_dir as module
 from mmdet3d.engine.checkpoint import RunCheckpoints
 from mmdet3d.engine.run_dir import begin_run, choose_run_dir, sole_user
+from mmdet3d.engine.run_record import write_record
 
 
 def hold_run(folder: Path, epochs: int) -> Path:
@@ -91,6 +92,23 @@ def test_what_a_resumed_run_may_not_change(keys: dict, named: str, tmp_path: Pat
         choose_run_dir(run, "x.yaml", changed(**keys))
     assert f"python tools/train.py --resume {run};" in str(caught.value)
     assert (run / "configs.yaml").read_text() == before
+
+
+def test_a_resumed_run_keeps_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = begun(tmp_path / "run")
+    for name in ("t.pth", "moved.pth"):
+        Path(name).write_bytes(b"weights")
+    Path("other.pth").write_bytes(b"other weights")
+    write_record(run, BEGUN, torch.device("cpu"))
+    assert choose_run_dir(run, "x.yaml", changed(model__teacher__checkpoint="moved.pth")) == run
+    for teacher in ("other.pth", "t.pth"):
+        Path("t.pth").write_bytes(b"other weights")
+        with pytest.raises(ValueError, match=rf"run was begun with another teacher than {teacher} is now") as caught:
+            choose_run_dir(run, "x.yaml", changed(model__teacher__checkpoint=teacher))
+        assert "or train with the new teacher from the weights so far: python tools/train.py" in str(caught.value)
+    Path("t.pth").unlink()  # which is said where it is read
+    assert choose_run_dir(run, "x.yaml", changed()) == run
 
 
 def test_a_folder_with_a_run_goes_on_from_its_latest_checkpoint_only(tmp_path: Path) -> None:
