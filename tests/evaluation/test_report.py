@@ -19,7 +19,7 @@ from mmdet3d.datasets.nuscenes.submission import score_submission
 from mmdet3d.evaluation.breakdown import DISTANCES, average_precision, match, objects_of
 from mmdet3d.evaluation.nuscenes import CLASSES
 
-VOID = {"meta", "img", "rect"}
+VOID = {"meta", "img"}
 
 
 class PageReader(HTMLParser):

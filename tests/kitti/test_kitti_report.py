@@ -71,7 +71,7 @@ def test_every_object_is_accounted_for(folders: Path) -> None:
 def test_two_results_are_compared(folders: Path) -> None:
     page = report(folders, "--against", str(folders / "theirs" / "data"), "--titles", "mine", "other")
     assert "Both find 0 objects; mine alone finds 2, other alone 4." in page
-    assert re.findall(r">([+-]\d+)<", page)[:2] == ["+2", "-4"]
+    assert re.findall(r">([+-]\d+)<", page)[:2] == ["-4", "+2"]
 
 
 def test_options_of_the_report_alone_are_refused(folders: Path, capsys: pytest.CaptureFixture) -> None:
