@@ -31,6 +31,7 @@ COMMANDS = {
     "recipe": ("run_recipe", "trainings that build on each other, to one table"),
     "audit": ("audit_distillation", "what every distillation term pulls the student towards"),
     "teacher-answers": ("teacher_answers", "store what a teacher answers"),
+    "zoo": ("zoo", "the trained models that come along: their scores, and how to test them"),
     "convert": ("convert_checkpoint", "weights between containers and published layouts"),
     "doctor": ("doctor", "what is installed, what is missing, and what mends it"),
     "demo": ("demo", "a picture, a training and its table, from nothing"),

@@ -47,9 +47,7 @@ def read_card(name: str) -> dict[str, Any]:
     Raises:
         ValueError: there is no such model.
     """
-    from mmdet3d.io.weights import metadata_path  # imports torch, which names of files do not need
-
-    card: dict[str, Any] = json.loads(metadata_path(zoo_file(name)).read_text())
+    card: dict[str, Any] = json.loads(zoo_file(name).with_suffix(".json").read_text())
     return card
 
 
