@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmdet3d.ops import native
-from mmdet3d.ops.roi_align import REACH, _align, roi_align
+from mmdet3d.ops.roi_align import REACH, _align, exported, roi_align
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -68,6 +68,20 @@ def test_against_the_definition(dtype, ratio, aligned):
     got = roi_align(features, boxes, (3, 4), spatial_scale=0.5, sampling_ratio=ratio, aligned=aligned)
     expected = by_samples(features.double(), boxes.double(), (3, 4), 0.5, ratio, aligned)
     torch.testing.assert_close(got, expected.to(dtype), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["native"], indirect=True)
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_the_form_for_compiled_programs_against_the_definition(ratio, aligned):
+    """Also where a box has no extent, or no answer."""
+    features, boxes = inputs(channels=2)
+    boxes[:, 1:] -= 0.013  # no sample on the outermost edge, where rounding decides
+    size, scale = (3, 2), 0.7
+    found = exported.roi_align(features, boxes, size, scale, ratio, aligned)
+    torch.testing.assert_close(found, by_samples(features, boxes, size, scale, ratio, aligned), atol=1e-5, rtol=0)
+    boxes[2, 3] = torch.nan
+    assert exported.roi_align(features, boxes, size, scale, ratio, aligned)[2].isnan().all()
 
 
 def test_a_ramp_is_read_at_the_centres_of_the_bins():
