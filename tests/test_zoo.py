@@ -26,7 +26,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_a_line_per_model(capsys: pytest.CaptureFixture[str]) -> None:
     head, *lines = printed(capsys).split("\n\n")[0].splitlines()
-    assert head.split() == "name system role score in its world size config".split()
+    assert head.split() == ["name", "system", "role", "score", "in", "its", "world", "size", "config"]
     rows = {line.split()[0]: re.split(r"\s{2,}", line) for line in lines}
     assert rows.keys() == zoo_files().keys()
     assert rows["crkd-demo-distilled"][1:4] == ["CRKD", "distilled", "object/map 0.3771"]
