@@ -24,7 +24,7 @@ COMMANDS = {
     "create-data": ("create_data", "prepare a data set, or make a synthetic one"),
     "evaluate": ("evaluate", "score result files with a benchmark's official metrics"),
     "visualize": ("visualize", "draw ground truth and detections"),
-    "export": ("export", "write a trained detector as ONNX or as a torch.export program"),
+    "export": ("export", "write a trained detector as ONNX, a torch.export program or machine code"),
     "detect": ("detect", "boxes and pictures from a trained or an exported detector"),
     "view": ("view", "record cameras, points and boxes of several models, to look at interactively"),
     "curves": ("curves", "draw the losses and metrics of trainings"),

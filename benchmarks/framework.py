@@ -114,19 +114,26 @@ def forward_backward(function: Callable[..., Tensor], *inputs: Any) -> Implement
     return call
 
 
-def measure(call: Implementation, device: torch.device) -> float:
+def measure(call: Implementation, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of one call, the device idle before and after."""
     _synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     call()
     _synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def time_calls(
-    implementations: Mapping[str, Implementation], device: torch.device, budget: Budget
+    implementations: Mapping[str, Implementation],
+    device: torch.device,
+    budget: Budget,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of repeated calls. Implementations take turns, so that a disturbance of the machine meets all of them."""
+    """Seconds of repeated calls. Implementations take turns, so that a disturbance of the machine meets all of them.
+
+    Args:
+        clock: `time.process_time` counts what the processor spends on this process, not what it waits for others.
+    """
     _keep_freed_memory()
     seconds: dict[str, list[float]] = {name: [] for name in implementations}
     waiting = dict(implementations)
@@ -135,7 +142,7 @@ def time_calls(
     while waiting:
         for name, call in list(waiting.items()):
             taken = seconds[name]
-            taken.append(measure(call, device))
+            taken.append(measure(call, device, clock))
             if len(taken) >= budget.runs or (len(taken) >= budget.least and sum(taken) >= budget.seconds):
                 del waiting[name]
     gc.enable()

@@ -61,6 +61,7 @@ def main() -> None:
         "everyday": _with_facts(everyday.table),
         "loading": _with_facts(loading.table),
         "shipping": _with_facts(shipping.table),
+        "shipping_compiled": _with_facts(shipping.table),
     }
     for name, render in renderers.items():
         for device in ("cpu", "cuda"):

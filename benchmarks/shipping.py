@@ -1,8 +1,9 @@
 """Latency, memory and size of a shipped model and of what is exported from it, and what fewer bits cost in mAP: CPU.
 
 python -m benchmarks.shipping [--model NAME] [--scenes N] [--calibration N] [--threads N] [--seconds S] [--out FILE]
+python -m benchmarks.shipping --scenes 2 --rows AOTInductor --no-scores --processor-time
 
-Times are of the network alone: from prepared inputs to raw outputs, one frame at a time.
+Times are of the network alone: from prepared inputs to raw outputs, one frame at a time; all rows take turns.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from mmdet3d.zoo import read_card
 
 DEVICE = torch.device("cpu")
 SEED = 4321  # of the world that the models are scored on; no model was trained or tuned on it
+ROWS = ("ONNX fixed", "ONNX half", "ONNX int8", "AOTInductor")  # beside PyTorch and ONNX
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -53,22 +55,24 @@ def _run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     detector = Detector.from_zoo(options.model)
     frames = detector.frames(root, "synthetic_infos_val.pkl")
     seen = detector.frames(root, "synthetic_infos_train.pkl")
-    detectors = {"PyTorch": detector, **exported(detector, seen, folder, options.calibration)}
+    files = exported(detector, seen, folder, options.calibration, options.rows)
+    detectors = {"PyTorch": detector, **{name: Detector.from_file(path) for name, path in files.items()}}
     batch = Batch.collate([frames[0]])
     calls = {name: _network_call(each, batch) for name, each in detectors.items()}
     peaks = {}
     for name, call in calls.items():
         call()
         peaks[name] = peak_memory(call, DEVICE)
-    seconds = time_calls(calls, DEVICE, Budget(seconds=options.seconds))
+    clock = time.process_time if options.processor_time else time.perf_counter
+    seconds = time_calls(calls, DEVICE, Budget(seconds=options.seconds), clock)
     rows = {}
     for name, each in detectors.items():
-        file = folder / f"{name}.onnx"
+        scored = options.scores and "fixed" not in name
         rows[name] = {
             **summary(seconds[name]),
             "peak_bytes": peaks[name],
-            "file_bytes": file.stat().st_size if file.is_file() else None,
-            "metrics": _metrics(each, frames, folder / name) if "fixed" not in name else None,
+            "file_bytes": files[name].stat().st_size if name in files else None,
+            "metrics": _metrics(each, frames, folder / name) if scored else None,
         }
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -78,18 +82,29 @@ def _run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "frames": len(frames),
         "calibration": min(options.calibration, len(seen)),
         "gflops": flops(detector, batch) / 1e9,
+        "processor_time": options.processor_time,
         "rows": rows,
     }
 
 
-def exported(detector: Detector, seen: FrameDataset, folder: Path, count: int) -> dict[str, Detector]:
-    """By name the detector as ONNX in float32, with the calibration of a frame built in, in float16, and in int8."""
-    paths = {name: folder / f"{name}.onnx" for name in ("ONNX", "ONNX fixed", "ONNX half", "ONNX int8")}
-    detector.export(paths["ONNX"], seen[0])
-    detector.export(paths["ONNX fixed"], seen[0], fixed_calibration=True)
-    halve(paths["ONNX"], paths["ONNX half"])
-    quantize(paths["ONNX"], paths["ONNX int8"], (seen[k] for k in range(len(seen))[:count]))
-    return {name: Detector.from_file(path) for name, path in paths.items()}
+def exported(
+    detector: Detector, seen: FrameDataset, folder: Path, count: int, rows: Sequence[str] = ROWS
+) -> dict[str, Path]:
+    """By name the detector as ONNX in float32, and as `rows` say: with the calibration of a frame built in, in float16,
+    in int8 with ranges from `count` frames, and compiled for this machine.
+    """
+    plain = folder / "ONNX.onnx"
+    writers: dict[str, Callable[[Path], Any]] = {
+        "ONNX fixed": lambda path: detector.export(path, seen[0], fixed_calibration=True),
+        "ONNX half": lambda path: halve(plain, path),
+        "ONNX int8": lambda path: quantize(plain, path, (seen[k] for k in range(len(seen))[:count])),
+        "AOTInductor": lambda path: detector.export(path, seen[0], compiled=True),
+    }
+    detector.export(plain, seen[0])
+    paths = {name: folder / f"{name}.{'pt2' if name == 'AOTInductor' else 'onnx'}" for name in rows}
+    for name, path in paths.items():
+        writers[name](path)
+    return {"ONNX": plain, **paths}
 
 
 def flops(detector: Detector, batch: Batch) -> int:
@@ -122,14 +137,19 @@ def _metrics(detector: Detector, frames: FrameDataset, folder: Path) -> dict[str
 def table(report: Mapping[str, Any]) -> str:
     """As Markdown."""
     cameras, _, height, width = report["images"]
+    rows = report["rows"]
+    scores = f"mAP and NDS on {report['frames']} frames of a world of another seed"
+    scored = f"; {scores}" if any(row["metrics"] for row in rows.values()) else ""
+    timed = "; processor time" if report.get("processor_time") else ""
+    calibrated = f"; int8 calibrated on {report['calibration']} frames" if "ONNX int8" in rows else ""
+    size = f"{cameras} x {height} x {width}, {report['gflops']:.2f} GFLOP"
     lines = [
-        f"`{report['model']}`, {cameras} x {height} x {width}, {report['gflops']:.2f} GFLOP; mAP and NDS on "
-        f"{report['frames']} frames of a world of another seed; int8 calibrated on {report['calibration']} frames.",
+        f"`{report['model']}`, {size}{timed}{scored}{calibrated}.",
         "",
         "| network | median ms | IQR ms | runs | peak extra MB | file MB | mAP | NDS |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, row in report["rows"].items():
+    for name, row in rows.items():
         size = "-" if row["file_bytes"] is None else f"{row['file_bytes'] / 1e6:.2f}"
         peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.1f}"
         scores = row["metrics"]
@@ -145,6 +165,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="crkd-demo-distilled", help="in pretrained/")
     parser.add_argument("--scenes", type=int, default=12, help="of the world (default: 12)")
     parser.add_argument("--calibration", type=int, default=30, help="frames for int8 (default: 30)")
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS, help="beside PyTorch and ONNX (default: all)")
+    parser.add_argument("--no-scores", dest="scores", action="store_false", help="times and sizes alone")
+    parser.add_argument("--processor-time", action="store_true", help="without waiting for others, on a busy machine")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5.0, help="each is timed for so long (default: 5)")
     parser.add_argument("--out", type=Path, help="JSON file")

@@ -1,8 +1,9 @@
-"""Write the network of a trained detector as an ONNX file or a torch.export program, which needs no training code.
+"""Write the network of a trained detector as ONNX, a torch.export program or machine code, without the training code.
 
 distill3d export RUN --to student.onnx --dataset_root DATA
 distill3d export WEIGHTS.safetensors --config CONFIG --to student.pt2 --dataset_root DATA
 distill3d export zoo:crkd-demo-distilled --to student.onnx --frames DATA --fixed-calibration
+distill3d export RUN --to student.pt2 --compile
 
 Of a distillation the student alone is written. One frame of the data is read: it decides how many cameras there are,
 and what the file answers to it is compared with what PyTorch answers.
@@ -36,6 +37,11 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--int8", type=int, metavar="N", help="also write FILE.int8.onnx, with ranges from the first N frames"
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile a .pt2 to machine code for this kind of processor (AOTInductor): needs g++ and a minute or more",
+    )
     parser.add_argument("--half", action="store_true", help="also write FILE.half.onnx, convolutions in float16")
     add_override_options(parser)
     args, rest = parser.parse_known_args(words)
@@ -53,13 +59,14 @@ def main(words: list[str]) -> None:
     from mmdet3d.io.files import check_place
 
     path = Path(args.to)
-    check_suffix(path)
+    check_suffix(path, args.compile)
     check_place(path.parent, "--to")
     detector = Detector.from_file(args.weights, args.config, read_overrides(rest, args.overrides_file, args.imports))
     frames = detector.frames(args.frames or detector.data["dataset_root"], args.info)
     index = 0 if args.frame is None else place_of(frames.tokens, args.frame)
-    differences = detector.export(path, frames[index], args.fixed_calibration)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, reads {', '.join(detector.sensors)}")
+    differences = detector.export(path, frames[index], args.fixed_calibration, args.compile)
+    kind = " of machine code" if args.compile else ""
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB{kind}, reads {', '.join(detector.sensors)}")
     name, worst = max(differences.items(), key=lambda item: item[1])
     print(f"outputs for frame {frames.tokens[index]} differ from PyTorch's by at most {worst:.1e} ({name})")
     if worst > TOLERANCE:

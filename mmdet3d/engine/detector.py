@@ -13,6 +13,7 @@ import torch
 import mmdet3d
 from mmdet3d.config import Config, parse_overrides
 from mmdet3d.datasets import open_folder
+from mmdet3d.engine import inductor
 from mmdet3d.engine.data import PictureDataset
 from mmdet3d.engine.export import Facts, export_detector, open_exported
 from mmdet3d.engine.overrides import configured, options_beside
@@ -131,14 +132,18 @@ class Detector:
         """Detections in a frame, see `Detections3D`; those below the model's score threshold are left out."""
         return detect(self.model, frame, self.device)
 
-    def export(self, path: str | Path, frame: Sample, fixed_calibration: bool = False) -> dict[str, float]:
+    def export(
+        self, path: str | Path, frame: Sample, fixed_calibration: bool = False, compiled: bool = False
+    ) -> dict[str, float]:
         """Write the network as `.onnx` or `.pt2`, see `export_detector`.
 
         Args:
             frame: as it will read them; it decides the number of cameras and the sizes.
             fixed_calibration: that of the frame is built in.
+            compiled: `.pt2` alone: machine code for processors like this one, which takes a C++ compiler and minutes.
         """
-        facts = replace(self.facts, fixed_calibration=fixed_calibration)
+        machine = inductor.machine() if compiled else None
+        facts = replace(self.facts, fixed_calibration=fixed_calibration, compiled=machine)
         if not isinstance(self.model, models.Detector):
             raise ValueError("an exported network cannot be exported again; export the model that it was made of")
         return export_detector(self.model, Batch.collate([frame]), path, facts)

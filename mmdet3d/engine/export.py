@@ -1,4 +1,4 @@
-"""A detector's network as an ONNX file or a `torch.export` program, with all that detecting with it needs beside it."""
+"""A detector's network as an ONNX file, a `torch.export` program or machine code, with all that detecting needs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdet3d.engine import inductor
 from mmdet3d.io.files import atomic_write
 from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.models.network import Interface, Network
@@ -39,6 +40,7 @@ class Facts:
         weights: SHA-256 of the weight file.
         version: of this project.
         fixed_calibration: the calibration of one vehicle is built in.
+        compiled: which machine the code in the file is for, see `inductor.machine`; None where it holds none.
     """
 
     classes: tuple[str, ...]
@@ -49,6 +51,7 @@ class Facts:
     weights: str
     version: str
     fixed_calibration: bool = False
+    compiled: Mapping[str, Any] | None = None
 
 
 class ExportedDetector(Trainable):
@@ -81,7 +84,7 @@ class ExportedDetector(Trainable):
 
 
 def export_detector(detector: Detector, batch: Batch, path: str | Path, facts: Facts) -> dict[str, float]:
-    """Write a detector as ONNX (`.onnx`) or as a `torch.export` program (`.pt2`).
+    """Write a detector as ONNX (`.onnx`) or as a `torch.export` program (`.pt2`), which is compiled if `facts` say so.
 
     Args:
         detector: on the CPU.
@@ -92,15 +95,20 @@ def export_detector(detector: Detector, batch: Batch, path: str | Path, facts: F
         By output the largest difference between what the file and PyTorch make of the sample.
 
     Raises:
-        ValueError: another suffix, a part that cannot be exported, or a package that is missing.
+        ValueError: another suffix, a part that cannot be exported or compiled, a package or a compiler that is missing.
     """
     path = Path(path)
-    check_suffix(path)
+    check_suffix(path, facts.compiled is not None)
     network = Network(detector, batch, facts.fixed_calibration).eval()
     inputs = network.interface.prepare(batch)
     program = _program(network, inputs)
-    metadata = {"format": FORMAT, "interface": network.interface.as_dict(), "facts": asdict(facts)}
-    (_write_onnx if path.suffix == ".onnx" else _write_program)(program, network.interface, path, json.dumps(metadata))
+    metadata = json.dumps({"format": FORMAT, "interface": network.interface.as_dict(), "facts": asdict(facts)})
+    if path.suffix == ".onnx":
+        _write_onnx(program, network.interface, path, metadata)
+    elif facts.compiled is not None:
+        inductor.write_package(program, path, facts.compiled, _KEY, metadata)
+    else:
+        _write_program(program, path, metadata)
     with torch.no_grad():
         outputs = dict(zip(network.interface.outputs, network(*inputs.values()), strict=True))
     wanted = network.interface.comparable(outputs)
@@ -108,10 +116,14 @@ def export_detector(detector: Detector, batch: Batch, path: str | Path, facts: F
     return {name: _difference(found[name], value) for name, value in wanted.items()}
 
 
-def check_suffix(path: Path) -> None:
+def check_suffix(path: Path, compiled: bool = False) -> None:
     """Raises ValueError unless it is one that can be written here."""
     if path.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"{path} must end in .onnx or .pt2")
+    if compiled:
+        if path.suffix != ".pt2":
+            raise ValueError(f"--compile --to {path}: it needs a file .pt2")
+        inductor.check_compiler()
     if path.suffix == ".onnx":
         _check_packages()
 
@@ -121,13 +133,15 @@ def open_exported(path: str | Path) -> ExportedDetector:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another file, or a package that is missing.
+        ValueError: another file, one that was compiled for another machine, or a package that is missing.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     if path.suffix == ".onnx":
         run, text = _open_onnx(path)
+    elif inductor.is_package(path):
+        run, text = inductor.open_package(path, _KEY)
     else:
         run, text = _open_program(path)
     if not text:
@@ -154,7 +168,8 @@ def _program(network: Network, inputs: Mapping[str, Tensor]) -> torch.export.Exp
     for name, value in inputs.items():
         free = any(name.startswith(f"{step}.") for step in network.interface.steps)
         # A number of rows below two would be taken for a constant.
-        example.append(value.new_zeros(2, *value.shape[1:]) if free and len(value) < 2 else value)
+        enough = value.new_zeros(2, *value.shape[1:]) if free and len(value) < 2 else value
+        example.append(enough.contiguous())
         sizes.append({0: torch.export.Dim.DYNAMIC} if free else None)
     return torch.export.export(network, tuple(example), dynamic_shapes=(tuple(sizes),), strict=False)
 
@@ -177,7 +192,7 @@ def _write_onnx(program: torch.export.ExportedProgram, interface: Interface, pat
         file.write(onnx.model_proto.SerializeToString())
 
 
-def _write_program(program: torch.export.ExportedProgram, interface: Interface, path: Path, metadata: str) -> None:
+def _write_program(program: torch.export.ExportedProgram, path: Path, metadata: str) -> None:
     program.example_inputs = None  # as large as the frame
     with atomic_write(path, "wb") as file:
         torch.export.save(program, file, extra_files={f"{_KEY}.json": metadata})

@@ -12,10 +12,12 @@ import test_temporal
 import torch
 from bev_models import CAMERA, CENTER_HEAD, TRANSFUSION_HEAD, make_batch, model_config
 
+from mmdet3d.engine import inductor
 from mmdet3d.engine.export import Facts, export_detector, open_exported
 from mmdet3d.models import build_model
 from mmdet3d.models.detectors.base import Detector
 from mmdet3d.models.network import Interface, Network
+from mmdet3d.ops import build as kernels
 from mmdet3d.structures import Batch
 
 FACTS = Facts(("car",), ("camera",), {}, None, "none", "", "0")
@@ -164,6 +166,22 @@ def test_a_program_with_the_calibration_built_in(tmp_path: Path) -> None:
     other = make_batch(1, seed=1)
     agree(model, exported.interface, exported.run(exported.interface.prepare(other)), other)
     assert not [name for name in exported.interface.inputs if name.startswith("calibration")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(kernels.compiler("cpu") is None, reason="no C++ compiler")
+def test_machine_code_answers_as_pytorch_for_another_car(tmp_path: Path) -> None:
+    """Frames of other numbers of points, one without any."""
+    model, batch = build("camera", "radar"), make_batch(1)
+    facts = dataclasses.replace(FACTS, compiled=inductor.machine())
+    assert max(export_detector(model, batch, tmp_path / "model.pt2", facts).values()) < 1e-4
+    exported = open_exported(tmp_path / "model.pt2")
+    assert exported.facts.compiled == inductor.machine()
+    few = another_car(make_batch(1, seed=1))
+    few.radar = [few.radar[0][:1]]
+    none = dataclasses.replace(few, clouds={"points": few.points, "radar": [few.radar[0][:0]]})
+    for one in (batch, few, none):
+        agree(model, exported.interface, exported.run(exported.interface.prepare(one)), one)
 
 
 CAMERA_STUDENTS = {

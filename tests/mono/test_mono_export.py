@@ -9,7 +9,8 @@ import pytest
 import torch
 from mono_inputs import CLASSES, make_batch, small_model
 
-from mmdet3d.engine.export import Facts, export_detector, open_exported
+from mmdet3d.engine import inductor
+from mmdet3d.engine.export import Facts, _program, export_detector, open_exported
 from mmdet3d.models.detectors import MonoDetector
 from mmdet3d.models.network import Interface, Network
 from mmdet3d.structures import Batch
@@ -48,6 +49,24 @@ def test_what_is_compared_does_not_depend_on_the_order_of_equal_peaks() -> None:
     decoder = model.decoder_step(batch)
     one, other = decoder.comparable(regions), decoder.comparable({k: v[[1, 0, 2]] for k, v in regions.items()})
     assert one["cells"].tolist() == other["cells"].tolist() == [[2, 1], [3, 1]]
+
+
+def test_regions_are_cut_out_by_plain_operations_where_programs_are_compiled() -> None:
+    """Machine code of the op as a whole would call Python."""
+    batch = make_batch([[]], crop=0.9)
+    network = Network(settled(small_model(score_threshold=0.01), batch), batch).eval()
+    inputs = network.interface.prepare(batch)
+    program = _program(network, inputs)
+    plain = inductor.without_own_ops(program)
+    held, left = ({n.target for n in p.graph.nodes if "mmdet3d" in str(n.target)} for p in (program, plain))
+    assert held and not left
+    with torch.no_grad():
+        found, wanted = (
+            network.interface.comparable(dict(zip(network.interface.outputs, run(*inputs.values()), strict=True)))
+            for run in (plain.module(), network)
+        )
+    assert len(wanted) > 5
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.skipif(bool(WITHOUT_ONNX), reason=f"{', '.join(WITHOUT_ONNX)} not installed (extra `export`)")
