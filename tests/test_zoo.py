@@ -30,6 +30,7 @@ def test_a_line_per_model(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {line.split()[0]: re.split(r"\s{2,}", line) for line in lines}
     assert rows.keys() == zoo_files().keys()
     assert rows["crkd-demo-distilled"][1:4] == ["CRKD", "distilled", "object/map 0.3771"]
+    assert rows["synthetic-camera"][2] == "camera"  # of a recipe without a table
     assert rows["kitti-small-monoskd"][1:4] == ["MonoSKD", "distilled", "Car/3d@0.5/R40/moderate 48.75"]
     for name, row in rows.items():
         assert row[-1] == read_card(name)["config"] and float(row[-2].removesuffix(" MB")) > 0.5

@@ -51,7 +51,7 @@ def listing() -> str:
         card = read_card(name)
         recipe = read_with_base(card["recipe"])
         system = recipe["title"].partition(",")[0]
-        role = next((role for role, run in recipe["table"].items() if run == card["run"]), card["run"])
+        role = next((role for role, run in (recipe.get("table") or {}).items() if run == card["run"]), card["run"])
         metric, score = next(iter(card["metrics"].items()))
         size = f"{zoo_file(name).stat().st_size / 1e6:.2f} MB"
         rows.append((name, system, role, f"{metric} {score:.4g}", size, card["config"]))
