@@ -17,7 +17,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a training, or of several (a recipe's)")
-    parser.add_argument("--out", help=".png, .svg or .pdf (default: curves.png in the first folder)")
+    parser.add_argument("--out", help=".png, .svg, .pdf or .html (default: curves.png in the first folder)")
     parser.add_argument("--keys", nargs="+", metavar="KEY", help="what is drawn; * stands for anything")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(words)

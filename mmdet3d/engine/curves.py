@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
@@ -11,6 +13,7 @@ from typing import Any
 
 from mmdet3d.datasets import benchmark_of
 from mmdet3d.registry import DATASETS
+from mmdet3d.visualization.page import Page, table
 
 __all__ = ["draw_curves", "find_runs", "read_curves"]
 
@@ -72,7 +75,7 @@ def _compared() -> list[str]:
 
 
 def draw_curves(runs: Mapping[str, Path], path: Path, keys: Sequence[str] | None = None) -> list[str]:
-    """A plot per key with a line per run, as PNG, SVG or PDF by the name of `path`.
+    """A plot per key with a line per run, as PNG, SVG or PDF by the name of `path`; as HTML with all last values below.
 
     Args:
         runs: see `find_runs`.
@@ -89,8 +92,8 @@ def draw_curves(runs: Mapping[str, Path], path: Path, keys: Sequence[str] | None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"{path} must end in .png, .svg or .pdf")
+    if path.suffix not in (".png", ".svg", ".pdf", ".html"):
+        raise ValueError(f"{path} must end in .png, .svg, .pdf or .html")
     keys = keys or [*_KEYS, *_compared()]
     curves = {name: read_curves(file) for name, file in runs.items()}
     present = list(dict.fromkeys(key for found in curves.values() for key in found))
@@ -119,6 +122,20 @@ def draw_curves(runs: Mapping[str, Path], path: Path, keys: Sequence[str] | None
     lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(4, len(lines)), fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    if path.suffix == ".html":
+        drawing = io.StringIO()
+        figure.savefig(drawing, format="svg")
+        _page(drawing.getvalue(), curves, drawn).write(path)
+    else:
+        figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return drawn
+
+
+def _page(drawing: str, curves: Mapping[str, Mapping[str, Curve]], keys: Sequence[str]) -> Page:
+    page = Page("Curves of " + ", ".join(curves))
+    page.add(f"<figure>{drawing[drawing.index('<svg') :]}</figure>")
+    page.heading("Last values")
+    rows = [[key, *(found[key][-1][1] if key in found else math.nan for found in curves.values())] for key in keys]
+    page.add(table(["", *curves], rows))
+    return page

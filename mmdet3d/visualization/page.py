@@ -32,7 +32,7 @@ th { color: #666; } td:first-child, th:first-child { text-align: left; position:
 .signed { display: grid; grid-template-columns: 1fr 1fr; }
 .signed .lost { flex-direction: row-reverse; gap: 5px; padding: 0 0 0 40px; }
 .key i { display: inline-block; width: 12px; height: 12px; margin: 0 6px 0 0; } .key span { margin-right: 20px; }
-figure { margin: 18px 0; } img { max-width: 100%; height: auto; } figcaption { color: #666; }
+figure { margin: 18px 0; } img, svg { max-width: 100%; height: auto; } figcaption { color: #666; }
 @media (max-width: 600px) { th { min-width: 4.5em; } }
 """
 _COLORS = ("#2534f2", "#ffa100")

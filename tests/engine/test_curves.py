@@ -52,6 +52,10 @@ def test_the_command_draws_all_runs_of_a_folder(runs: Path, capsys: pytest.Captu
     command.main([str(runs / "control"), "--out", str(runs / "own.svg"), "--keys", "object/car*"])
     svg = (runs / "own.svg").read_text()
     assert svg.startswith("<?xml") and "object/car_ap_dist_0.5" in svg.replace("&#45;", "-")
+    command.main([str(runs), "--out", str(runs / "both.html")])
+    page = (runs / "both.html").read_text()
+    assert "<?xml" not in page and "</svg></figure>" in page.replace("\n", "")
+    assert "<tr><td>object/map</td><td>0.100</td><td>0.200</td></tr>" in page
 
 
 def test_runs_of_one_name_are_told_apart(runs: Path, tmp_path: Path) -> None:
@@ -64,7 +68,7 @@ def test_mistakes_are_explained(runs: Path, tmp_path: Path) -> None:
         find_runs([tmp_path / "nowhere"])
     with pytest.raises(ValueError, match=r"no run has a value named los \(there are: loss/object/heatmap, lr"):
         draw_curves(find_runs([runs]), tmp_path / "x.png", ["los"])
-    with pytest.raises(ValueError, match=r"x.jpg must end in .png, .svg or .pdf"):
+    with pytest.raises(ValueError, match=r"x.jpg must end in .png, .svg, .pdf or .html"):
         draw_curves(find_runs([runs]), tmp_path / "x.jpg")
     (runs / "control" / "metrics.jsonl").write_text('{"mode": "train", "iter')
     with pytest.raises(ValueError, match=r"line 1: not valid JSON .*; remove the line"):

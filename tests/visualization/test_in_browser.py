@@ -18,6 +18,7 @@ from mmdet3d.visualization.page import Page
 
 WORLD = WorldSettings(scenes=1, keyframes=2, lidar_sweeps=0, radar_sweeps=0, image_size=(160, 90))
 FRAMES = KittiSettings(frames=2, test_frames=1, image_size=(1242, 375), val_fraction=0.5)
+pytestmark = pytest.mark.slow
 WIDTHS = pytest.mark.parametrize("width", [1280, PHONE])
 # A picture of 40 x 40 pixels, as markup.
 PICTURE = "<svg xmlns='http://www.w3.org/2000/svg' width='40' height='40'><rect width='40' height='40'/></svg>"
@@ -86,14 +87,16 @@ def test_the_page_on_kitti(kitti_page: Path, chromium: Browser, width: int) -> N
     assert "Objects won and lost: without cars against whole" in sight.text
 
 
-def test_curves(chromium: Browser, tmp_path: Path) -> None:
+@WIDTHS
+def test_curves(chromium: Browser, tmp_path: Path, width: int) -> None:
     for name, factor in {"control": 1.0, "distilled": 0.5}.items():
         (tmp_path / name).mkdir()
         lines = [{"mode": "train", "iteration": k, "loss": factor / k, "loss/object/box": factor} for k in (20, 40, 60)]
         (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    file = tmp_path / "curves.svg"
+    file = tmp_path / "curves.html"
     curves.main([str(tmp_path), "--out", str(file)])
-    assert chromium.look(file).wrong(file, images=0) == []
+    sight = chromium.look(file, width)
+    assert sight.wrong(file, images=0) == [] and "Last values" in sight.text
 
 
 @pytest.mark.parametrize(
