@@ -28,6 +28,7 @@ RECIPES = (
     "crkd_taught_short",
     "crkd_labels",
     "crkd_small",
+    "simdistill_pretrained",
     "simdistill_taught",
     "simdistill_small",
     "labeldistill_small",

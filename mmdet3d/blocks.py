@@ -13,14 +13,13 @@ import math
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any, Literal, TypeVar
 
 __all__ = [
     "MOST_SEED",
     "ConfigKeyError",
     "at_least",
-    "block_keys",
     "block_type",
     "check_keys",
     "check_kind",
@@ -155,18 +154,10 @@ def find_key(name: str, config: Mapping[str, Any], cutoff: float = 0.8, other_th
     return f", did you mean {found[0]!r}?" if found else ""
 
 
-def find_tail(key: str, config: Mapping[str, Any], block: type) -> str:
-    """`", did you mean 'a.b.KEY'?"` if one key of a config, or of the `block` that it is read into, ends in `key`."""
-    found = {path for path in (*_paths(config), *block_keys(block)) if path.endswith(f".{key}")}
+def find_tail(key: str, config: Mapping[str, Any]) -> str:
+    """`", did you mean 'a.b.KEY'?"` if one key of a config ends in `key`."""
+    found = {path for path in _paths(config) if path.endswith(f".{key}")}
     return f", did you mean {found.pop()!r}?" if len(found) == 1 else ""
-
-
-def block_keys(block: type, within: str = "") -> Iterator[str]:
-    """Dotted keys of a dataclass that a block becomes, and of the blocks in it."""
-    for name in (field.name for field in fields(block)):
-        yield _below(within, name)
-        if inner := block_type(_hints(block).get(name)):
-            yield from block_keys(inner, _below(within, name))
 
 
 def _paths(value: Any, within: str = "") -> Iterable[str]:

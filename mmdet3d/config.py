@@ -372,14 +372,12 @@ def _nearest_key(path: str, siblings: Config, config: Config, file: Path, key: s
     """The hint for a mistyped `path` on the way to `key`: what ends in that key, one of its very name at another level,
     the nearest beside it, or a similar one.
     """
-    from mmdet3d.engine.settings import Settings  # with torch, which only this error needs
-
     name = path.rpartition(".")[2]
     try:
         whole = _Expressions(config, file).evaluate({key: config.get(key) for key in ("data", *TRAINING)})
     except (ValueError, LookupError, TypeError):  # of an expression, whose fault is another one
         whole = Config()
-    elsewhere = find_tail(key, whole, Settings) or find_key(name, whole, cutoff=1, other_than=path)
+    elsewhere = find_tail(key, whole) or find_key(name, whole, cutoff=1, other_than=path)
     return elsewhere or nearest(name, siblings) or find_key(name, whole, other_than=path)
 
 

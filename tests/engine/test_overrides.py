@@ -69,6 +69,11 @@ def test_an_override_of_a_recipe_has_an_effect_in_some_run() -> None:
         recipe.check({"distilled.voxel_size": [1, 1, 8]})
 
 
+def test_the_tail_of_one_key_is_answered_with_all_of_it() -> None:
+    with pytest.raises(ValueError, match=r"'grad_clip', did you mean 'optimizer_config\.grad_clip\.max_norm'"):
+        load_config(CRKD, {"grad_clip.max_norm": 1})
+
+
 def test_every_setting_of_the_training_has_an_effect() -> None:
     assert {f.name for f in fields(Settings)} <= {*TRAINING, "data"}
     assert not without_effect(CRKD, {"fully_shard": True})  # which was said to have none

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import recipe_toy
+import torch
 import yaml
 from safetensors.torch import load_file
+from torch import nn
 
 from mmdet3d.engine import recipe as module
 from mmdet3d.engine.recipe import Plan, Recipe, run_recipe
@@ -189,6 +191,7 @@ def test_finished_runs_are_reused_however_the_folder_is_written(
 class _Outer(Trainable):
     def __init__(self, part: dict[str, str]) -> None:
         super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
 
     def loss(self, batch: Any) -> dict[str, Any]:
         return {}

@@ -136,6 +136,9 @@ def test_a_killed_training_ends_as_one_that_never_stopped(
 
 
 def same(one: Any, other: Any) -> bool:
-    return (
-        torch.equal(one, other) if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) else one == other
-    )
+    """Equal, but for the last bit of a sum: in which order a convolution adds up depends on where its arrays lie."""
+    if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
+        return bool(one == other)
+    if not one.is_floating_point() or not one.numel():
+        return torch.equal(one, other)
+    return one.shape == other.shape and bool((one - other).abs().max() <= 1e-7 * one.abs().max())
