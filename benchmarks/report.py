@@ -28,6 +28,7 @@ RECIPES = (
     "crkd_taught_short",
     "crkd_labels",
     "crkd_small",
+    "simdistill_pretrained",
     "simdistill_taught",
     "simdistill_small",
     "labeldistill_small",
@@ -36,7 +37,7 @@ RECIPES = (
     "monoskd_small",
     "monommkd_small",
 )
-PARTS = ("labeldistill_parts", "simdistill_pretrained", "seg_small")  # other heads than the README's, or one world
+PARTS = ("labeldistill_parts", "seg_small")  # whose heads are not in the README
 BY_CLASS = ("crkd_labels", "crkd_taught", "crkd_taught_short")
 WHERE = ("crkd_taught",)
 # What was aimed at on the CPU: case, other implementation, least ratio of its time (or memory) to ours.
