@@ -136,6 +136,8 @@ def _page(drawing: str, curves: Mapping[str, Mapping[str, Curve]], keys: Sequenc
     page = Page("Curves of " + ", ".join(curves))
     page.add(f"<figure>{drawing[drawing.index('<svg') :]}</figure>")
     page.heading("Last values")
-    rows = [[key, *(found[key][-1][1] if key in found else math.nan for found in curves.values())] for key in keys]
+    rows: list[list[str | float]] = [
+        [key, *(found[key][-1][1] if key in found else math.nan for found in curves.values())] for key in keys
+    ]
     page.add(table(["", *curves], rows))
     return page

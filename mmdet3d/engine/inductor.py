@@ -88,7 +88,8 @@ def without_own_ops(program: torch.export.ExportedProgram) -> torch.export.Expor
     op = torch.ops.mmdet3d.roi_align.default
     if all(node.target != op for node in program.graph.nodes):
         return program
-    return program.run_decompositions({op: exported.roi_align})
+    plain: torch.export.ExportedProgram = program.run_decompositions({op: exported.roi_align})
+    return plain
 
 
 def is_package(path: Path) -> bool:
@@ -110,7 +111,7 @@ def open_package(path: Path, key: str) -> tuple[Callable[..., Any], str]:
     _check_machine(path, needs)
     try:
         # What torch._inductor.aoti_load_package wraps, without importing the compiler and looking for g++.
-        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)  # type: ignore[attr-defined]
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
     except RuntimeError as error:
         versions = f"torch {needs['torch']} and does not load with {torch.__version__}"
         raise ValueError(f"{path} was compiled with {versions}; export it anew") from error
