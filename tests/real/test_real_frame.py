@@ -24,14 +24,8 @@ CRKD = (
     "nuscenes/distill/feature_response_distill/"
     "feat_fused_da_lr_mean_c2c_scale_mask_relation_resp_kd_dynamic_class_loss_80_256"
 )
-SIMDISTILL = "nuscenes/distill/simdistill"
-DISTILLERS = {
-    "crkd-swint": f"{CRKD}.yaml",
-    "crkd-resnet50": f"{CRKD}_resnet.yaml",
-    "simdistill-swint": f"{SIMDISTILL}/swint/convfuser.yaml",
-    "simdistill-vitaev2": f"{SIMDISTILL}/vitaev2/convfuser.yaml",
-    "simdistill-resnet50": f"{SIMDISTILL}/resnet50/convfuser-256x704.yaml",
-}
+# The detectors of tests/configs/test_real_size.py see with ResNet-50.
+DISTILLERS = {"crkd-swint": f"{CRKD}.yaml", "simdistill-vitaev2": "nuscenes/distill/simdistill/vitaev2/convfuser.yaml"}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdet3d.config import load_config
+from mmdet3d.config import Config, load_config
 from mmdet3d.datasets import build_dataset
 from mmdet3d.datasets.nuscenes.create import create_nuscenes
 from mmdet3d.datasets.records import Context
@@ -32,10 +32,8 @@ def info_file(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return create_nuscenes(root, out, "real", "v1.0-mini", workers=1, allow_missing=True, database=False)["val"]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_student_at_full_size(name: str, shared: Path, info_file: Path) -> None:
-    """Published pipelines: loss, backward, prediction; LiDAR gives depth labels and nothing else."""
-    torch.manual_seed(0)
+def read(name: str, shared: Path, info_file: Path) -> tuple[Config, dict[str, Batch]]:
+    """The config of that student, and the second key frame by its pipelines of training and validation."""
     offsets, tokens = CASES[name]
     root = shared / "data" / "nuscenes"
     cfg = load_config(f"{STUDENT}/{name}.yaml", {"dataset_root": f"{root}/", "history.key_offsets": offsets})
@@ -47,8 +45,24 @@ def test_student_at_full_size(name: str, shared: Path, info_file: Path) -> None:
         record = replace(record, lidar=record.sweeps[0], sweeps=record.sweeps[1:])
         context = Context(record, root, np.random.RandomState(0), classes=dataset.classes, find=dataset._find)
         batches[split] = Batch.collate([Compose(cfg.data[split].pipeline).load(context)])
+    assert [past.tokens for past in batches["train"].history] == [[token] for token in tokens]
+    return cfg, batches
+
+
+def test_four_frames_are_looked_for(shared: Path, info_file: Path) -> None:
+    cfg, batches = read("4key", shared, info_file)
+    model = build_model(cfg.model).eval()
+    model.heads["object"].test_cfg = replace(model.heads["object"].test_cfg, score_threshold=0.0)
+    with torch.no_grad():
+        (found,) = model.predict(batches["val"])
+    assert len(found) > 100 and found.boxes.tensor.isfinite().all()
+
+
+def test_student_at_full_size(shared: Path, info_file: Path) -> None:
+    """Published pipelines: loss, backward, prediction; LiDAR gives depth labels and nothing else."""
+    torch.manual_seed(0)
+    cfg, batches = read("2key", shared, info_file)
     batch = batches["train"]
-    assert [past.tokens for past in batch.history] == [[token] for token in tokens]
     assert (batch.depths > 0).sum() > 3000 and len(batch.boxes[0]) > 10
 
     model = build_model(cfg.model).train()
