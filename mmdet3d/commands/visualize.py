@@ -127,7 +127,7 @@ def draw_all(args: argparse.Namespace, rest: list[str], folder: Path) -> None:
         check_place(args.out_dir, "--out-dir")
     overrides = read_overrides(rest, args.overrides_file, args.imports)
     needed = options_beside(args.checkpoint, args.config) if args.checkpoint else {}
-    cfg = configured(args.config, {**needed, **overrides}, _SPARE)
+    cfg = configured(args.config, {**needed, **overrides}, _SPARE, with_model=args.mode != "gt")
     if args.image:
         args.split = "test"
         cfg.data["test"] = own_frames(cfg, args.image, args.calib, folder)

@@ -13,21 +13,31 @@ from mmdet3d.config import Config, assembled, find_config, load_config, parse_ov
 __all__ = ["configured", "options_beside", "without_effect"]
 
 
-def configured(path: str | Path, overrides: Sequence[str] | Mapping[str, Any], spare: Collection[str] = ()) -> Config:
+def configured(
+    path: str | Path,
+    overrides: Sequence[str] | Mapping[str, Any],
+    spare: Collection[str] = (),
+    with_model: bool = True,
+) -> Config:
     """A config with the overrides of a command line, as `load_config` takes them.
 
     In the config of a run, which stands in full, `dataset_root` moves the data sets that lie there.
 
     Args:
         spare: keys that need not have an effect: they are meant for another config, or for the command itself.
+        with_model: the config must describe a model.
 
     Raises:
-        ValueError: an override changes a constant that nothing refers to; see also `load_config`.
+        ValueError: an override changes a constant that nothing refers to, or there is no model; see also `load_config`.
         FileNotFoundError: see `load_config`.
     """
     overrides = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     idle = without_effect(path, overrides)
     config = load_config(path, overrides)
+    if with_model and not config.get("model"):
+        if "runs" in config:
+            raise ValueError(f"{path} is a recipe of several trainings, no config: tools/run_recipe.py runs it")
+        raise ValueError(f"{path} describes no model: it is what other configs inherit; name one beside or below it")
     if "dataset_root" in idle:
         before = load_config(path)
         moved = _moved(config.get("data"), before.get("dataset_root"), config.dataset_root)

@@ -22,7 +22,7 @@ CRKD = "synthetic/crkd/small.yaml"
 @pytest.fixture
 def run_config(tmp_path: Path) -> Path:
     """The `configs.yaml` of a run, in which no expression is left."""
-    content = toy_config(dataset_root="data/then/", image_size=[4, 8])
+    content = toy_config(dataset_root="data/then/", image_size=[4, 8], model={"type": "Toy"})
     content["data"] |= {"train": {"dataset_root": "data/then/"}, "val": {"dataset_root": "data/others/"}}
     path = tmp_path / "configs.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -67,6 +67,19 @@ def test_an_override_of_a_recipe_has_an_effect_in_some_run() -> None:
     recipe.check({"radar_sweeps": 2})  # of the student alone
     with pytest.raises(ValueError, match="--voxel_size has no effect"):
         recipe.check({"distilled.voxel_size": [1, 1, 8]})
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("vod/default.yaml", "describes no model: it is what other configs inherit"),
+        ("synthetic/recipes/crkd_small.yaml", r"is a recipe of several trainings, no config: tools/run_recipe\.py"),
+    ],
+)
+def test_what_is_no_config_of_a_model_is_said(path: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        configured(path, {})
+    assert configured(path, {}, with_model=False).get("model") is None  # pictures of labels need none
 
 
 def test_the_tail_of_one_key_is_answered_with_all_of_it() -> None:

@@ -47,7 +47,7 @@ def another_car(batch: Batch) -> Batch:
 
 
 def agree(model: Detector, interface: Interface, found: dict[str, torch.Tensor], batch: Batch) -> None:
-    """What they say is close, and the same values are decoded alike: of two equal peaks chance would take one in each."""
+    """What they say is close, and equal values are decoded alike: of two equal peaks, chance would take one in each."""
     (tap,) = model.predict_taps
     with torch.no_grad():
         features = model.extract(batch, [tap])
