@@ -28,7 +28,7 @@ from mmdet3d.evaluation.breakdown import (
 from mmdet3d.evaluation.nuscenes import CLASSES, DISTANCES, ERRORS, Scored
 from mmdet3d.shell import number_of
 from mmdet3d.structures import Boxes3D, Detections3D
-from mmdet3d.visualization import Panel, draw_panels, verdict_layers
+from mmdet3d.visualization import Panel, draw_panels, verdict_counts, verdict_layers
 from mmdet3d.visualization.page import Page, bars, heat_table, signed_bars, table
 
 __all__ = ["write_report"]
@@ -206,7 +206,7 @@ def _draw(sides: Sequence[_Side], token: str, tables: Any, root: Path, min_score
         found, guessed, scores = _in_lidar(side.scored.found[token], global2lidar)
         kept = scores >= min_score
         layers = verdict_layers(boxes, labels, Detections3D(found, scores, guessed)[kept])
-        counts = ", ".join(f"{len(layer.boxes)} {layer.title}" for layer in reversed(layers[1:]))
+        counts = verdict_counts(layers)
         images = list(sample.images) if sample.images is not None else []
         panels.append(
             Panel(side.title, counts, layers, sample.calibration, images, list(record.cameras), sample.clouds)

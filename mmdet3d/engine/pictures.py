@@ -25,7 +25,7 @@ from mmdet3d.models.detectors.base import Detector, Trainable
 from mmdet3d.progress import progress_bar
 from mmdet3d.shell import number_of
 from mmdet3d.structures import Batch, BEVMasks, Boxes3D, Detections3D, Sample, by_sensor, point_sensors
-from mmdet3d.visualization import Areas, Heat, Layer, Panel, draw_frame, draw_panels, verdict_layers
+from mmdet3d.visualization import Areas, Heat, Layer, Panel, draw_frame, draw_panels, verdict_counts, verdict_layers
 
 __all__ = [
     "Answer",
@@ -320,13 +320,9 @@ def _truth_panel(truth: Layer, scene: Scene) -> Panel:
 def _panel(
     title: str, inputs: Collection[str], layers: Sequence[Layer], scene: Scene, areas: Areas | None = None
 ) -> Panel:
-    counts = ", ".join(
-        f"{len(layer.boxes) + layer.hidden} {layer.title}{f' ({layer.hidden} not drawn)' if layer.hidden else ''}"
-        for layer in reversed(layers[1:])
-    )
     return Panel(
         title,
-        f"{_titles(inputs)}\n{counts}",
+        f"{_titles(inputs)}\n{verdict_counts(layers)}",
         layers,
         scene.calibration,
         scene.images if "camera" in inputs else (),

@@ -7,7 +7,7 @@ from mmdet3d.visualization.compose import Panel, draw_frame, draw_panels
 from mmdet3d.visualization.film import check_film, write_film
 from mmdet3d.visualization.heat import Heat
 from mmdet3d.visualization.layers import PALETTE, Layer
-from mmdet3d.visualization.verdicts import judge, verdict_layers
+from mmdet3d.visualization.verdicts import judge, verdict_counts, verdict_layers
 
 __all__ = [
     "PALETTE",
@@ -23,6 +23,7 @@ __all__ = [
     "draw_frame",
     "draw_panels",
     "judge",
+    "verdict_counts",
     "verdict_layers",
     "write_film",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from mmdet3d.structures import Boxes3D, Detections3D
 from mmdet3d.visualization.layers import Layer
 
-__all__ = ["REACH", "judge", "verdict_layers"]
+__all__ = ["REACH", "judge", "verdict_counts", "verdict_layers"]
 
 _SAME_PLACE = 1.0  # metres
 REACH = 2.0  # metres between centres on the ground, one of the four distances that nuScenes matches with
@@ -63,3 +64,11 @@ def verdict_layers(boxes: Boxes3D, labels: Tensor, detections: Detections3D, wit
         replace(false, hidden=int(doubled.sum())),
         Layer.from_detections("hit", detections[hit], "solid", with_scores),
     ]
+
+
+def verdict_counts(layers: Sequence[Layer]) -> str:
+    """How many there are of `verdict_layers`, whether drawn or not: "14 hit, 16 false (5 not drawn), 27 missed"."""
+    return ", ".join(
+        f"{len(layer.boxes) + layer.hidden} {layer.title}{f' ({layer.hidden} not drawn)' if layer.hidden else ''}"
+        for layer in reversed(layers[1:])
+    )

@@ -26,6 +26,7 @@ from mmdet3d.visualization import (
     draw_frame,
     draw_panels,
     judge,
+    verdict_counts,
     verdict_layers,
 )
 from mmdet3d.visualization.areas import AREA_COLORS
@@ -223,9 +224,11 @@ def test_one_guess_is_drawn_for_a_place() -> None:
     scores = torch.tensor([0.9, 0.3, 0.2, 0.4, 0.9, 0.8, 0.9, 0.8])
     found = Detections3D(boxes, scores, torch.tensor([0, 1, 0, 1, 0, 1, 1, 1]))
     truth = Boxes3D(torch.tensor([[0.0, 0, 0, 1, 1, 1, 0, 0, 0]]))
-    *_, false, hit = verdict_layers(truth, torch.tensor([1]), found)
+    layers = verdict_layers(truth, torch.tensor([1]), found)
+    *_, false, hit = layers
     assert hit.boxes.centers[:, 0].tolist() == [0.5]
-    assert false.boxes.centers[:, 0].tolist() == pytest.approx([10.9, 20, 21.1, 30, 30.5]) and false.hidden == 2
+    assert false.boxes.centers[:, 0].tolist() == pytest.approx([10.9, 20, 21.1, 30, 30.5])
+    assert verdict_counts(layers) == "1 hit, 7 false (2 not drawn), 0 missed"
 
 
 def test_areas_lie_where_their_cells_are_and_later_classes_hide_earlier_ones() -> None:
