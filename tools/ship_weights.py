@@ -30,7 +30,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="what the names in the zoo begin with: NAME-RUN")
     parser.add_argument("--runs", nargs="+", help="which of its runs (default: those of its table)")
     parser.add_argument("--world", type=int, default=0, help="seed of the synthetic world (default: 0)")
-    parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
+    parser.add_argument("--seed", type=int, help="of the training (default: that of the world)")
     parser.add_argument("--data-dir", type=Path, help="folder of the synthetic world (default: data/RECIPE-world-SEED)")
     parser.add_argument("--revision", help="of the program that trained them (default: this one)")
     parser.add_argument("--tolerance", type=float, default=0.002, help="most that rounding may change mAP")
@@ -44,16 +44,18 @@ def main(words: list[str]) -> None:
     recipe = Recipe.load(args.recipe)
     runs = json.loads((args.run_dir / "results.json").read_text())["runs"]
     data = args.data_dir or Path(f"data/{Path(args.recipe).stem}-world-{args.world}")
-    options = f"--run-dir runs/{Path(args.recipe).stem} --world {args.world} --seeds {args.seed}"
+    seed = args.world if args.seed is None else args.seed
+    numbers = f"--worlds {args.world}" if seed == args.world else f"--world {args.world} --seeds {seed}"
+    options = f"--run-dir runs/{Path(args.recipe).stem} {numbers}"
     origin = {
         "recipe": args.recipe,
         "world": args.world,
-        "seed": args.seed,
+        "seed": seed,
         "command": f"python tools/run_recipe.py {args.recipe} {options}",
         "revision": args.revision or subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
     }
     for name in args.runs or dict.fromkeys(recipe.table.values()):
-        result = runs[name][str(args.seed)]
+        result = runs[name][str(seed)]
         weights = args.run_dir / result["checkpoint"]
         card = ship(f"{args.name}-{name}", name, result, weights, data, args.tolerance, recipe, origin)
         print(f"{args.name}-{name}: {card['metrics']}, in the small world {card['small_world']['metrics']}")

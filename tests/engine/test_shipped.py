@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from mmdet3d.commands import test
 from mmdet3d.config import find_config, load_config
 from mmdet3d.datasets.synthetic.worlds import make_scene
 from mmdet3d.engine.recipe import Recipe
@@ -50,7 +49,7 @@ def test_cards_belong_to_files_and_recipe(name: str) -> None:
     recipe = Recipe.load(card["recipe"])
     assert recipe.runs[card["run"]].config == card["config"] and find_config(card["config"]).is_file()
     assert card["recipe"] in card["command"] and len(card["revision"]) == 40
-    assert next(iter(card["metrics"].values())) > 0.1
+    assert next(iter(card["metrics"].values())) > 0.03  # which an untrained one has not
     assert card["versions"]["mmdet3d"]  # or loading them would warn of another program
 
 
@@ -63,11 +62,12 @@ def test_they_find_what_their_cards_say(name: str, worlds: Callable[[str], Path]
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo_files())
 def test_the_test_command_gives_the_numbers_of_the_card(
-    name: str, worlds: Callable[[str], Path], tmp_path: Path
+    name: str, worlds: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card, out = read_card(name), tmp_path / "out"
     words = [card["config"], f"zoo:{name}", "--eval", "bbox", "--run-dir", out, "--dataset_root", f"{worlds(name)}/"]
-    subprocess.run([sys.executable, "tools/test.py", *map(str, words)], cwd=ROOT, check=True, capture_output=True)
+    monkeypatch.chdir(ROOT)
+    test.main([weight_path(str(word)) for word in words])
     found = json.loads((out / "metrics.json").read_text())["metrics"]
     for key, value in card["small_world"]["metrics"].items():
         assert found[key] == pytest.approx(value, abs=1e-4), key
