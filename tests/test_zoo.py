@@ -33,7 +33,7 @@ def test_a_line_per_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["synthetic-camera"][2] == "camera"  # of a recipe without a table
     assert rows["kitti-small-monoskd"][1:4] == ["MonoSKD", "distilled", "Car/3d@0.5/R40/moderate 48.75"]
     for name, row in rows.items():
-        assert row[-1] == read_card(name)["config"] and float(row[-2].removesuffix(" MB")) > 0.5
+        assert row[-1] == read_card(name)["config"] and float(row[-2].removesuffix(" MB")) > 0.2
 
 
 @pytest.mark.parametrize("name", zoo_files())

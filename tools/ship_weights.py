@@ -9,6 +9,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of the training (default: that of the world)")
     parser.add_argument("--data-dir", type=Path, help="folder of the synthetic world (default: data/RECIPE-world-SEED)")
     parser.add_argument("--revision", help="of the program that trained them (default: this one)")
+    parser.add_argument(
+        "--leave-out", nargs="+", default=[], metavar="PART", help="of the models, on which no prediction depends"
+    )
     parser.add_argument("--tolerance", type=float, default=0.002, help="most that rounding may change mAP")
     return parser.parse_args(words)
 
@@ -57,7 +61,7 @@ def main(words: list[str]) -> None:
     for name in args.runs or dict.fromkeys(recipe.table.values()):
         result = runs[name][str(seed)]
         weights = args.run_dir / result["checkpoint"]
-        card = ship(f"{args.name}-{name}", name, result, weights, data, args.tolerance, recipe, origin)
+        card = ship(f"{args.name}-{name}", name, result, weights, data, args.tolerance, args.leave_out, recipe, origin)
         print(f"{args.name}-{name}: {card['metrics']}, in the small world {card['small_world']['metrics']}")
 
 
@@ -68,13 +72,14 @@ def ship(
     weights: Path,
     data: Path,
     tolerance: float,
+    leave_out: Sequence[str],
     recipe: Recipe,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the model `name` and its card, which it returns.
 
     Raises:
-        ValueError: in float16 the model scores differently.
+        ValueError: in float16, and without what is left out, the model scores differently.
     """
     import torch
 
@@ -87,8 +92,11 @@ def ship(
 
     config, target = result["config"], ZOO / f"{name}.safetensors"
     state = {key: halved(v) for key, v in read_weights(weights)[0].items()}
+    named = [part for each in leave_out for part in (each, f"student.{each}")]
+    left_out = [part for part in named if any(key.startswith(f"{part}.") for key in state)]
+    state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{part}." for part in left_out))}
     ZOO.mkdir(parents=True, exist_ok=True)
-    save_weights(state, target, {"config": config})
+    save_weights(state, target, {"config": config, "left_out": left_out})
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         cfg = load_config(config, {"dataset_root": f"{data}/"})
@@ -98,13 +106,14 @@ def ship(
         change = metrics[columns[0].key] - result["metrics"][columns[0].key]
         if abs(change) > tolerance:
             raise ValueError(
-                f"{name}: float16 changes {columns[0].heading} by {change:+.4f}; raise --tolerance or ship float32"
+                f"{name}: shipping changes {columns[0].heading} by {change:+.4f}; raise --tolerance or leave out less"
             )
         card = {
             "config": config,
             "run": role,
             **origin,
             "iterations": result["iterations"],
+            **({"left_out": left_out} if left_out else {}),
             "precision": "float16",
             "versions": {"mmdet3d": __version__},
             "metrics": {column.key: round(metrics[column.key], 4) for column in columns},

@@ -120,7 +120,7 @@ def load_checkpoint(
     Published layouts are converted on the way: geometry that the config determines is dropped, one network is taken out
     of a CRKD, SimDistill or MonoSKD checkpoint (`encoders_student.`, `centernet_rgb.` ...), the student out of one of
     our distillers (`student.` ...), parts that only training uses are left out where `model` has none, and spconv 2.x
-    kernels are brought to (k, k, k, in, out).
+    kernels are brought to (k, k, k, in, out). What the metadata of a file name as `left_out` may keep its values.
 
     Args:
         model: loaded in place.
@@ -137,10 +137,13 @@ def load_checkpoint(
     """
     path = Path(path)
     state, metadata = read_weights(path)
+    below = prefix.rstrip(".") + "." if prefix else ""
     if prefix:
-        state = _below(state, prefix.rstrip(".") + ".")
+        state = _below(state, below)
         if not state:
             raise ValueError(f"{path} holds nothing below {prefix!r}")
+    left_out = [f"{name}.".removeprefix(below) for name in metadata.get("left_out", ())]
+    allow_missing = [*allow_missing, *left_out, *(name.removeprefix("student.") for name in left_out)]
     load_state(model, state, allow_missing, source=str(path), part=part)
     warn_of_options(model, metadata, path)
     own = model.state_dict()

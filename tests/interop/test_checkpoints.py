@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmdet3d.interop.checkpoints import load_checkpoint, load_state, published_options
-from mmdet3d.io.weights import metadata_path, read_weights
+from mmdet3d.io.weights import metadata_path, read_weights, save_weights
 from mmdet3d.registry import MODELS
 
 
@@ -225,6 +225,24 @@ def test_prefix_takes_a_part_of_the_file(tmp_path):
     assert torch.equal(module.weight, torch.ones(2))
     with pytest.raises(ValueError, match=r"nothing below 'neck\.'"):
         load_checkpoint(module, tmp_path / "w.safetensors", prefix="neck.")
+
+
+def test_what_a_file_says_that_it_leaves_out_keeps_its_values(tmp_path):
+    """Of a distiller, of the student in it, and of a part; nothing else may be missing."""
+    path = tmp_path / "w.safetensors"
+    facts = {"left_out": ["student.backbone.fc", "losses"]}
+    save_weights({"student.backbone.weight": torch.ones(2)}, path, facts)
+    whole = Part({"student.backbone.weight": (2,), "student.backbone.fc.weight": (3,), "losses.relation.w": (1,)})
+    report = load_checkpoint(whole, path)
+    assert report.missing == ("student.backbone.fc.weight", "losses.relation.w") and report.loaded == 1
+    student = Part({"backbone.weight": (2,), "backbone.fc.weight": (3,)})
+    assert load_checkpoint(student, path).missing == ("backbone.fc.weight",)
+    part = Part({"weight": (2,), "fc.weight": (3,)})
+    assert load_checkpoint(part, path, prefix="student.backbone").missing == ("fc.weight",)
+    for module in (whole, student, part):
+        assert torch.equal(next(module.parameters()), torch.ones(2))
+    with pytest.raises(ValueError, match=r"1 missing.*backbone\.fc2\.weight"):
+        load_checkpoint(Part({"backbone.weight": (2,), "backbone.fc2.weight": (3,)}), path)
 
 
 @pytest.mark.parametrize(
