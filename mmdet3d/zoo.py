@@ -8,12 +8,12 @@ command line or in a config, `zoo:NAME` names one of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mmdet3d.blocks import nearest
+from mmdet3d.io.files import read_json, record_checksum
 
 __all__ = ["ZOO", "read_card", "weight_path", "with_zoo_files", "zoo_file", "zoo_files"]
 
@@ -45,9 +45,19 @@ def read_card(name: str) -> dict[str, Any]:
     """What is known of a model.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model, or its card is not there, damaged or changed.
     """
-    card: dict[str, Any] = json.loads(zoo_file(name).with_suffix(".json").read_text())
+    path = zoo_file(name).with_suffix(".json")
+    try:
+        card: dict[str, Any] = read_json(path, "card")
+        intact = card["checksum"] == record_checksum({k: v for k, v in card.items() if k != "checksum"})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        intact = False
+    if not intact:
+        raise ValueError(
+            f"{path}, the card of zoo:{name}, is not there or not what was shipped; bring it back (git checkout "
+            "pretrained/zoo, or install the package anew), and keep models of your own elsewhere"
+        )
     return card
 
 

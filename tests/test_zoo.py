@@ -72,6 +72,24 @@ def test_a_name_may_have_its_prefix_and_an_unknown_one_is_met_with_the_nearest()
     assert done.returncode == 2 and "did you mean 'crkd-demo-distilled'" in done.stderr
 
 
+@pytest.mark.parametrize("damage", ["[1]", "{", '{"config": "a.yaml"}', None, "changed"])
+def test_a_card_that_is_not_what_was_shipped_is_named(
+    damage: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, card = "crkd-demo-control", tmp_path / "crkd-demo-control.json"
+    (tmp_path / f"{name}.safetensors").symlink_to(zoo_files()[name])
+    shipped = zoo_files()[name].with_suffix(".json").read_text()
+    monkeypatch.setattr("mmdet3d.zoo.ZOO", tmp_path)
+    card.write_text(shipped)
+    assert read_card(name)["run"] == "control"
+    card.unlink()
+    if damage is not None:
+        card.write_text(shipped.replace("control", "distilled") if damage == "changed" else damage)
+    for words in ([], [name]):
+        with pytest.raises(ValueError, match=rf"{card}, the card of zoo:{name}, is not there or not what was shipped"):
+            zoo.main(words)
+
+
 def test_it_is_listed_without_importing_torch() -> None:
     code = "import sys; from mmdet3d.commands.zoo import main; main([]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

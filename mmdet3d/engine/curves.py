@@ -98,6 +98,10 @@ def draw_curves(runs: Mapping[str, Path], path: Path, keys: Sequence[str] | None
     curves = {name: read_curves(file) for name, file in runs.items()}
     present = list(dict.fromkeys(key for found in curves.values() for key in found))
     drawn = list(dict.fromkeys(key for wanted in keys for key in present if fnmatch(key, wanted)))
+    if not present:
+        raise ValueError(
+            f"{', '.join(map(str, runs.values()))}: no value is in it yet; train at least log_config.interval steps"
+        )
     if not drawn:
         raise ValueError(f"no run has a value named {' or '.join(keys)} (there are: {', '.join(present)})")
     rows = -(-len(drawn) // _COLUMNS)

@@ -144,7 +144,12 @@ def load_checkpoint(
             raise ValueError(f"{path} holds nothing below {prefix!r}")
     left_out = [f"{name}.".removeprefix(below) for name in metadata.get("left_out", ())]
     allow_missing = [*allow_missing, *left_out, *(name.removeprefix("student.") for name in left_out)]
-    load_state(model, state, allow_missing, source=str(path), part=part)
+    try:
+        load_state(model, state, allow_missing, source=str(path), part=part)
+    except ValueError as error:
+        if not isinstance(named := metadata.get("config"), str):
+            raise
+        raise ValueError(f"{error} (the JSON beside it names {named} as its config)") from None
     warn_of_options(model, metadata, path)
     own = model.state_dict()
     allowed = tuple(k for k in own if k not in state and k.startswith(tuple(allow_missing)))

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,7 @@ __all__ = [
     "in_words",
     "read_json",
     "read_text",
+    "record_checksum",
     "utf8_text",
 ]
 
@@ -85,6 +86,11 @@ def read_text(path: str | Path, what: str) -> str:
         raise ValueError(f"{what} {path} is a folder, not a file") from None
     except UnicodeDecodeError:
         raise ValueError(f"{what} {path} holds bytes that are not ASCII text") from None
+
+
+def record_checksum(record: Mapping[str, Any]) -> str:
+    """SHA-256 of what a JSON record says, however it is laid out."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: str | Path, what: str, most: int | None = None) -> Any:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mmdet3d.io.files import atomic_write, file_digest, read_json
+from mmdet3d.io.files import atomic_write, file_digest, read_json, record_checksum
 
 __all__ = [
     "metadata_path",
@@ -101,7 +101,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"metadata {side} holds a {type(record).__name__} instead of an object; it is damaged")
     checksum = record.pop(_CHECKSUM, None)
-    if checksum is not None and checksum != _checksum(record):
+    if checksum is not None and checksum != record_checksum(record):
         raise ValueError(
             f"metadata {side} is not what was written (its checksum is another one): it is damaged, and so may be what "
             f"lies beside it; if you changed it yourself, remove its entry {_CHECKSUM!r}"
@@ -125,10 +125,6 @@ def verified_metadata(path: str | Path) -> dict[str, Any]:
         f"{path} is damaged, or {metadata_path(path).name} beside it is of another file: its SHA-256 is "
         f"{digest[:16]}..., recorded is {str(record['sha256'])[:16]}...; copy both again, or take an earlier checkpoint"
     )
-
-
-def _checksum(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -252,7 +248,7 @@ def save_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     """Write the JSON beside the weight file `path`, with a checksum."""
     record = json.loads(json.dumps(metadata))  # with keys as they will be read
     with _written(metadata_path(path)) as file:
-        file.write((json.dumps({**record, _CHECKSUM: _checksum(record)}, indent=2) + "\n").encode())
+        file.write((json.dumps({**record, _CHECKSUM: record_checksum(record)}, indent=2) + "\n").encode())
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> str:

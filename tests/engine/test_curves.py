@@ -68,6 +68,10 @@ def test_mistakes_are_explained(runs: Path, tmp_path: Path) -> None:
         find_runs([tmp_path / "nowhere"])
     with pytest.raises(ValueError, match=r"no run has a value named los \(there are: loss/object/heatmap, lr"):
         draw_curves(find_runs([runs]), tmp_path / "x.png", ["los"])
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young" / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: no value is in it yet; train at least"):
+        draw_curves(find_runs([tmp_path / "young"]), tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"x.jpg must end in .png, .svg, .pdf or .html"):
         draw_curves(find_runs([runs]), tmp_path / "x.jpg")
     (runs / "control" / "metrics.jsonl").write_text('{"mode": "train", "iter')

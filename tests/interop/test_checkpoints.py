@@ -227,6 +227,13 @@ def test_prefix_takes_a_part_of_the_file(tmp_path):
         load_checkpoint(module, tmp_path / "w.safetensors", prefix="neck.")
 
 
+def test_a_file_that_does_not_fit_is_said_with_the_config_that_it_names(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights({"weight": torch.ones(2)}, path, {"config": "synthetic/lidar/demo.yaml"})
+    with pytest.raises(ValueError, match=r"1 missing.*names synthetic/lidar/demo\.yaml as its config"):
+        load_checkpoint(Part({"weight": (2,), "other": (1,)}), path)
+
+
 def test_what_a_file_says_that_it_leaves_out_keeps_its_values(tmp_path):
     """Of a distiller, of the student in it, and of a part; nothing else may be missing."""
     path = tmp_path / "w.safetensors"
