@@ -31,6 +31,7 @@ RECIPES = (
     "simdistill_pretrained",
     "simdistill_taught",
     "simdistill_small",
+    "labeldistill_pretrained",
     "labeldistill_small",
     "monoskd_taught",
     "monommkd_taught",

@@ -207,6 +207,7 @@ def test_everyday_measures_a_tree(tmp_path):
     assert wall["wall_s"] > 0 and wall["cpu_s"] > 0
 
 
+@pytest.mark.slow
 def test_growth_report_and_picture(monkeypatch, tmp_path):
     monkeypatch.setattr(growth, "BUDGET", Budget(seconds=0.01, runs=2, least=2))
     monkeypatch.setenv("DISTILL3D_CPUS", "3")

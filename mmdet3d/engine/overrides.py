@@ -9,6 +9,7 @@ from typing import Any
 
 from mmdet3d.composition import TRAINING
 from mmdet3d.config import Config, assembled, find_config, load_config, parse_overrides
+from mmdet3d.shell import command
 
 __all__ = ["configured", "options_beside", "without_effect"]
 
@@ -36,7 +37,7 @@ def configured(
     config = load_config(path, overrides)
     if with_model and not config.get("model"):
         if "runs" in config:
-            raise ValueError(f"{path} is a recipe of several trainings, no config: tools/run_recipe.py runs it")
+            raise ValueError(f"{path} is a recipe of several trainings, no config: {command('recipe')} runs it")
         raise ValueError(f"{path} describes no model: it is what other configs inherit; name one beside or below it")
     if "dataset_root" in idle:
         before = load_config(path)
