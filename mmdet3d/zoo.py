@@ -2,7 +2,8 @@
 
 `NAME.safetensors` holds the weights, `NAME.json` is the card: `config`, `recipe`, `run`, `world`, `seed`, `iterations`,
 `command` and `revision` that trained them, `metrics` of these very weights on the validation frames of that world,
-`small_world`, what they find in one that is made in seconds, and `sha256`. Where a file of weights is asked for, on a
+`small_world`, what they find in one that is made in seconds, `left_out`, parts that no prediction depends on and the
+file lacks, and `sha256`. Where a file of weights is asked for, on a
 command line or in a config, `zoo:NAME` names one of them.
 """
 

@@ -221,6 +221,14 @@ def test_growth_report_and_picture(monkeypatch, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_learning_curves_are_told_as_stored():
+    runs = json.loads((report.DOCUMENT.parents[1] / "benchmarks/results/crkd_taught_curves.json").read_text())["runs"]
+    told = []
+    for name, curve in runs.items():
+        told.append(f"{name} " + ", ".join(f"{curve[step]['map']:.3f}" for step in ("114", "342", "684")))
+    assert f"mAP: {'; '.join(told)}." in report.CONTROL_TABLES.read_text()
+
+
 def test_the_document_is_written_from_results(monkeypatch, tmp_path):
     rows = [
         {

@@ -54,7 +54,6 @@ PARTIAL = {
     "nuscenes/seg/default.yaml",
     "kitti/default.yaml",
     "kitti/synthetic/default.yaml",
-    "kitti/synthetic/light/default.yaml",
     "truckscenes/default.yaml",
     "truckscenes/synthetic/default.yaml",
     "vod/default.yaml",

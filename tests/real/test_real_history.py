@@ -50,6 +50,7 @@ def read(name: str, shared: Path, info_file: Path) -> tuple[Config, dict[str, Ba
 
 
 def test_four_frames_are_looked_for(shared: Path, info_file: Path) -> None:
+    torch.manual_seed(0)
     cfg, batches = read("4key", shared, info_file)
     model = build_model(cfg.model).eval()
     model.heads["object"].test_cfg = replace(model.heads["object"].test_cfg, score_threshold=0.0)
